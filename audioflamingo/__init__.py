@@ -1,0 +1,1 @@
+"""Audio Flamingo 3, exact and standalone."""

@@ -1,0 +1,343 @@
+"""Configurations of the encoder, the language model, the whole model and of generation.
+
+Plain dataclasses that check their values once, when they are built. Keys of a checkpoint's JSON that have no field
+here are kept in `extra` and written back, so a load followed by a save loses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from audioflamingo.errors import ArgumentError, ConfigError
+
+MODEL_TYPE = "audioflamingo3"
+ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
+TEXT_MODEL_TYPE = "qwen2"
+
+
+@dataclass
+class JsonConfig:
+    """A dataclass that maps to and from one JSON object and keeps the keys that it does not know."""
+
+    model_type: ClassVar[str | None] = None
+    accepted_model_types: ClassVar[tuple[str, ...]] = ()
+    older_names: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Builds the configuration from a parsed JSON object.
+
+        Raises:
+            ConfigError: `values` is not an object, is of another model type, or holds impossible values.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"{cls.__name__} needs a JSON object, got {type(values).__name__}.")
+        values = cls._translate(dict(values))
+        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        arguments = {name: value for name, value in values.items() if name in known}
+        config = cls(**arguments)
+        config.extra = {name: value for name, value in values.items() if name not in known}
+        return config
+
+    @classmethod
+    def _translate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Checks the model type and brings older key names to today's. Changes and returns `values`."""
+        found = values.pop("model_type", cls.model_type)
+        if cls.model_type is not None and found not in (cls.model_type, *cls.accepted_model_types):
+            raise ConfigError(
+                f"model_type {found!r} is not {cls.model_type!r}: this package runs Audio Flamingo 3 only, and another "
+                "model's weights would give plausible nonsense."
+            )
+        for older, name in cls.older_names.items():
+            if older in values:
+                value = values.pop(older)
+                if values.setdefault(name, value) != value:
+                    raise ConfigError(f"{older} = {value!r} contradicts {name} = {values[name]!r}; remove one of them.")
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object: the fields, the model type and the kept unknown keys."""
+        values: dict[str, Any] = {} if self.model_type is None else {"model_type": self.model_type}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name != "extra":
+                values[f.name] = value.to_dict() if isinstance(value, JsonConfig) else value
+        return {**getattr(self, "extra", {}), **values}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns a field or a kept unknown key, as `dict.get` does (tools such as peft read configurations so)."""
+        return self.to_dict().get(name, default)
+
+
+def _require_positive(config: JsonConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{type(config).__name__}.{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _require_probability(config: JsonConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ConfigError(f"{type(config).__name__}.{name} must lie in [0, 1), got {value!r}.")
+
+
+def _require_equal(config: JsonConfig, name: str, only: Any) -> None:
+    value = getattr(config, name)
+    if value != only:
+        raise ConfigError(f"{type(config).__name__}.{name} = {value!r} is not implemented; only {only!r} is.")
+
+
+@dataclass
+class AudioFlamingo3EncoderConfig(JsonConfig):
+    """The audio encoder (`audio_config`): Whisper large-v3's shape by default.
+
+    Attributes:
+        num_mel_bins: rows of the log-mel spectrogram.
+        hidden_size: width of the encoder.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: attention heads; they divide `hidden_size`.
+        intermediate_size: width of the feed-forward part.
+        activation_function: only `"gelu"` (exact, by erf).
+        dropout, attention_dropout, activation_dropout, layerdrop: used in training mode only.
+        initializer_range: standard deviation of freshly initialised weights.
+        max_source_positions: encoder positions of one 30 s window.
+    """
+
+    model_type: ClassVar[str | None] = ENCODER_MODEL_TYPE
+    accepted_model_types: ClassVar[tuple[str, ...]] = ("qwen2_audio_encoder",)
+    older_names: ClassVar[dict[str, str]] = {
+        "d_model": "hidden_size",
+        "encoder_layers": "num_hidden_layers",
+        "encoder_attention_heads": "num_attention_heads",
+        "encoder_ffn_dim": "intermediate_size",
+        "encoder_layerdrop": "layerdrop",
+    }
+
+    num_mel_bins: int = 128
+    hidden_size: int = 1280
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 20
+    intermediate_size: int = 5120
+    activation_function: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.0
+    initializer_range: float = 0.02
+    max_source_positions: int = 1500
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            *("num_mel_bins", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+            *("intermediate_size", "max_source_positions"),
+        )
+        _require_probability(self, "dropout", "attention_dropout", "activation_dropout", "layerdrop")
+        _require_equal(self, "activation_function", "gelu")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
+            )
+
+
+@dataclass
+class Qwen2Config(JsonConfig):
+    """The language model (`text_config`): Qwen2.5-7B's shape with Audio Flamingo 3's vocabulary by default.
+
+    Attributes:
+        vocab_size: rows of the token embeddings and of the output layer.
+        hidden_size: width of the model.
+        intermediate_size: width of the SwiGLU feed-forward part.
+        num_hidden_layers: number of layers.
+        num_attention_heads: query heads.
+        num_key_value_heads: key/value heads; they divide the query heads.
+        head_dim: size of one head; `hidden_size / num_attention_heads` when None.
+        max_position_embeddings: the context in tokens.
+        rms_norm_eps: epsilon of the RMS norms.
+        rope_theta: base of the rotary embedding (`rope_parameters.rope_theta` in newer files).
+        hidden_act: only `"silu"`.
+        attention_dropout: used in training mode only.
+        initializer_range: standard deviation of freshly initialised weights.
+    """
+
+    model_type: ClassVar[str | None] = TEXT_MODEL_TYPE
+
+    vocab_size: int = 151672
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    head_dim: int | None = None
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    hidden_act: str = "silu"
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+            *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+        )
+        _require_probability(self, "attention_dropout")
+        _require_equal(self, "hidden_act", "silu")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads "
+                f"{self.num_key_value_heads}."
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        _require_positive(self, "head_dim")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; the rotary embedding turns pairs.")
+
+    @classmethod
+    def _translate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._translate(values)
+        for rope in (values.pop("rope_scaling", None) or {}, values.pop("rope_parameters", None) or {}):
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            if kind != "default":
+                raise ConfigError(f"rope_type {kind!r} is not implemented; only 'default' is.")
+            if "rope_theta" in rope:
+                values["rope_theta"] = rope["rope_theta"]
+        if values.get("use_sliding_window"):
+            raise ConfigError("use_sliding_window = true is not implemented; Audio Flamingo 3 attends to everything.")
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        theta = values.pop("rope_theta")
+        return {**values, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+
+@dataclass
+class AudioFlamingo3Config(JsonConfig):
+    """The whole model (`config.json`).
+
+    Attributes:
+        audio_config: the encoder; a dict is turned into `AudioFlamingo3EncoderConfig`.
+        text_config: the language model; a dict is turned into `Qwen2Config`.
+        audio_token_id: id of `<sound>`, whose embeddings are replaced by audio.
+        projector_hidden_act: only `"gelu"` (exact, by erf).
+        projector_bias: whether the projector's two layers have biases.
+        dtype: name of the dtype of the stored weights, for example `"bfloat16"`; None when the file does not say.
+    """
+
+    model_type: ClassVar[str | None] = MODEL_TYPE
+    older_names: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}
+
+    audio_config: AudioFlamingo3EncoderConfig = None  # type: ignore[assignment]
+    text_config: Qwen2Config = None  # type: ignore[assignment]
+    audio_token_id: int = 151669
+    projector_hidden_act: str = "gelu"
+    projector_bias: bool = True
+    dtype: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.audio_config, AudioFlamingo3EncoderConfig):
+            self.audio_config = AudioFlamingo3EncoderConfig.from_dict(self.audio_config or {})
+        if not isinstance(self.text_config, Qwen2Config):
+            self.text_config = Qwen2Config.from_dict(self.text_config or {})
+        _require_equal(self, "projector_hidden_act", "gelu")
+        vocab_size = self.text_config.vocab_size
+        if not isinstance(self.audio_token_id, int) or not 0 <= self.audio_token_id < vocab_size:
+            raise ConfigError(f"audio_token_id {self.audio_token_id!r} is outside the vocabulary of {vocab_size}.")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Reads `config.json` of a local checkpoint folder.
+
+        Raises:
+            ConfigError: the file is absent, not JSON, of another model, or holds impossible values.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"cannot read {path}: {error}") from error
+
+
+@dataclass
+class GenerationConfig(JsonConfig):
+    """Defaults of `generate` (`generation_config.json`); what the caller passes wins.
+
+    Attributes:
+        max_new_tokens: most tokens to add to the prompt. Used unless `max_length` is given.
+        max_length: most tokens of prompt and answer together; None for no such limit.
+        min_new_tokens: fewest tokens before an end-of-sequence token may be chosen.
+        min_length: the same for prompt and answer together; used unless `min_new_tokens` is given.
+        do_sample: draw from the distribution; otherwise take the most likely token.
+        temperature, top_k, top_p, min_p: shape the distribution that is drawn from (0 or None of `top_k`: off).
+        repetition_penalty: above 1 makes tokens that are already in the prompt or answer less likely.
+        no_repeat_ngram_size: forbid repeating n-grams of this length; 0 is off.
+        num_beams: beams of beam search; 1 is off.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        early_stopping: True, False or `"never"`: when beam search may stop.
+        num_return_sequences: answers a prompt.
+        bos_token_id, pad_token_id: special ids as the checkpoint states them.
+        eos_token_id: one id or a list: any of them ends an answer.
+        stop_strings: one text or a list: an answer ends when it holds any of them; `generate` then needs a tokenizer.
+    """
+
+    max_new_tokens: int | None = 1024
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    min_length: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    stop_strings: str | list[str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Builds the defaults from a parsed JSON object; a null stands for the default of that field."""
+        config = super().from_dict({name: value for name, value in values.items() if value is not None})
+        if config.max_length is not None and "max_new_tokens" not in values:
+            config.max_new_tokens = None  # the file limits the answer in its own way
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with some fields changed.
+
+        Raises:
+            ArgumentError: a name that is not a field.
+        """
+        known = {f.name for f in dataclasses.fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ArgumentError(f"GenerationConfig has no field {unknown[0]!r}.")
+        return dataclasses.replace(self, **changes)

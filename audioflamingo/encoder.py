@@ -1,0 +1,200 @@
+"""The audio encoder: Whisper's, then average pooling and a LayerNorm (arXiv 2507.08128, section 3.1; 2212.04356).
+
+Windows are packed: only frames that can reach a valid output are computed, the positions of all windows stand in one
+`(P, D)` matrix, and windows of equal length attend together. That is exact: masked keys never counted, and rows past
+a window's audio tokens are dropped by the model anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from audioflamingo.attention import AttentionImplementation, attend
+from audioflamingo.audio import conv_length, num_audio_tokens
+from audioflamingo.config import AudioFlamingo3EncoderConfig
+from audioflamingo.errors import ArgumentError
+from audioflamingo.host import to_host
+from audioflamingo.outputs import EncoderOutput
+
+POOL = 2
+FLOAT16_LIMIT = torch.finfo(torch.float16).max - 1000
+
+
+@dataclass(frozen=True)
+class WindowGroup:
+    """Windows of equal length that stand side by side in the packed matrix: `num_windows * length` rows."""
+
+    num_windows: int
+    length: int
+
+
+class AudioFlamingo3Attention(nn.Module):
+    """Bidirectional self-attention within each window; `k_proj` has no bias."""
+
+    def __init__(self, config: AudioFlamingo3EncoderConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.head_dim = width // self.num_heads
+        self.dropout = config.attention_dropout
+        self.implementation: AttentionImplementation = "sdpa"
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+        """Maps packed positions `(P, D)` to `(P, D)`."""
+        # The query is scaled before the product, as the weights were trained: in half precision the order matters.
+        query = self.q_proj(x) * self.head_dim**-0.5
+        key, value = self.k_proj(x), self.v_proj(x)
+        sizes = [group.num_windows * group.length for group in groups]
+        outputs = []
+        for group, q, k, v in zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+            shape = (group.num_windows, group.length, self.num_heads, self.head_dim)
+            out, _ = attend(
+                q.view(shape).transpose(1, 2),
+                k.view(shape).transpose(1, 2),
+                v.view(shape).transpose(1, 2),
+                implementation=self.implementation,
+                scale=1.0,
+                dropout=self.dropout if self.training else 0.0,
+            )  # (n, H, T, E)
+            outputs.append(out.transpose(1, 2).reshape(-1, self.num_heads * self.head_dim))
+        return self.out_proj(torch.cat(outputs))
+
+
+class AudioFlamingo3EncoderLayer(nn.Module):
+    """Pre-LN transformer layer: attention, then an MLP with exact GELU."""
+
+    def __init__(self, config: AudioFlamingo3EncoderConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        self.self_attn = AudioFlamingo3Attention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+        """Maps packed positions `(P, D)` to `(P, D)`."""
+        attended = self.self_attn(self.self_attn_layer_norm(x), groups)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        activated = F.gelu(self.fc1(self.final_layer_norm(x)))
+        activated = F.dropout(activated, self.activation_dropout, self.training)
+        x = x + F.dropout(self.fc2(activated), self.dropout, self.training)
+        return x.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x.dtype == torch.float16 else x
+
+
+class AudioFlamingo3Encoder(nn.Module):
+    """Log-mel windows to one vector every 40 ms: two convolutions, transformer layers, average pooling, LayerNorm."""
+
+    def __init__(self, config: AudioFlamingo3EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        width = config.hidden_size
+        self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        self.embed_positions.requires_grad_(False)
+        self.layers = nn.ModuleList(AudioFlamingo3EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the encoder computes in."""
+        return self.conv1.weight.dtype
+
+    def forward(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> EncoderOutput:
+        """Encodes windows.
+
+        Args:
+            input_features: log-mel windows `(W, M, T)`, any float dtype; T is at most twice `max_source_positions`.
+            input_features_mask: `(W, T)`, 1 on each window's valid frames, which come first; None when all are valid.
+                Frames at or beyond `2 * conv_length + 1` have no influence.
+
+        Returns:
+            The pooled, normalised rows, padded for each window and packed.
+
+        Raises:
+            ArgumentError: shapes that do not fit, or a mask whose ones do not all come first.
+        """
+        lengths = self._valid_lengths(input_features, input_features_mask)
+        counts = [num_audio_tokens(length) for length in lengths]
+        order = sorted((w for w, count in enumerate(counts) if count > 0), key=lambda w: -lengths[w])
+        if order:
+            conv_lengths = [conv_length(lengths[w]) for w in order]
+            x = torch.cat([self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)])
+            x = F.dropout(x, self.config.dropout, self.training)  # (P, D)
+            x = self._run_layers(x, [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)])
+            parts = dict(zip(order, x.split(conv_lengths), strict=True))
+            tokens = self.layer_norm(torch.cat([_pool(parts[w]) for w in sorted(order)]))  # (A, D)
+        else:
+            tokens = input_features.new_zeros((0, self.config.hidden_size), dtype=self.dtype)
+        return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+
+    def _valid_lengths(self, input_features: Tensor, mask: Tensor | None) -> list[int]:
+        """Valid frames of each window."""
+        if input_features.dim() != 3 or input_features.shape[1] != self.config.num_mel_bins:
+            raise ArgumentError(
+                f"input_features must be (windows, {self.config.num_mel_bins}, frames), got "
+                f"{tuple(input_features.shape)}."
+            )
+        num_windows, _, num_frames = input_features.shape
+        if num_frames > 2 * self.config.max_source_positions:
+            raise ArgumentError(
+                f"input_features hold {num_frames} frames a window, the encoder takes at most "
+                f"{2 * self.config.max_source_positions}; split the audio into windows of 30 s."
+            )
+        if mask is None:
+            return [num_frames] * num_windows
+        if mask.shape != (num_windows, num_frames):
+            raise ArgumentError(
+                f"input_features_mask must be {(num_windows, num_frames)} as input_features, got {tuple(mask.shape)}."
+            )
+        mask = mask != 0
+        lengths, is_prefix = to_host(torch.stack([mask.sum(-1), (mask == mask.cummin(-1).values).all(-1)]))
+        if not all(is_prefix):
+            raise ArgumentError("input_features_mask must hold its ones first, then its zeros, in every window.")
+        return lengths
+
+    def _embed(self, features: Tensor, length: int) -> Tensor:
+        """Convolutions and positions of one window `(M, T)`, the first `length` positions only, `(length, D)`."""
+        x = features[None, :, : 2 * length + 1].to(self.dtype)  # what the valid outputs can see
+        x = F.gelu(self.conv1(x))[:, :, : 2 * length]
+        x = F.gelu(self.conv2(x))[0].transpose(0, 1)  # (length, D)
+        return x + self.embed_positions.weight[:length]
+
+    def _run_layers(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+        for layer in self.layers:
+            if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
+                continue
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, groups, use_reentrant=False)
+            else:
+                x = layer(x, groups)
+        return x
+
+
+def _pool(x: Tensor) -> Tensor:
+    """Means of neighbouring positions, `(T, D)` to `(T // 2, D)`."""
+    return x[: x.shape[0] // POOL * POOL].unflatten(0, (-1, POOL)).mean(dim=1)
+
+
+def _pad_windows(tokens: Tensor, counts: list[int], num_rows: int) -> Tensor:
+    """Packed rows `(A, D)` to `(W, num_rows, D)`: `counts[w]` rows of each window, then zeros."""
+    index = torch.tensor(
+        [window * num_rows + row for window, count in enumerate(counts) for row in range(count)],
+        dtype=torch.long,
+        device=tokens.device,
+    )
+    padded = tokens.new_zeros((len(counts) * num_rows, tokens.shape[-1])).index_copy(0, index, tokens)
+    return padded.unflatten(0, (len(counts), num_rows))
