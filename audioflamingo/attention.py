@@ -48,7 +48,13 @@ def eager_attention(
 
 
 def sdpa_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float, is_causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    is_causal: bool,
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
     return F.scaled_dot_product_attention(

@@ -29,9 +29,13 @@ class KVCache:
         lengths: number of tokens that each row holds.
     """
 
-    def __init__(self, num_layers: int, batch_size: int, max_length: int, initial_length: int | None = None) -> None:
+    def __init__(
+        self, num_layers: int, batch_size: int, max_length: int, initial_length: int | None = None
+    ) -> None:
         if batch_size < 1 or max_length < 1:
-            raise ArgumentError(f"KVCache needs batch_size >= 1 and max_length >= 1, got {batch_size}, {max_length}.")
+            raise ArgumentError(
+                f"KVCache needs batch_size >= 1 and max_length >= 1, got {batch_size}, {max_length}."
+            )
         self.max_length = max_length
         self._num_slots = max_length if initial_length is None else min(initial_length, max_length)
         self.lengths = [0] * batch_size
@@ -60,7 +64,8 @@ class KVCache:
         needed = max(past + new for past, new in zip(self.lengths, num_new, strict=True))
         if needed > self.max_length:
             raise ContextLengthError(
-                f"the cache holds {self.max_length} tokens a row, {needed} are needed; build it with a larger max_length."
+                f"the cache holds {self.max_length} tokens a row, {needed} are needed; "
+                "build it with a larger max_length."
             )
         if needed > self._num_slots:
             self._num_slots = min(self.max_length, max(needed, 2 * self._num_slots))
@@ -82,11 +87,14 @@ class KVCache:
             shape = (self.batch_size, keys.shape[1], self._num_slots, keys.shape[2])
             self._keys[layer], self._values[layer] = keys.new_zeros(shape), values.new_zeros(shape)
         key_buffer, value_buffer = self._keys[layer], self._values[layer]
-        assert key_buffer is not None and value_buffer is not None
+        assert key_buffer is not None
+        assert value_buffer is not None
         for buffer, new in ((key_buffer, keys.detach()), (value_buffer, values.detach())):
             if len(set(self.lengths)) == 1 and len(set(num_new)) == 1:
                 past, count = self.lengths[0], num_new[0]
-                buffer[:, :, past : past + count] = new.view(len(num_new), count, *new.shape[1:]).transpose(1, 2)
+                buffer[:, :, past : past + count] = new.view(len(num_new), count, *new.shape[1:]).transpose(
+                    1, 2
+                )
             else:
                 for row, (past, part) in enumerate(zip(self.lengths, new.split(num_new), strict=True)):
                     buffer[row, :, past : past + part.shape[0]] = part.transpose(0, 1)
@@ -118,6 +126,8 @@ class KVCache:
 
     def crop(self, lengths: list[int]) -> None:
         """Forgets the tail of each row, so that row b holds `lengths[b]` tokens. Nothing is copied."""
-        if len(lengths) != self.batch_size or any(not 0 <= n <= have for n, have in zip(lengths, self.lengths, strict=True)):
+        if len(lengths) != self.batch_size or any(
+            not 0 <= n <= have for n, have in zip(lengths, self.lengths, strict=True)
+        ):
             raise ArgumentError(f"cannot crop rows of {self.lengths} tokens to {lengths}.")
         self.lengths = list(lengths)

@@ -27,6 +27,8 @@ class JsonConfig:
     accepted_model_types: ClassVar[tuple[str, ...]] = ()
     older_names: ClassVar[dict[str, str]] = {}
 
+    extra: dict[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Builds the configuration from a parsed JSON object.
@@ -56,7 +58,9 @@ class JsonConfig:
             if older in values:
                 value = values.pop(older)
                 if values.setdefault(name, value) != value:
-                    raise ConfigError(f"{older} = {value!r} contradicts {name} = {values[name]!r}; remove one of them.")
+                    raise ConfigError(
+                        f"{older} = {value!r} contradicts {name} = {values[name]!r}; remove one of them."
+                    )
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class JsonConfig:
             value = getattr(self, f.name)
             if f.name != "extra":
                 values[f.name] = value.to_dict() if isinstance(value, JsonConfig) else value
-        return {**getattr(self, "extra", {}), **values}
+        return {**self.extra, **values}
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns a field or a kept unknown key, as `dict.get` does (tools such as peft read configurations so)."""
@@ -77,7 +81,9 @@ def _require_positive(config: JsonConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{type(config).__name__}.{name} must be a whole number of at least 1, got {value!r}.")
+            raise ConfigError(
+                f"{type(config).__name__}.{name} must be a whole number of at least 1, got {value!r}."
+            )
 
 
 def _require_probability(config: JsonConfig, *names: str) -> None:
@@ -131,7 +137,6 @@ class AudioFlamingo3EncoderConfig(JsonConfig):
     layerdrop: float = 0.0
     initializer_range: float = 0.02
     max_source_positions: int = 1500
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -182,7 +187,6 @@ class Qwen2Config(JsonConfig):
     hidden_act: str = "silu"
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -200,7 +204,8 @@ class Qwen2Config(JsonConfig):
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
-                    f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
+                    f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                    f"{self.num_attention_heads}."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         _require_positive(self, "head_dim")
@@ -217,7 +222,9 @@ class Qwen2Config(JsonConfig):
             if "rope_theta" in rope:
                 values["rope_theta"] = rope["rope_theta"]
         if values.get("use_sliding_window"):
-            raise ConfigError("use_sliding_window = true is not implemented; Audio Flamingo 3 attends to everything.")
+            raise ConfigError(
+                "use_sliding_window = true is not implemented; Audio Flamingo 3 attends to everything."
+            )
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,7 +255,6 @@ class AudioFlamingo3Config(JsonConfig):
     projector_hidden_act: str = "gelu"
     projector_bias: bool = True
     dtype: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.audio_config, AudioFlamingo3EncoderConfig):
@@ -258,7 +264,9 @@ class AudioFlamingo3Config(JsonConfig):
         _require_equal(self, "projector_hidden_act", "gelu")
         vocab_size = self.text_config.vocab_size
         if not isinstance(self.audio_token_id, int) or not 0 <= self.audio_token_id < vocab_size:
-            raise ConfigError(f"audio_token_id {self.audio_token_id!r} is outside the vocabulary of {vocab_size}.")
+            raise ConfigError(
+                f"audio_token_id {self.audio_token_id!r} is outside the vocabulary of {vocab_size}."
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -317,7 +325,6 @@ class GenerationConfig(JsonConfig):
     pad_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     stop_strings: str | list[str] | None = None
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -56,7 +56,9 @@ class AudioFlamingo3Attention(nn.Module):
         key, value = self.k_proj(x), self.v_proj(x)
         sizes = [group.num_windows * group.length for group in groups]
         outputs = []
-        for group, q, k, v in zip(groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        for group, q, k, v in zip(
+            groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+        ):
             shape = (group.num_windows, group.length, self.num_heads, self.head_dim)
             out, _ = attend(
                 q.view(shape).transpose(1, 2),
@@ -105,7 +107,9 @@ class AudioFlamingo3Encoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
         self.embed_positions.requires_grad_(False)
-        self.layers = nn.ModuleList(AudioFlamingo3EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            AudioFlamingo3EncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
         self.layer_norm = nn.LayerNorm(width)
 
     @property
@@ -132,7 +136,9 @@ class AudioFlamingo3Encoder(nn.Module):
         order = sorted((w for w, count in enumerate(counts) if count > 0), key=lambda w: -lengths[w])
         if order:
             conv_lengths = [conv_length(lengths[w]) for w in order]
-            x = torch.cat([self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)])
+            x = torch.cat(
+                [self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)]
+            )
             x = F.dropout(x, self.config.dropout, self.training)  # (P, D)
             x = self._run_layers(x, [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)])
             parts = dict(zip(order, x.split(conv_lengths), strict=True))
@@ -163,7 +169,9 @@ class AudioFlamingo3Encoder(nn.Module):
         mask = mask != 0
         lengths, is_prefix = to_host(torch.stack([mask.sum(-1), (mask == mask.cummin(-1).values).all(-1)]))
         if not all(is_prefix):
-            raise ArgumentError("input_features_mask must hold its ones first, then its zeros, in every window.")
+            raise ArgumentError(
+                "input_features_mask must hold its ones first, then its zeros, in every window."
+            )
         return lengths
 
     def _embed(self, features: Tensor, length: int) -> Tensor:

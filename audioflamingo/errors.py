@@ -70,4 +70,6 @@ def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) 
     for name in names:
         close = difflib.get_close_matches(name, allowed, n=1)
         described.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
-    return ArgumentError(f"{where} got unknown argument(s) {', '.join(described)}; it takes: {', '.join(allowed)}.")
+    return ArgumentError(
+        f"{where} got unknown argument(s) {', '.join(described)}; it takes: {', '.join(allowed)}."
+    )

@@ -65,7 +65,9 @@ class Qwen2RMSNorm(nn.Module):
         return self.weight * x32.to(x.dtype)
 
 
-def rotary_embedding(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_embedding(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines for positions `(N,)`, each `(N, 1, E)`, computed in float32 (arXiv 2104.09864)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions.float()[:, None] * (1.0 / theta**exponents)  # (N, E / 2)
@@ -113,7 +115,9 @@ class Qwen2Attention(nn.Module):
             out, weights = self._attend_rows(query, key, value, rows, buffers)
         return self.o_proj(out.flatten(1)), weights
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         return attend(
             query,
             key,
@@ -126,7 +130,12 @@ class Qwen2Attention(nn.Module):
         )
 
     def _attend_uniform(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, buffers: tuple[Tensor, Tensor] | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rows: PackedRows,
+        buffers: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, list[Tensor] | None]:
         """All rows at once: they have the same shape."""
         batch_size, past, end = len(rows.num_new), rows.num_past[0], rows.num_past[0] + rows.num_new[0]
@@ -147,10 +156,17 @@ class Qwen2Attention(nn.Module):
         out, weights = self._attend(query[:, :, None], key, value, mask[:, None, None, :])  # (B, H, 1, E)
         if weights is None:
             return out[:, :, 0], None
-        return out[:, :, 0], [w[None, :, :, : past + 1] for w, past in zip(weights, rows.num_past, strict=True)]
+        return out[:, :, 0], [
+            w[None, :, :, : past + 1] for w, past in zip(weights, rows.num_past, strict=True)
+        ]
 
     def _attend_rows(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, buffers: tuple[Tensor, Tensor] | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rows: PackedRows,
+        buffers: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, list[Tensor] | None]:
         """Row by row: unequal numbers of new tokens."""
         outputs, all_weights = [], []
@@ -191,11 +207,20 @@ class Qwen2DecoderLayer(nn.Module):
         self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: PackedRows, cache: KVCache | None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        rows: PackedRows | None = None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Maps packed tokens `(N, D)` to `(N, D)`, beside the attention weights."""
-        attended, weights = self.self_attn(self.input_layernorm(x), rotary, rows, cache)
-        x = x + attended
+        """Maps packed tokens `(N, D)` to `(N, D)`, beside the attention weights.
+
+        Without `rotary` and `rows` the tokens attend to nothing.
+        """
+        weights = None
+        if rotary is not None and rows is not None:
+            attended, weights = self.self_attn(self.input_layernorm(x), rotary, rows, cache)
+            x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
 
@@ -207,7 +232,9 @@ class Qwen2Model(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Qwen2DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -236,14 +263,20 @@ class Qwen2Model(nn.Module):
         """
         batch_size, num_columns, _ = inputs_embeds.shape
         index, num_new = _real_tokens(attention_mask, batch_size, num_columns, inputs_embeds.device)
-        rows = PackedRows(num_new, [0] * batch_size if past_key_values is None else list(past_key_values.lengths))
+        rows = PackedRows(
+            num_new, [0] * batch_size if past_key_values is None else list(past_key_values.lengths)
+        )
         self._check(rows, past_key_values, output_attentions)
 
         x = inputs_embeds.flatten(0, 1)
         x = x if index is None else x.index_select(0, index)  # (N, D)
-        positions = rows.positions(x.device) if position_ids is None else _pack_positions(position_ids, index, inputs_embeds)
-        head_dim = self.layers[0].self_attn.head_dim
-        rotary = rotary_embedding(positions, head_dim, self.config.rope_theta, x.dtype)
+        positions = (
+            rows.positions(x.device)
+            if position_ids is None
+            else _pack_positions(position_ids, index, inputs_embeds)
+        )
+        assert self.config.head_dim is not None
+        rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         hidden_states, attentions = [x], []
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
@@ -272,7 +305,7 @@ class Qwen2Model(nn.Module):
         """Hidden states of tokens that attend to nothing, `(N, D)` to `(N, D)`: what padding is to the reference."""
         x = inputs_embeds
         for layer in self.layers:
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x, _ = layer(x)
         return self.norm(x)
 
     def _check(self, rows: PackedRows, cache: KVCache | None, output_attentions: bool) -> None:
@@ -285,8 +318,14 @@ class Qwen2Model(nn.Module):
             )
         if cache is not None:
             cache.reserve(rows.num_new)
-        if output_attentions and self.layers[0].self_attn.implementation != "eager":
-            raise ArgumentError("output_attentions needs attn_implementation='eager'; 'sdpa' never forms the weights.")
+        if output_attentions and any(
+            module.implementation != "eager"
+            for module in self.modules()
+            if isinstance(module, Qwen2Attention)
+        ):
+            raise ArgumentError(
+                "output_attentions needs attn_implementation='eager'; 'sdpa' never forms the weights."
+            )
 
 
 def _real_tokens(
@@ -295,7 +334,11 @@ def _real_tokens(
     """Flat indices of the real tokens (None: all are real), and their number in each row."""
     if attention_mask is None:
         return None, [num_columns] * batch_size
-    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < num_columns:
+    if (
+        attention_mask.dim() != 2
+        or attention_mask.shape[0] != batch_size
+        or attention_mask.shape[1] < num_columns
+    ):
         raise ArgumentError(
             f"attention_mask must be ({batch_size}, {num_columns}) or longer by the cached tokens, got "
             f"{tuple(attention_mask.shape)}."
@@ -312,7 +355,9 @@ def _real_tokens(
 
 def _pack_positions(position_ids: Tensor, index: Tensor | None, inputs_embeds: Tensor) -> Tensor:
     if position_ids.shape[-1] != inputs_embeds.shape[1]:
-        raise ArgumentError(f"position_ids must be {tuple(inputs_embeds.shape[:2])}, got {tuple(position_ids.shape)}.")
+        raise ArgumentError(
+            f"position_ids must be {tuple(inputs_embeds.shape[:2])}, got {tuple(position_ids.shape)}."
+        )
     flat = position_ids.expand(inputs_embeds.shape[:2]).flatten()
     return flat if index is None else flat.index_select(0, index)
 
@@ -321,7 +366,7 @@ def _unpack(packed: Tensor, index: Tensor | None, batch_size: int, num_columns: 
     """Packed `(N, D)` back to `(B, S, D)`, zeros in the padding."""
     if index is not None:
         empty = packed.new_zeros((batch_size * num_columns, packed.shape[-1]))
-        packed = empty.index_copy(0, index, packed)
+        packed = empty.index_copy(0, index.to(packed.device), packed)
     return packed.unflatten(0, (batch_size, num_columns))
 
 

@@ -1,7 +1,8 @@
 """Audio Flamingo 3: encoder, projector and language model joined (arXiv 2507.08128).
 
-`AudioFlamingo3Model` encodes audio and writes it over the `<sound>` embeddings; `AudioFlamingo3ForConditionalGeneration`
-adds the output layer, the loss, `generate` and loading. Files, tokenizers and sampling live elsewhere.
+`AudioFlamingo3Model` encodes audio and writes it over the `<sound>` embeddings.
+`AudioFlamingo3ForConditionalGeneration` adds the output layer, the loss, `generate` and loading. Files, tokenizers and
+sampling live elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class AudioFlamingo3Model(nn.Module):
         self.multi_modal_projector = AudioFlamingo3MultiModalProjector(config)
         self.language_model = Qwen2Model(config.text_config)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> AudioFeaturesOutput:
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None
+    ) -> AudioFeaturesOutput:
         """Encodes and projects audio windows.
 
         Args:
@@ -53,7 +56,9 @@ class AudioFlamingo3Model(nn.Module):
             `pooler_output`: the projected audio tokens of all windows in order, `(A, D_text)`.
         """
         encoded = self.audio_tower(input_features, input_features_mask)
-        return AudioFeaturesOutput(encoded.last_hidden_state, self.multi_modal_projector(encoded.audio_tokens))
+        return AudioFeaturesOutput(
+            encoded.last_hidden_state, self.multi_modal_projector(encoded.audio_tokens)
+        )
 
     def forward(
         self,
@@ -76,12 +81,19 @@ class AudioFlamingo3Model(nn.Module):
         audio_embeds = None
         if input_features is not None:
             if input_ids is None:
-                raise ArgumentError("input_features need input_ids, whose <sound> ids say where the audio goes.")
+                raise ArgumentError(
+                    "input_features need input_ids, whose <sound> ids say where the audio goes."
+                )
             audio_embeds = self.get_audio_features(input_features, input_features_mask).pooler_output
-        if input_ids is not None:
+        is_decode_step = past_key_values is not None and inputs_embeds.shape[1] == 1
+        if input_ids is not None and not (
+            is_decode_step and audio_embeds is None
+        ):  # an answer may hold <sound>
             inputs_embeds = self._merge(input_ids, inputs_embeds, audio_embeds)
         if use_cache and past_key_values is None:
-            past_key_values = self.new_cache(inputs_embeds.shape[0], initial_length=inputs_embeds.shape[1] + CACHE_ROOM)
+            past_key_values = self.new_cache(
+                inputs_embeds.shape[0], initial_length=inputs_embeds.shape[1] + CACHE_ROOM
+            )
         output = self.language_model(
             inputs_embeds,
             attention_mask=attention_mask,
@@ -108,8 +120,10 @@ class AudioFlamingo3Model(nn.Module):
         audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_audio[..., None].expand_as(inputs_embeds), audio_embeds)
 
-    def new_cache(self, batch_size: int, max_length: int | None = None, initial_length: int | None = None) -> KVCache:
-        """Builds an empty cache for `batch_size` rows of at most `max_length` tokens (the model's context by default)."""
+    def new_cache(
+        self, batch_size: int, max_length: int | None = None, initial_length: int | None = None
+    ) -> KVCache:
+        """Builds an empty cache of `batch_size` rows of at most `max_length` tokens, by default the model's context."""
         text_config = self.config.text_config
         limit = text_config.max_position_embeddings if max_length is None else max_length
         return KVCache(text_config.num_hidden_layers, batch_size, limit, initial_length)
@@ -195,7 +209,9 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         loss = None
         if labels is not None:
             if labels.shape != hidden.shape[:2]:
-                raise ArgumentError(f"labels must be {tuple(hidden.shape[:2])} as the input, got {tuple(labels.shape)}.")
+                raise ArgumentError(
+                    f"labels must be {tuple(hidden.shape[:2])} as the input, got {tuple(labels.shape)}."
+                )
             predictors = hidden
             if attention_mask is not None and input_ids is not None:
                 predictors = self._fill_padding_before_labels(hidden, input_ids, attention_mask, labels)
@@ -215,7 +231,9 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _fill_padding_before_labels(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+    def _fill_padding_before_labels(
+        self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> Tensor:
         """Gives padding that stands right before a labelled token the hidden state that the reference has there.
 
         With left padding each row's first token is a label (unless it is masked), predicted from the padding before
@@ -235,7 +253,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             return hidden
         index = torch.tensor(flat, device=hidden.device)
         embeds = self.get_input_embeddings()(input_ids.flatten()[index.to(input_ids.device)])
-        filled = self.model.language_model.without_attention(embeds).to(hidden.dtype)
+        filled = self.model.language_model.without_attention(embeds).to(hidden.device, hidden.dtype)
         return hidden.flatten(0, 1).index_copy(0, index, filled).view_as(hidden)
 
     def last_token_logits(
@@ -256,7 +274,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             input_features_mask: `(W, T)`.
 
         Returns:
-            Logits of each row's last real token, float32 `(B, V)`.
+            Logits of each row's last real token, float32 `(B, V)`, on the device of `input_ids`.
         """
         hidden = self.model(
             input_ids=input_ids,
@@ -270,14 +288,16 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             columns = torch.arange(hidden.shape[1], device=hidden.device)
             is_real = attention_mask[:, -hidden.shape[1] :].to(hidden.device) != 0
             last = hidden[torch.arange(hidden.shape[0], device=hidden.device), (is_real * columns).argmax(-1)]
-        return self.lm_head(last).float()
+        return self.lm_head(last).float().to(input_ids.device)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> AudioFeaturesOutput:
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None
+    ) -> AudioFeaturesOutput:
         """Encodes and projects audio windows; see `AudioFlamingo3Model.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
-        """Builds an empty cache for `batch_size` rows of at most `max_length` tokens (the model's context by default)."""
+        """Builds an empty cache of `batch_size` rows of at most `max_length` tokens, by default the model's context."""
         return self.model.new_cache(batch_size, max_length)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -286,7 +306,9 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         Raises:
             ArgumentError: always, so that an adapter that depends on it (prompt tuning) does not fail in silence.
         """
-        raise ArgumentError("this model's generate does not call prepare_inputs_for_generation; use LoRA adapters.")
+        raise ArgumentError(
+            "this model's generate does not call prepare_inputs_for_generation; use LoRA adapters."
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the token embeddings."""
@@ -326,7 +348,9 @@ def _keep_positions(hidden: Tensor, logits_to_keep: int | Tensor | None) -> Tens
     if isinstance(logits_to_keep, Tensor):
         return hidden[:, logits_to_keep]
     if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int) or logits_to_keep < 0:
-        raise ArgumentError(f"logits_to_keep must be 0 (all), a count or a tensor of positions, got {logits_to_keep!r}.")
+        raise ArgumentError(
+            f"logits_to_keep must be 0 (all), a count or a tensor of positions, got {logits_to_keep!r}."
+        )
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
@@ -346,7 +370,9 @@ def causal_lm_loss(hidden: Tensor, labels: Tensor, lm_head: nn.Module) -> Tensor
     targets = labels[:, 1:].flatten().to(hidden.device)
     counted = [i for i, label in enumerate(to_host(targets)) if label != IGNORED_LABEL]
     if not counted:
-        raise ArgumentError("labels are -100 everywhere (the first column never counts); there is nothing to learn from.")
+        raise ArgumentError(
+            "labels are -100 everywhere (the first column never counts); there is nothing to learn from."
+        )
     index = torch.tensor(counted, device=hidden.device)
     hidden, targets = hidden[:, :-1].flatten(0, 1).index_select(0, index), targets.index_select(0, index)
 
@@ -372,7 +398,7 @@ def initialize_weights(model: AudioFlamingo3ForConditionalGeneration) -> None:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
             part = model.config.audio_config if module in encoder_modules else model.config.text_config
             nn.init.normal_(module.weight, std=part.initializer_range)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     encoder.embed_positions.weight.copy_(sinusoidal_positions(*encoder.embed_positions.weight.shape))
 

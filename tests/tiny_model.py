@@ -53,7 +53,9 @@ def randomize(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
 
 def tiny_model(seed: int = 0, **text_changes: Any) -> AudioFlamingo3ForConditionalGeneration:
     """The tiny model in evaluation mode; equal seeds give equal weights."""
-    model = AudioFlamingo3ForConditionalGeneration(AudioFlamingo3Config.from_dict(tiny_config_dict(**text_changes)))
+    model = AudioFlamingo3ForConditionalGeneration(
+        AudioFlamingo3Config.from_dict(tiny_config_dict(**text_changes))
+    )
     randomize(model, seed)
     return model.eval()
 
@@ -73,7 +75,9 @@ def tokens_of(frames: int) -> int:
     return (((frames - 1) // 2 + 1) - 2) // 2 + 1
 
 
-def make_batch(rows: list[tuple[list[int], int]], padding_side: str = "left", seed: int = 0) -> dict[str, Tensor]:
+def make_batch(
+    rows: list[tuple[list[int], int]], padding_side: str = "left", seed: int = 0
+) -> dict[str, Tensor]:
     """Inputs of one row per `(frames of each window, number of text tokens)`; windows hold noise.
 
     Padded frames hold noise too, so whatever looks at them shows.

@@ -51,7 +51,10 @@ def test_every_stage_at_every_length(models, seconds) -> None:
     for window, frames in enumerate(WINDOWS[seconds]):
         count = tokens_of(frames)
         torch.testing.assert_close(
-            got.last_hidden_state[window, :count], expected.last_hidden_state[window, :count], atol=1e-4, rtol=0
+            got.last_hidden_state[window, :count],
+            expected.last_hidden_state[window, :count],
+            atol=1e-4,
+            rtol=0,
         )
     torch.testing.assert_close(got.pooler_output, expected.pooler_output, atol=1e-4, rtol=0)
     torch.testing.assert_close(ours(**batch).logits, theirs(**batch).logits, atol=2e-3, rtol=0)
@@ -164,7 +167,9 @@ def test_published_width() -> None:
         "audio_token_id": AUDIO_TOKEN_ID,
     }
     torch.manual_seed(0)
-    theirs = transformers.AudioFlamingo3ForConditionalGeneration(transformers.AudioFlamingo3Config(**values)).eval()
+    theirs = transformers.AudioFlamingo3ForConditionalGeneration(
+        transformers.AudioFlamingo3Config(**values)
+    ).eval()
     with torch.device("meta"):
         ours = AudioFlamingo3ForConditionalGeneration(AudioFlamingo3Config.from_dict(values)).eval()
     ours.load_state_dict(theirs.state_dict(), assign=True)

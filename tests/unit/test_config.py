@@ -112,7 +112,9 @@ def test_from_pretrained_names_the_file(tmp_path: Path) -> None:
 
 
 def test_generation_config_keeps_eos_lists_and_unknown_keys() -> None:
-    config = GenerationConfig.from_dict({"eos_token_id": [151645, 151643], "transformers_version": "5", "top_p": None})
+    config = GenerationConfig.from_dict(
+        {"eos_token_id": [151645, 151643], "transformers_version": "5", "top_p": None}
+    )
     assert config.eos_token_id == [151645, 151643]
     assert config.top_p == 1.0
     assert config.to_dict()["transformers_version"] == "5"

@@ -27,7 +27,10 @@ def plain(encoder: AudioFlamingo3Encoder, features: torch.Tensor, num_valid: int
     x = f.gelu(encoder.conv2(f.gelu(encoder.conv1(features[None]))))[0].T + encoder.embed_positions.weight
     for layer in encoder.layers:
         attention, h = layer.self_attn, layer.self_attn_layer_norm(x)
-        heads = [p(h).unflatten(-1, (4, 8)).transpose(0, 1) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        heads = [
+            p(h).unflatten(-1, (4, 8)).transpose(0, 1)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ]
         scores = heads[0] @ heads[1].transpose(1, 2) / 8**0.5
         scores[:, :, conv:] = -torch.inf
         x = x + attention.out_proj((scores.softmax(-1) @ heads[2]).transpose(0, 1).flatten(1))
@@ -114,5 +117,3 @@ def test_dropout_and_layerdrop_act_in_training_only() -> None:
         assert torch.equal(tower(features, mask).audio_tokens, tower(features, mask).audio_tokens)
         tower.train()
         assert not torch.equal(tower(features, mask).audio_tokens, tower(features, mask).audio_tokens)
-
-

@@ -43,7 +43,9 @@ def test_each_row_of_a_batch_equals_the_row_alone(model, padding_side) -> None:
         before = 0
         for row, (windows, _) in enumerate(rows):
             alone = model(**row_alone(batch, row, before, len(windows))).logits[0]
-            torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(
+                logits[row][batch["attention_mask"][row].bool()], alone, atol=TOLERANCE, rtol=0
+            )
             before += len(windows)
 
 
@@ -78,10 +80,8 @@ def test_cached_equals_full(model, padding_side, cuts) -> None:
         model.get_input_embeddings()(ids),
         model.get_audio_features(batch["input_features"], batch["input_features_mask"]).pooler_output,
     )
-    if padding_side == "left":  # every piece must hold a real token of every row
-        start = int(mask.argmax(-1).max()) + 1
-    else:
-        start = 1
+    # Every piece must hold a real token of every row.
+    start = int(mask.argmax(-1).max()) + 1 if padding_side == "left" else 1
     ends = [start + sum(cuts[: i + 1]) for i in range(len(cuts))]
     ends = [end for end in ends if end < int(mask.sum(-1).min())] + [ids.shape[1]]
     cache = None
@@ -116,7 +116,9 @@ def test_last_token_logits_follow_each_rows_own_end(model) -> None:
         longer = {**batch}
         if side == "left":
             longer["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([[1], [2], [3]])], 1)
-            longer["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1)
+            longer["attention_mask"] = torch.cat(
+                [batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1
+            )
             torch.testing.assert_close(step, model(**longer).logits[:, -1], atol=TOLERANCE, rtol=0)
 
 
@@ -177,7 +179,10 @@ def test_loss_in_chunks_equals_loss_at_once() -> None:
     expected = torch.nn.functional.cross_entropy(head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(loss, head.weight)[0], torch.autograd.grad(expected, head.weight)[0], atol=1e-6, rtol=1e-4
+        torch.autograd.grad(loss, head.weight)[0],
+        torch.autograd.grad(expected, head.weight)[0],
+        atol=1e-6,
+        rtol=1e-4,
     )
 
 
@@ -187,7 +192,9 @@ def test_logits_to_keep_and_deferred_logits(model) -> None:
     full = model(**batch).logits
     assert torch.equal(model(**batch, logits_to_keep=0).logits, full)
     torch.testing.assert_close(model(**batch, logits_to_keep=2).logits, full[:, -2:], atol=1e-6, rtol=0)
-    torch.testing.assert_close(model(**batch, logits_to_keep=torch.tensor([3, 7])).logits, full[:, [3, 7]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model(**batch, logits_to_keep=torch.tensor([3, 7])).logits, full[:, [3, 7]], atol=1e-6, rtol=0
+    )
     calls = []
     hook = model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     out = model(**batch, labels=batch["input_ids"])
@@ -233,7 +240,11 @@ def test_eager_equals_sdpa_and_gives_weights(model) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda b: b["input_ids"].__setitem__((0, -1), AUDIO_TOKEN_ID), PromptError, "13 <sound> tokens.*12 vectors"),
+        (
+            lambda b: b["input_ids"].__setitem__((0, -1), AUDIO_TOKEN_ID),
+            PromptError,
+            "13 <sound> tokens.*12 vectors",
+        ),
         (lambda b: b.pop("input_features"), PromptError, "12 <sound> tokens.*0 vectors"),
         (lambda b: b.pop("input_ids"), ArgumentError, "either input_ids or inputs_embeds"),
         (lambda b: b.update(inputs_embeds=torch.zeros(1, 5, 48)), ArgumentError, "not both"),
@@ -242,8 +253,16 @@ def test_eager_equals_sdpa_and_gives_weights(model) -> None:
         (lambda b: b.update(position_ids=torch.zeros(1, 3)), ArgumentError, "position_ids"),
         (lambda b: b.update(labels=torch.zeros(1, 3)), ArgumentError, "labels"),
         (lambda b: b.update(labels=torch.full((1, 17), -100)), ArgumentError, "nothing to learn"),
-        (lambda b: b.update(input_features=torch.zeros(1, 80, 3000)), ArgumentError, r"\(windows, 128, frames\)"),
-        (lambda b: b.update(input_features=torch.zeros(128, 3000)), ArgumentError, r"\(windows, 128, frames\)"),
+        (
+            lambda b: b.update(input_features=torch.zeros(1, 80, 3000)),
+            ArgumentError,
+            r"\(windows, 128, frames\)",
+        ),
+        (
+            lambda b: b.update(input_features=torch.zeros(128, 3000)),
+            ArgumentError,
+            r"\(windows, 128, frames\)",
+        ),
         (lambda b: b.update(input_features=torch.zeros(1, 128, 3001)), ArgumentError, "3001 frames"),
         (lambda b: b.update(input_features_mask=torch.ones(1, 9)), ArgumentError, "input_features_mask"),
         (lambda b: b["input_features_mask"].__setitem__((0, 0), 0), ArgumentError, "ones first"),
@@ -271,4 +290,6 @@ def test_position_ids_are_used(model) -> None:
     ids = torch.tensor([[5, 6, 7]])
     shifted = model(ids, position_ids=torch.arange(3)[None] * 5).logits
     assert (shifted - model(ids).logits).abs().max() > 1e-4
-    torch.testing.assert_close(model(ids, position_ids=torch.arange(3)[None] + 9).logits, model(ids).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        model(ids, position_ids=torch.arange(3)[None] + 9).logits, model(ids).logits, atol=1e-4, rtol=0
+    )

@@ -15,7 +15,9 @@ LANGUAGE_MODEL_PROJECTIONS = r".*language_model\.layers\.\d+\.self_attn\.(q|k|v|
 
 
 def lora_config(**changes):
-    return peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE_MODEL_PROJECTIONS} | changes)
+    return peft.LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE_MODEL_PROJECTIONS} | changes
+    )
 
 
 def batch_with_labels():
