@@ -1,28 +1,56 @@
 """Audio Flamingo 3, exact and standalone.
 
-The names below are all that most programs need; the README shows how they go together.
+The names below are all that most programs need; the README shows how they go together. Each is imported when it is
+first used, so that the command line answers `--help` without loading torch.
 """
 
 from __future__ import annotations
 
-from audioflamingo import errors
-from audioflamingo.audio import load_audio
-from audioflamingo.cache import KVCache
-from audioflamingo.config import (
-    AudioFlamingo3Config,
-    AudioFlamingo3EncoderConfig,
-    GenerationConfig,
-    Qwen2Config,
-)
-from audioflamingo.encoder import AudioFlamingo3Encoder
-from audioflamingo.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
-from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
-from audioflamingo.projector import AudioFlamingo3MultiModalProjector
-from audioflamingo.streamers import TextStreamer
-from audioflamingo.tokenizer import StreamDecoder, Tokenizer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audioflamingo import errors
+    from audioflamingo.audio import load_audio
+    from audioflamingo.cache import KVCache
+    from audioflamingo.chat import Chat
+    from audioflamingo.config import (
+        AudioFlamingo3Config,
+        AudioFlamingo3EncoderConfig,
+        GenerationConfig,
+        Qwen2Config,
+    )
+    from audioflamingo.encoder import AudioFlamingo3Encoder
+    from audioflamingo.features import AudioFlamingo3FeatureExtractor
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
+    from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
+    from audioflamingo.projector import AudioFlamingo3MultiModalProjector
+    from audioflamingo.streamers import TextStreamer
+    from audioflamingo.tokenizer import StreamDecoder, Tokenizer
+    from audioflamingo.transcription import transcribe
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "AudioFlamingo3Config": "config",
+    "AudioFlamingo3Encoder": "encoder",
+    "AudioFlamingo3EncoderConfig": "config",
+    "AudioFlamingo3FeatureExtractor": "features",
+    "AudioFlamingo3ForConditionalGeneration": "model",
+    "AudioFlamingo3Model": "model",
+    "AudioFlamingo3MultiModalProjector": "projector",
+    "AudioFlamingo3Processor": "processor",
+    "AutoProcessor": "processor",
+    "Chat": "chat",
+    "GenerationConfig": "config",
+    "KVCache": "cache",
+    "Qwen2Config": "config",
+    "StreamDecoder": "tokenizer",
+    "TextStreamer": "streamers",
+    "Tokenizer": "tokenizer",
+    "load_audio": "audio",
+    "transcribe": "transcription",
+}
 
 __all__ = [
     "AudioFlamingo3Config",
@@ -34,6 +62,7 @@ __all__ = [
     "AudioFlamingo3MultiModalProjector",
     "AudioFlamingo3Processor",
     "AutoProcessor",
+    "Chat",
     "GenerationConfig",
     "KVCache",
     "Qwen2Config",
@@ -42,4 +71,18 @@ __all__ = [
     "Tokenizer",
     "errors",
     "load_audio",
+    "transcribe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("audioflamingo.errors")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'audioflamingo' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"audioflamingo.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -40,6 +40,7 @@ MIN_SAMPLES = (MIN_FRAMES - 1) * HOP_LENGTH + 1  # 321 samples: 20 ms
 MIN_SAMPLING_RATE = 1000  # Hz; below it, resampling would turn a small file into gigabytes
 MAX_SAMPLING_RATE = 10_000_000
 LOUD_PEAK = 4.0  # float samples beyond +-1 by this much were not scaled to [-1, 1]
+FAINT_PEAK = 1 << 16  # 32-bit samples that stay below this were recorded with 16
 ARRAY_BLOCK = 1 << 18  # samples of an array that are resampled at once
 
 Frames = TypeVar("Frames", int, torch.Tensor)
@@ -152,6 +153,13 @@ def _mono_array(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: 64-bit integers are no audio format, so their scale is unknown. Convert them to the "
             "width they were recorded with (.astype(numpy.int16) or int32), or to float32 in [-1, 1]."
         )
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 4 and 0 < _peak(array) < FAINT_PEAK:
+        warnings.warn(
+            f"{name}: the largest sample is {_peak(array)} of {2**31}, nearly silence. If these are 16-bit samples in "
+            "a wider type, convert them first (.astype(numpy.int16)).",
+            AudioFlamingoWarning,
+            stacklevel=2,
+        )
     if array.ndim == 1:
         return to_float32(array)
     if array.ndim != 2:
@@ -163,6 +171,11 @@ def _mono_array(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: with equal axes it is unclear which are the channels. Pass a mono waveform."
         )
     return to_float32(array).mean(axis=int(np.argmin(array.shape))) if array.size else np.zeros(0, np.float32)
+
+
+def _peak(array: np.ndarray) -> int:
+    offset = 2**31 if array.dtype.kind == "u" else 0
+    return int(np.abs(array.astype(np.int64) - offset).max(initial=0))
 
 
 def _check_samples(

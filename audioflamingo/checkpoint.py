@@ -128,7 +128,7 @@ class PretrainedMixin:
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config = _read_config(folder) if config is None else copy.deepcopy(config)
+        config = read_config(folder) if config is None else copy.deepcopy(config)
         stored = find_tensors(folder)
         model = build_empty(cls, config)
         check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
@@ -204,7 +204,7 @@ def _read_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype 
     return None if requested is None or requested == "auto" else parse_dtype(requested)
 
 
-def _read_config(folder: Path) -> AudioFlamingo3Config:
+def read_config(folder: Path) -> AudioFlamingo3Config:
     """Reads the configuration of a folder in any layout."""
     if is_component_folder(folder):
         return _read_component_config(folder)

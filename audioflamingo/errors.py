@@ -46,6 +46,10 @@ class DeviceError(AudioFlamingoError, ValueError):
     """A device that is absent, or a dtype that it cannot run."""
 
 
+class OutputError(AudioFlamingoError, OSError):
+    """A file that cannot be written: the folder is read-only, the disk is full."""
+
+
 class MissingDependencyError(AudioFlamingoError, ImportError):
     """An optional package is needed: the message holds the line that installs it."""
 

@@ -263,3 +263,15 @@ def test_libraries_are_imported_where_they_are_used():
     code += "print({'av', 'soxr', 'urllib.request'} & (set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_16_bit_samples_in_a_32_bit_array_are_noticed(dtype: type) -> None:
+    """They load 90 dB too quiet, and the model then hears silence."""
+    samples = (np.sin(np.arange(4000)) * 30000).astype(np.int64)
+    samples = samples + (2**31 if dtype is np.uint32 else 0)
+    with pytest.warns(AudioFlamingoWarning, match=r"largest sample is 29999 of 2147483648"):
+        load_audio(samples.astype(dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio((np.sin(np.arange(4000)) * 2e9).astype(np.int32))

@@ -1,0 +1,125 @@
+"""What the user names -> sources of audio, and where each one's output goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from audioflamingo.errors import AudioError
+
+STDIN = "-"
+_SUFFIX_NAMES = """
+wav wave w64 rf64 aif aiff aifc caf flac ogg oga opus mp3 m4a m4b mp4 aac webm mka mkv mov amr 3gp
+"""
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIX_NAMES.split())
+
+
+@dataclass(frozen=True)
+class Input:
+    """One audio to work on.
+
+    Attributes:
+        name: what it is called on the screen.
+        output_stem: path of its outputs below the output folder, without the ending of the format.
+        path: the file; None for a URL or standard input.
+        error: why there is nothing to work on.
+    """
+
+    name: str
+    output_stem: PurePosixPath
+    path: Path | None = None
+    error: AudioError | None = None
+
+    @property
+    def source(self) -> Any:
+        """What `load_audio` takes."""
+        if self.path is not None:
+            return self.path
+        return sys.stdin.buffer if self.name == STDIN else self.name
+
+
+def find_inputs(arguments: Sequence[str]) -> list[Input]:
+    """Expands files, folders (with all below them), patterns, URLs and `-`; each audio once, in order.
+
+    What does not exist becomes an `Input` with an error, so that the others go on.
+    """
+    found: dict[str, Input] = {}
+    for argument in arguments:
+        for item in _expand(argument):
+            key = item.name if item.path is None else os.path.abspath(item.path)
+            found.setdefault(key, item)
+    return _with_distinct_outputs(list(found.values()))
+
+
+def _expand(argument: str) -> Iterator[Input]:
+    if argument == STDIN:
+        yield Input(STDIN, PurePosixPath("stdin"))
+        return
+    if "://" in argument or argument.startswith("data:"):
+        address = urlsplit(argument)
+        name = PurePosixPath(unquote(address.path)).name if "://" in argument else "data"
+        yield Input(argument, PurePosixPath(name or address.netloc or "audio"))
+        return
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        yield from _expand_folder(path)
+    elif path.exists() or not glob.has_magic(argument):
+        yield Input(argument, PurePosixPath(path.name), path)  # a file that is not there is found out later
+    else:
+        yield from _expand_pattern(argument)
+
+
+def _expand_folder(folder: Path) -> Iterator[Input]:
+    paths = sorted(path for path in _walk(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
+    for path in paths:
+        yield Input(str(path), PurePosixPath(path.relative_to(folder)), path)
+    if not paths:
+        error = AudioError(
+            f"{str(folder)!r}: no audio files in this folder or below it. Name the files themselves."
+        )
+        yield Input(str(folder), PurePosixPath(folder.name), folder, error)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root) / name for name in files if not name.startswith("."))
+
+
+def _expand_pattern(pattern: str) -> Iterator[Input]:
+    matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    for match in matches:
+        if os.path.isdir(match):
+            if any(path.suffix.lower() in AUDIO_SUFFIXES for path in _walk(Path(match))):
+                yield from _expand_folder(Path(match))
+        else:
+            yield Input(match, PurePosixPath(Path(match).name), Path(match))
+    if not matches:
+        yield Input(
+            pattern, PurePosixPath("pattern"), None, AudioError(f"{pattern!r}: no file matches this pattern.")
+        )
+
+
+def _with_distinct_outputs(inputs: list[Input]) -> list[Input]:
+    """Outputs are named after the audio without its ending, or with it where two would share a name."""
+    stems = [
+        item.output_stem.with_suffix("") if item.output_stem.suffix else item.output_stem for item in inputs
+    ]
+    counts = Counter(str(stem).casefold() for stem in stems)
+    chosen, taken = [], set()
+    for item, stem in zip(inputs, stems, strict=True):
+        name = stem if counts[str(stem).casefold()] == 1 else item.output_stem
+        unique, number = name, 2
+        while str(unique).casefold() in taken:
+            unique, number = name.with_name(f"{name.name}-{number}"), number + 1
+        taken.add(str(unique).casefold())
+        chosen.append(Input(item.name, unique, item.path, item.error))
+    return chosen

@@ -1,0 +1,45 @@
+"""Long audio of any length -> a transcript in segments with true times.
+
+The parts are imported when first used, so that reading the options costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
+    from audioflamingo.transcription.segments import Finished, Segment
+    from audioflamingo.transcription.transcriber import transcribe, transcribe_all
+    from audioflamingo.transcription.writers import FORMATS, format_transcript, write_transcript
+
+_HOMES = {
+    "TranscriptionOptions": "options",
+    "VadOptions": "options",
+    "Finished": "segments",
+    "Segment": "segments",
+    "transcribe": "transcriber",
+    "transcribe_all": "transcriber",
+    "FORMATS": "writers",
+    "format_transcript": "writers",
+    "write_transcript": "writers",
+}
+
+__all__ = [
+    "FORMATS",
+    "Finished",
+    "Segment",
+    "TranscriptionOptions",
+    "VadOptions",
+    "format_transcript",
+    "transcribe",
+    "transcribe_all",
+    "write_transcript",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

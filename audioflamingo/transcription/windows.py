@@ -1,0 +1,184 @@
+"""Cuts a stream of audio at silences into windows that the model takes, in bounded memory.
+
+A window is a stretch of speech with a little of the pause on either side. Speech that goes on for longer than
+a window is cut where it is quietest. Times are counted in samples, so they are exact however long the audio
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from audioflamingo.audio import SAMPLING_RATE
+from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
+from audioflamingo.transcription.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
+
+SMOOTHING_FRAMES = 7  # a cut needs 0.2 s of quiet, not one quiet frame
+MIN_WINDOW_SAMPLES = SAMPLING_RATE // 10  # shorter windows are filled with silence: the model needs 20 ms
+
+Detector = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of audio for the model.
+
+    Attributes:
+        start: its first sample in the source, at 16 kHz.
+        waveform: float32 (samples,).
+        is_cut: whether speech goes on behind it.
+    """
+
+    start: int
+    waveform: np.ndarray
+    is_cut: bool = False
+
+    @property
+    def start_s(self) -> float:
+        """Where it starts, in seconds."""
+        return self.start / SAMPLING_RATE
+
+    @property
+    def end_s(self) -> float:
+        """Where it ends, in seconds."""
+        return (self.start + len(self.waveform)) / SAMPLING_RATE
+
+    @property
+    def model_input(self) -> np.ndarray:
+        """The waveform, filled with silence if it is too short for the model."""
+        return np.pad(self.waveform, (0, max(0, MIN_WINDOW_SAMPLES - len(self.waveform))))
+
+    def halves(self) -> tuple[Window, Window]:
+        """The window cut in two at the quietest place of its middle third."""
+        levels = frame_levels(self.waveform)
+        third = len(levels) // 3
+        at = (third + quietest(levels[third : 2 * third])) * VAD_FRAME if third else len(self.waveform) // 2
+        first = Window(self.start, self.waveform[:at], is_cut=True)
+        return first, Window(self.start + at, self.waveform[at:], self.is_cut)
+
+
+def quietest(scores: np.ndarray) -> int:
+    """Index of the lowest of the smoothed `scores` (n,), the last one of several."""
+    kernel = np.ones(min(SMOOTHING_FRAMES, len(scores)))
+    counts = np.convolve(np.ones(len(scores)), kernel, mode="same")
+    smooth = np.convolve(scores, kernel, mode="same") / counts
+    return len(scores) - 1 - int(np.argmin(smooth[::-1]))
+
+
+def cut_windows(
+    blocks: Iterable[np.ndarray],
+    options: TranscriptionOptions,
+    on_samples: Callable[[int], None] | None = None,
+) -> Iterator[Window]:
+    """Finds speech in a stream of 16 kHz samples and cuts it into windows.
+
+    Args:
+        blocks: float32 (samples,), of any lengths.
+        options: whether and how speech is found.
+        on_samples: called with the number of samples that were looked at so far.
+
+    Yields:
+        Windows in order, without overlap, each at most `options.vad.max_window_s` long.
+    """
+    detector: Detector = SpeechDetector() if options.use_vad else SoundDetector()
+    cutter = WindowCutter(options.vad, cut_by_level=not options.use_vad)
+    for block in frames_of(blocks):
+        yield from cutter.put(block, detector(block))
+        if on_samples is not None:
+            on_samples(cutter.num_samples)
+    yield from cutter.end()
+
+
+class WindowCutter:
+    """Takes scored blocks, gives windows. Holds at most one window and one block of samples.
+
+    Args:
+        options: thresholds and lengths.
+        cut_by_level: keep sounds of any length, and cut them by loudness, not by the probability of speech.
+
+    Attributes:
+        num_samples: samples that were put in so far.
+    """
+
+    def __init__(self, options: VadOptions, cut_by_level: bool = False) -> None:
+        self._options = options
+        self._cut_by_level = cut_by_level
+        self._pad = round(options.pad_ms * SAMPLING_RATE / 1000)
+        self._min_silence = max(1, round(options.min_silence_ms * SAMPLING_RATE / 1000))
+        self._min_speech = 0 if cut_by_level else round(options.min_speech_ms * SAMPLING_RATE / 1000)
+        self._max_speech = int(options.max_window_s * SAMPLING_RATE) - 2 * self._pad - VAD_FRAME
+        self._search_frames = max(1, int(options.cut_search_s * SAMPLING_RATE) // VAD_FRAME)
+        self.num_samples = 0
+        self._samples = np.zeros(0, np.float32)
+        self._scores = np.zeros(0, np.float32)
+        self._offset = 0  # the first sample in `_samples`; a multiple of VAD_FRAME, as all of the following
+        self._start: int | None = None  # where the present speech began
+        self._silence: int | None = None  # where a pause in it began
+        self._last_end = 0  # where the speech before ended
+
+    def put(self, block: np.ndarray, probabilities: np.ndarray) -> Iterator[Window]:
+        """Takes samples, of whole frames except at the end of the audio, and their speech probabilities."""
+        first = self.num_samples
+        self._samples = np.concatenate([self._samples, block])
+        levels = frame_levels(block)
+        scores = levels if self._cut_by_level else probabilities + 1e-3 * np.minimum(levels, 1)
+        self._scores = np.concatenate([self._scores, scores])
+        self.num_samples += len(block)
+        for index, probability in enumerate(probabilities.tolist()):
+            yield from self._put_frame(first + index * VAD_FRAME, probability)
+        self._forget()
+
+    def end(self) -> Iterator[Window]:
+        """Gives the window that is still open at the end of the audio."""
+        if self._start is not None:
+            end = self.num_samples if self._silence is None else self._silence
+            yield from self._close(end)
+
+    def _put_frame(self, at: int, probability: float) -> Iterator[Window]:
+        """Takes the frame that starts at sample `at`."""
+        end = at + VAD_FRAME
+        if probability >= self._options.threshold:
+            self._silence = None
+            if self._start is None:
+                self._start = at
+        elif self._start is not None and probability < self._options.end_threshold:
+            self._silence = at if self._silence is None else self._silence
+            if end - self._silence >= self._min_silence:
+                yield from self._close(self._silence)
+        if self._start is not None and end - self._start >= self._max_speech:
+            yield from self._cut(end)
+
+    def _cut(self, end: int) -> Iterator[Window]:
+        """Cuts speech that has become too long at its quietest place before `end`."""
+        assert self._start is not None
+        last = (end - self._offset) // VAD_FRAME
+        first = max((self._start - self._offset) // VAD_FRAME + 1, last - self._search_frames)
+        at = self._offset + (first + quietest(self._scores[first:last])) * VAD_FRAME
+        yield self._window(self._start, at, is_cut=self._silence is None or at < self._silence, pad_end=False)
+        self._start = self._last_end = at
+
+    def _close(self, end: int) -> Iterator[Window]:
+        """Ends the present speech at sample `end`."""
+        start, self._start, self._silence = self._start, None, None
+        assert start is not None
+        is_rest = start == self._last_end  # of speech that was cut: never too short to keep
+        if end - start >= (1 if is_rest else max(1, self._min_speech)):
+            yield self._window(start, end)
+            self._last_end = end
+
+    def _window(self, start: int, end: int, is_cut: bool = False, pad_end: bool = True) -> Window:
+        before = min(self._pad, (start - self._last_end) // 2 if self._last_end else start)
+        after = min(self._pad, self._min_silence // 2) if pad_end else 0
+        start, end = start - before, min(end + after, self.num_samples)
+        samples = self._samples[start - self._offset : end - self._offset].copy()
+        return Window(start, samples, is_cut)
+
+    def _forget(self) -> None:
+        """Drops the samples that no later window can hold."""
+        needed = (self.num_samples if self._start is None else self._start) - self._pad
+        drop = max(0, needed - self._offset) // VAD_FRAME
+        self._samples, self._scores = self._samples[drop * VAD_FRAME :], self._scores[drop:]
+        self._offset += drop * VAD_FRAME

@@ -1,0 +1,173 @@
+"""Transcripts as files: txt, json, jsonl, srt, vtt, tsv.
+
+Every format but json is a head and one piece a segment, so it can be printed while the audio is still being
+transcribed. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audioflamingo.errors import OutputError
+from audioflamingo.transcription.segments import Segment
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a transcript.
+
+    Attributes:
+        piece: text of a segment, given its number from 1 on and the name of the source.
+        head: what stands before the first piece.
+        skips_silence: whether segments without words are left out.
+        is_whole: whether the pieces only make sense as one document (json).
+    """
+
+    piece: Callable[[int, Segment, str | None], str]
+    head: str = ""
+    skips_silence: bool = True
+    is_whole: bool = False
+
+
+def time_stamp(seconds: float, decimal_mark: str = ".") -> str:
+    """`HH:MM:SS.mmm`, rounded to the millisecond; hours beyond 99 take the digits they need."""
+    total_ms = round(seconds * 1000)
+    total_s, ms = divmod(total_ms, 1000)
+    total_min, s = divmod(total_s, 60)
+    h, m = divmod(total_min, 60)
+    return f"{h:02d}:{m:02d}:{s:02d}{decimal_mark}{ms:03d}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _srt(number: int, segment: Segment, _: str | None) -> str:
+    times = f"{time_stamp(segment.start_s, ',')} --> {time_stamp(segment.end_s, ',')}"
+    return f"{number}\n{times}\n{_cue_text(segment.text)}\n\n"
+
+
+def _vtt(_: int, segment: Segment, __: str | None) -> str:
+    times = f"{time_stamp(segment.start_s)} --> {time_stamp(segment.end_s)}"
+    return f"{times}\n{html.escape(_cue_text(segment.text), quote=False)}\n\n"
+
+
+def _cue_text(text: str) -> str:
+    """A cue ends at an empty line and may not hold an arrow, which stands for times."""
+    return _one_line(text).replace("-->", "->")
+
+
+def _tsv(_: int, segment: Segment, __: str | None) -> str:
+    return f"{round(segment.start_s * 1000)}\t{round(segment.end_s * 1000)}\t{_one_line(segment.text)}\n"
+
+
+# Line ends to some readers, though not to JSON.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+
+
+def _jsonl(_: int, segment: Segment, source: str | None) -> str:
+    named: dict[str, Any] = {} if source is None else {"source": source}
+    return json.dumps({**named, **segment.to_dict()}, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
+
+
+FORMATS: dict[str, Format] = {
+    "txt": Format(lambda _, segment, __: _one_line(segment.text) + "\n"),
+    "json": Format(_jsonl, skips_silence=False, is_whole=True),
+    "jsonl": Format(_jsonl, skips_silence=False),
+    "srt": Format(_srt),
+    "vtt": Format(_vtt, head="WEBVTT\n\n"),
+    "tsv": Format(_tsv, head="start_ms\tend_ms\ttext\n"),
+}
+
+
+class Formatter:
+    """Text of one transcript, piece by piece.
+
+    Args:
+        name: a key of `FORMATS` whose pieces stand for themselves.
+        source: name of the audio, where the format has a place for it.
+    """
+
+    def __init__(self, name: str, source: str | None = None) -> None:
+        self._format = FORMATS[name]
+        self._source = source
+        self._number = 0
+        self.head = self._format.head
+
+    def piece(self, segment: Segment) -> str:
+        """The text of the next segment, possibly none."""
+        if self._format.skips_silence and not segment.text.strip():
+            return ""
+        self._number += 1
+        return self._format.piece(self._number, segment, self._source)
+
+
+def format_transcript(
+    segments: Iterable[Segment], name: str, source: str | None = None, duration_s: float | None = None
+) -> str:
+    """The whole text of a transcript.
+
+    Args:
+        segments: in order.
+        name: a key of `FORMATS`.
+        source: name of the audio; json and jsonl hold it.
+        duration_s: seconds of audio; json holds it.
+    """
+    if FORMATS[name].is_whole:
+        segments = list(segments)
+        content = {
+            "source": source,
+            "duration_s": None if duration_s is None else round(duration_s, 3),
+            "text": " ".join(filter(None, (_one_line(segment.text) for segment in segments))),
+            "segments": [segment.to_dict() for segment in segments],
+        }
+        return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    formatter = Formatter(name, source)
+    return formatter.head + "".join(map(formatter.piece, segments))
+
+
+def write_transcript(
+    path: Path,
+    segments: Iterable[Segment],
+    name: str,
+    source: str | None = None,
+    duration_s: float | None = None,
+) -> None:
+    """Writes a transcript; see `format_transcript`.
+
+    Raises:
+        OutputError: it cannot be written. What was there before is unchanged.
+    """
+    write_whole(path, format_transcript(segments, name, source, duration_s).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name beside it, flushes it to the disk, and renames it.
+
+    Raises:
+        OutputError: it cannot be written. What was there before is unchanged.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise OutputError(
+            f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "
+            "space, or choose another folder. Nothing that was there before has changed.",
+        ) from error

@@ -1,0 +1,293 @@
+"""`af3 transcribe`: what is written, what is printed, what it exits with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audioflamingo.audio import SAMPLING_RATE, load_audio
+from audioflamingo.cli import inputs, jobs
+from tests.cli_runs import af3, af3_process, write_tiny_model
+from tests.scripted_model import ScriptedModel, framed, tiny_processor
+
+DATA = Path(__file__).parent.parent / "data"
+TEXT = "hello world. It is me."
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
+    processor = tiny_processor(tmp_path_factory.mktemp("processor"))
+    model = ScriptedModel(processor, lambda seconds, options: framed(TEXT))
+    monkeypatch.setattr(jobs, "load", lambda *_: (model, processor))
+    return model
+
+
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    return load_audio(DATA / "directory_prompt.flac")[: 3 * SAMPLING_RATE]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, speech: np.ndarray) -> Path:
+    """Three good files and a broken one, at two levels, and a file that is no audio."""
+    folder = tmp_path / "in"
+    (folder / "deep er").mkdir(parents=True)
+    for name in ("a.wav", "c.flac", "deep er/ä.wav"):
+        soundfile.write(folder / name, speech, SAMPLING_RATE)
+    (folder / "b.wav").write_bytes(b"RIFF----WAVEnothing")
+    (folder / "notes.txt").write_text("no audio")
+    (folder / ".hidden.wav").write_bytes(b"")
+    return folder
+
+
+def test_a_file_is_printed(model: ScriptedModel) -> None:
+    result = af3("transcribe", DATA / "directory_prompt.flac")
+    assert (result.exit_code, result.stdout) == (0, TEXT + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("srt", "1\n00:00:00,"), ("vtt", "WEBVTT\n\n00:"), ("tsv", "start_ms\t"), ("json", "{"), ("jsonl", "{")],
+)
+def test_every_format_can_be_printed(name: str, start: str, model: ScriptedModel) -> None:
+    result = af3("transcribe", DATA / "directory_prompt.flac", "--format", name)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(start)
+    assert TEXT in result.stdout
+
+
+def test_a_broken_file_among_good_ones(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    out = tmp_path / "out"
+    result = af3("transcribe", folder, "--output-dir", out, "-f", "jsonl")
+    assert result.exit_code == 1
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.*")) == [
+        "a.jsonl",
+        "c.jsonl",
+        "deep er/ä.jsonl",
+    ]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "b.wav" in errors[0]
+    assert "3 transcribed, 1 failed." in result.stderr
+    assert json.loads((out / "a.jsonl").read_text())["text"] == TEXT
+    assert len(model.calls) == 1  # the three files share a batch
+
+
+def test_what_is_done_is_not_done_again(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.txt").write_text("mine\n")
+    result = af3("transcribe", folder, "-o", out)
+    assert (out / "a.txt").read_text() == "mine\n"
+    assert "1 already transcribed" in result.stderr
+    assert "2 transcribed, 1 skipped, 1 failed." in result.stderr
+    af3("transcribe", folder, "-o", out, "--overwrite")
+    assert (out / "a.txt").read_text() == TEXT + "\n"
+
+
+def test_nothing_left_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "load", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "directory_prompt.txt").write_text("done")
+    assert af3("transcribe", DATA / "directory_prompt.flac", "-o", tmp_path).exit_code == 0
+
+
+def test_quiet_prints_results_only(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    result = af3("transcribe", folder / "a.wav", "-o", tmp_path / "out", "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_several_files_on_one_output(folder: Path, model: ScriptedModel) -> None:
+    names = [folder / "a.wav", folder / "c.flac"]
+    result = af3("transcribe", *names)
+    assert result.stdout == "".join(f"==> {name} <==\n{TEXT}\n" for name in names)
+    lines = [json.loads(line) for line in af3("transcribe", *names, "-f", "jsonl").stdout.splitlines()]
+    assert [line["source"] for line in lines] == list(map(str, names))
+    result = af3("transcribe", *names, "-f", "srt")
+    assert result.exit_code == 2
+    assert "--output-dir" in result.stderr
+
+
+def test_an_empty_folder_and_a_pattern_that_matches_nothing(tmp_path: Path, model: ScriptedModel) -> None:
+    result = af3("transcribe", tmp_path, tmp_path / "*.wav")
+    assert result.exit_code == 1
+    assert "no audio files in this folder" in result.stderr
+    assert "no file matches this pattern" in result.stderr
+
+
+def test_patterns_and_doubles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = inputs.find_inputs(
+        [f"{folder}/**/*.wav", str(folder / "a.wav"), str(folder / "c.flac"), str(folder)]
+    )
+    assert [Path(i.name).name for i in found] == ["a.wav", "b.wav", "ä.wav", "c.flac"]
+    assert [str(i.output_stem) for i in found] == ["a", "b", "ä", "c"]
+
+
+def test_outputs_never_share_a_name(tmp_path: Path) -> None:
+    for name in ("x.wav", "x.mp3", "X.flac", "sub/x.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = inputs.find_inputs([str(tmp_path / n) for n in ("x.wav", "x.mp3", "X.flac", "sub/x.wav")])
+    stems = [str(item.output_stem).casefold() for item in found]
+    assert stems == ["x.wav", "x.mp3", "x.flac", "x.wav-2"]
+
+
+def test_urls_and_stdin_have_names() -> None:
+    found = inputs.find_inputs(["https://example.org/talks/first%20talk.mp3?x=1", "https://example.org", "-"])
+    assert [str(i.output_stem) for i in found] == ["first talk", "example", "stdin"]
+
+
+def test_a_file_that_vanishes_in_the_middle(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    stream = model.stream
+
+    def remove_then_stream(*arguments: Any, **options: Any) -> Any:
+        (folder / "c.flac").unlink(missing_ok=True)
+        return stream(*arguments, **options)
+
+    model.stream = remove_then_stream  # type: ignore[method-assign]
+    result = af3("transcribe", folder, "-o", tmp_path / "out", "--batch-size", "1")
+    assert result.exit_code == 1
+    assert "c.flac': there is no such file" in result.stderr
+    assert (tmp_path / "out/deep er/ä.txt").exists()
+
+
+def test_no_space_left_stops_and_keeps_what_is_done(
+    folder: Path, tmp_path: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync, count = tmp_path / "out", os.fsync, iter(range(9))
+
+    def full_at_the_second(descriptor: int) -> None:
+        if next(count) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    result = af3("transcribe", folder, "-o", out, "--batch-size", "1")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "stopped: 1 transcribed" in result.stderr
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["a.txt"]
+
+
+def test_an_output_folder_that_cannot_be_written_to(
+    folder: Path, tmp_path: Path, model: ScriptedModel
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = af3("transcribe", folder, "-o", tmp_path / "file")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: cannot write to the folder")
+    assert model.calls == []
+    read_only = Path("/proc/af3")  # nobody can write there, not even root
+    result = af3("transcribe", folder, "-o", read_only)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_a_recording_whose_header_was_never_finished(
+    tmp_path: Path, speech: np.ndarray, model: ScriptedModel
+) -> None:
+    """A microphone that was unplugged leaves sizes of 0 or 0xFFFFFFFF in the header."""
+    samples = (speech * 32767).astype("<i2").tobytes()
+    for name, size in (("zero.wav", 0), ("most.wav", 0xFFFFFFFF)):
+        head = struct.pack(
+            "<4sI4s4sIHHIIHH4sI",
+            b"RIFF",
+            size,
+            b"WAVE",
+            b"fmt ",
+            16,
+            1,
+            1,
+            16000,
+            32000,
+            2,
+            16,
+            b"data",
+            size,
+        )
+        (tmp_path / name).write_bytes(head + samples)
+    result = af3("transcribe", tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout.count(TEXT) == 2
+
+
+def test_standard_input(speech: np.ndarray, model: ScriptedModel, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", speech, SAMPLING_RATE)
+    result = af3("transcribe", "-", "-f", "json", input=(tmp_path / "a.wav").read_bytes())
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["source"] == "stdin"
+    result = af3("transcribe", "-", input=b"")
+    assert result.exit_code == 1
+    assert "empty" in result.stderr
+
+
+def test_silence_is_an_empty_transcript(tmp_path: Path, model: ScriptedModel) -> None:
+    soundfile.write(tmp_path / "s.wav", np.zeros(32000), SAMPLING_RATE)
+    result = af3("transcribe", tmp_path / "s.wav", "-o", tmp_path)
+    assert result.exit_code == 0
+    assert (tmp_path / "s.txt").read_text() == ""
+
+
+def test_a_loop_is_not_silent(tmp_path: Path, model: ScriptedModel, speech: np.ndarray) -> None:
+    soundfile.write(tmp_path / "s.wav", speech, SAMPLING_RATE)
+    model._script = lambda seconds, options: "hello " * 100
+    result = af3("transcribe", tmp_path / "s.wav")
+    assert result.stdout == "hello hello\n"  # the first of them has a token of its own
+    assert "the model repeated itself" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.wav", "--format", "doc"], ["a.wav", "--batch-size", "0"], ["a.wav", "--nope"]]
+)
+def test_a_wrong_command_line(arguments: list[str]) -> None:
+    assert af3("transcribe", *arguments).exit_code == 2
+
+
+def test_a_value_that_is_refused_later_is_one_line() -> None:
+    result = af3("transcribe", "a.wav", "--max-window-s", "99")
+    assert (result.exit_code, result.stderr) == (1, "error: max_window_s must be in [1, 30] s, got 99.0.\n")
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    arguments = ["transcribe", DATA / "directory_prompt.flac", "--model", tmp_path / "nowhere"]
+    result = af3(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "nowhere" in result.stderr
+    assert "Traceback" in af3(*arguments, "--debug").stderr
+
+
+def test_ctrl_c_then_the_same_command_again(tmp_path: Path, speech: np.ndarray) -> None:
+    """A real process, a real signal: what is written is whole, and the second run does the rest."""
+    model = write_tiny_model(tmp_path / "model")
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    soundfile.write(source / "000.wav", speech, SAMPLING_RATE)
+    for number in range(1, 40):
+        shutil.copy(source / "000.wav", source / f"{number:03d}.wav")
+    command = ["transcribe", source, "-o", out, "-f", "json", "--model", model, "--max-new-tokens", 60]
+    process = af3_process(*command, "--batch-size", 2)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    done = sorted(out.glob("*"))
+    assert process.returncode == 130, errors.decode()
+    assert b"The same command goes on with the rest." in errors
+    assert 0 < len(done) < 40
+    assert all(json.loads(path.read_text())["segments"] for path in done)
+    times = {path: path.stat().st_mtime_ns for path in done}
+    process = af3_process(*command, "--batch-size", 16)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert len(list(out.glob("*"))) == 40
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in times.items())
