@@ -1,4 +1,4 @@
-"""What `import audioflamingo` adds to `import torch`, beside what `import transformers`' model class adds.
+"""What importing the model and the processor adds to `import torch`, beside transformers.
 
 Each import runs in a fresh interpreter, the packages in turns.
 
@@ -21,7 +21,7 @@ start = time.perf_counter()
 print(time.perf_counter() - start)
 """
 STATEMENTS = {
-    "audioflamingo": "import audioflamingo",
+    "audioflamingo": "from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor",
     "transformers": "from transformers import AudioFlamingo3ForConditionalGeneration, AutoProcessor",
 }
 

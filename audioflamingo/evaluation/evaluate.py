@@ -1,0 +1,184 @@
+"""Answers the questions of a data set and scores the answers; can be stopped and goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audioflamingo.errors import ArgumentError
+from audioflamingo.evaluation.plots import plot_confusion
+from audioflamingo.evaluation.scoring import ItemResult, Summary, score, summarize
+from audioflamingo.files import to_json, write_text
+from audioflamingo.host import to_host
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.training.config import DatasetConfig
+from audioflamingo.training.data import DataRow, read_dataset, text_of
+from audioflamingo.training.errors import DataError, require
+
+ITEMS_FILE = "items.jsonl"
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+CONFUSION_FILE = "confusion.png"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`: overall scores, scores by task, and the items in the order of the data."""
+
+    summary: Summary
+    by_task: dict[str, Summary]
+    items: list[ItemResult]
+
+
+def evaluate(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    dataset: str | os.PathLike[str] | DatasetConfig | Sequence[DataRow],
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    overwrite: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Answers every row's last question and scores it against the row's last answer.
+
+    Answers in a transcription frame are scored by word error rate, questions with options `(A) ... (B) ...` by the
+    option chosen, by letter or by text, and all others by exact match. See `scoring` for the normalisation.
+
+    Args:
+        model, processor: what is evaluated.
+        dataset: a file of conversations, or rows.
+        output_dir: for `items.jsonl`, written as answers come, `summary.json` and `confusion.png`. A run that was
+            stopped goes on there.
+        batch_size: prompts answered at once.
+        max_new_tokens: longest answer.
+        overwrite: start again where `output_dir` holds another run.
+        progress: show a bar.
+        **options: further keywords of `generate`.
+
+    Raises:
+        DataError: the data set cannot be used.
+        ArgumentError: `output_dir` holds the items of another model, data set or setting.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        dataset = DatasetConfig(os.fspath(dataset))
+    rows = read_dataset(dataset).rows if isinstance(dataset, DatasetConfig) else list(dataset)
+    if not rows:
+        raise DataError("there is nothing to evaluate: no rows.")
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+    done: dict[str, ItemResult] = {}
+    file = None
+    if output_dir is not None:
+        folder = Path(output_dir).expanduser()
+        done = _open_run(folder, _fingerprint(model, rows, options), overwrite)
+        file = (folder / ITEMS_FILE).open("a", encoding="utf-8")
+    remaining = [row for row in rows if row.place not in done]
+    bar = None
+    if progress:
+        bar = require("tqdm").tqdm(total=len(rows), initial=len(done), unit="item")
+    try:
+        for place, item in answer_rows(model, processor, remaining, batch_size, **options):
+            done[place] = item
+            if file is not None:
+                file.write(json.dumps({"place": place, **item.to_dict()}, ensure_ascii=False) + "\n")
+                file.flush()
+            if bar is not None:
+                bar.update()
+    finally:
+        if file is not None:
+            file.close()
+        if bar is not None:
+            bar.close()
+    items = [done[row.place] for row in rows]
+    tasks = sorted({item.task or item.scoring for item in items})
+    by_task = {name: summarize([i for i in items if (i.task or i.scoring) == name]) for name in tasks}
+    result = Evaluation(summarize(items), by_task, items)
+    if output_dir is not None:
+        scores = {"all": result.summary.to_dict(), **{name: s.to_dict() for name, s in by_task.items()}}
+        write_text(folder / SUMMARY_FILE, to_json(scores))
+        plot_confusion(items, folder / CONFUSION_FILE)
+    return result
+
+
+def split_row(row: DataRow) -> tuple[list[dict[str, Any]], str, str]:
+    """The messages before the last answer, the last question, and that answer."""
+    end = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
+    questions = [text_of(message) for message in row.messages[:end] if message["role"] == "user"]
+    return row.messages[:end], questions[-1] if questions else "", text_of(row.messages[end])
+
+
+def answer_rows(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    rows: Sequence[DataRow],
+    batch_size: int = 16,
+    autocast: Callable[[], Any] | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, ItemResult]]:
+    """Answers and scores rows in batches of similar length, longest first.
+
+    Yields:
+        (place of the row, its result).
+    """
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+    ordered = sorted(rows, key=lambda row: -row.duration_s)
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        parts = [split_row(row) for row in batch]
+        inputs = processor.apply_chat_template(
+            [messages for messages, _, _ in parts],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+        ).to(model.device)
+        with torch.no_grad() if autocast is None else autocast():
+            outputs = model.generate(**inputs, **options)
+        answers = processor.decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, (_, question, reference), answer in zip(batch, parts, answers, strict=True):
+            yield row.place, score(row.id, question, reference, answer, row.task, row.duration_s)
+
+
+def _open_run(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, ItemResult]:
+    """Items that are done; a half-written last line is cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items, run = folder / ITEMS_FILE, folder / RUN_FILE
+    if items.exists() and not overwrite:
+        known = json.loads(run.read_text(encoding="utf-8")).get("fingerprint") if run.exists() else None
+        if known != fingerprint:
+            raise ArgumentError(
+                f"{str(folder)!r} holds an evaluation of another model, data set or setting; choose another "
+                "output_dir, or pass overwrite=True."
+            )
+        lines = items.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) < len(lines):
+            write_text(items, "".join(whole))
+        values = [json.loads(line) for line in whole]
+        return {value.pop("place"): ItemResult(**value) for value in values}
+    items.unlink(missing_ok=True)
+    write_text(run, to_json({"fingerprint": fingerprint}))
+    return {}
+
+
+def _fingerprint(model: Any, rows: Sequence[DataRow], options: dict[str, Any]) -> str:
+    """Tells runs apart: configuration, a few values of every weight, the rows and the options."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, parameter in model.state_dict().items():
+        flat = parameter.detach().flatten()
+        step = max(1, flat.numel() // 16)
+        digest.update(f"{name}{to_host(flat[::step].float())}".encode())
+    for row in rows:
+        digest.update(json.dumps([row.place, row.messages], sort_keys=True).encode())
+    digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,15 @@
+"""Training: `train(load_config("train.yaml"))`, or `python -m audioflamingo.training train.yaml`."""
+
+from audioflamingo.training.config import TrainingConfig, load_config
+from audioflamingo.training.errors import DataError, NonFiniteLossError, TrainingError
+from audioflamingo.training.trainer import TrainingResult, train
+
+__all__ = [
+    "DataError",
+    "NonFiniteLossError",
+    "TrainingConfig",
+    "TrainingError",
+    "TrainingResult",
+    "load_config",
+    "train",
+]

@@ -1,0 +1,288 @@
+"""Encoder outputs on disk, for training with a frozen encoder.
+
+A clip's rows are stored in float16 in shards that are complete or absent. A clip is known by the SHA-256 of its file,
+an encoder by that of its weights and front end, an augmentation by its settings, so runs share what fits and nothing
+else. The table of files (path, size, time of change -> SHA-256) only saves hashing them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from audioflamingo.audio import load_audio, split_windows
+from audioflamingo.errors import AudioError
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.training.augmentation import augment_waveform
+from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig
+
+logger = logging.getLogger(__name__)
+CLIPS_AT_ONCE = 16
+Job = tuple[str, int]  # path, variant
+CLEAN = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    shard: str
+    start: int
+    num_rows: int
+
+
+class FeatureCache:
+    """Encoder outputs of clips, in variants: 0 is the clip as it is, 1 to n are augmented.
+
+    Args:
+        config: where, and how many variants.
+        augmentation: of the variants from 1 on.
+        encoder_id: `encoder_hash` of the model.
+        width: D_audio.
+
+    Attributes:
+        failed: path to message of the clips that could not be read.
+    """
+
+    def __init__(
+        self, config: FeatureCacheConfig, augmentation: AugmentationConfig, encoder_id: str, width: int
+    ) -> None:
+        self.config = config
+        self.augmentation = augmentation
+        self.folder = Path(config.folder).expanduser() / f"{encoder_id[:16]}-{config.precision}"
+        self.width = width
+        self.failed: dict[str, str] = {}
+        settings = dataclasses.asdict(dataclasses.replace(augmentation, spec=type(augmentation.spec)()))
+        self._augmentation_id = _sha256(json.dumps(settings, sort_keys=True).encode())[:12]
+        self._files = _FileTable(self.folder)
+        self._entries: dict[str, _Entry] = {}
+        self._shards: dict[str, np.ndarray] = {}
+        self.reload()
+
+    @property
+    def variants(self) -> list[int]:
+        """Variants that each clip has."""
+        augmented = (
+            range(1, self.config.augmented_copies + 1) if self.augmentation.changes_waveform else range(0)
+        )
+        return [*([CLEAN] if self.config.keep_clean or not augmented else []), *augmented]
+
+    def draw_variant(self, rng: np.random.Generator | None) -> int:
+        """A variant by chance; without a generator the clean one (validation)."""
+        variants = self.variants
+        return CLEAN if rng is None else variants[int(rng.integers(len(variants)))]
+
+    def get(self, path: str, variant: int = CLEAN) -> np.ndarray:
+        """Rows of a clip, float16 `(A, D_audio)`, mapped from disk; do not write to it.
+
+        Raises:
+            KeyError: it is not in the cache.
+        """
+        entry = self._entries[self._key(path, variant)]
+        if entry.shard not in self._shards:
+            file = self.folder / f"{entry.shard}.bin"
+            self._shards[entry.shard] = np.memmap(file, np.float16, "r").reshape(-1, self.width)
+        return self._shards[entry.shard][entry.start : entry.start + entry.num_rows]
+
+    def reload(self) -> None:
+        """Reads the indices of all complete shards."""
+        for file in sorted(self.folder.glob("shard-*.json")):
+            if file.stem not in self._shards:
+                for key, start, num_rows in json.loads(file.read_text(encoding="utf-8")):
+                    self._entries[key] = _Entry(file.stem, start, num_rows)
+
+    def missing(self, paths: Sequence[str], variants: Sequence[int] | None = None) -> list[Job]:
+        """What is not cached yet, in the order of `paths`."""
+        self._files.update(paths)
+        variants = self.variants if variants is None else variants
+        jobs, seen = [], set()
+        for path in paths:
+            for variant in variants:
+                key = self._key(path, variant)
+                if key not in self._entries and key not in seen and path not in self.failed:
+                    seen.add(key)
+                    jobs.append((path, variant))
+        return jobs
+
+    def build(
+        self,
+        jobs: Sequence[Job],
+        model: Any,
+        processor: AudioFlamingo3Processor,
+        num_workers: int = 0,
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> None:
+        """Encodes clips and writes shards; stopping it at any time leaves complete shards only.
+
+        Args:
+            jobs: from `missing`; best sorted by length.
+            model: its encoder is used, on its device.
+            processor: the front end.
+            num_workers: processes that read audio and compute log-mel features.
+            progress: told the number of clips done.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shard: list[tuple[str, np.ndarray]] = []
+        try:
+            for group, features, frames, counts, errors in self._load_groups(jobs, processor, num_workers):
+                self.failed.update(errors)
+                for path, message in errors.items():
+                    logger.warning("not cached: %s: %s", path, message)
+                if group:
+                    rows = np.split(self._encode(model, features, frames), np.cumsum(counts)[:-1])
+                    shard += zip((self._key(*job) for job in group), rows, strict=True)
+                progress(len(group) + len(errors))
+                if len(shard) >= self.config.shard_clips:
+                    self._write_shard(shard)
+                    shard = []
+        finally:  # what is encoded is kept, also when the user stops
+            if shard:
+                self._write_shard(shard)
+
+    def _load_groups(
+        self, jobs: Sequence[Job], processor: AudioFlamingo3Processor, num_workers: int
+    ) -> Iterator[tuple[list[Job], Any, Any, list[int], dict[str, str]]]:
+        groups = [list(jobs[i : i + CLIPS_AT_ONCE]) for i in range(0, len(jobs), CLIPS_AT_ONCE)]
+        loader: Any = torch.utils.data.DataLoader(
+            _ClipLoader(groups, processor, self),
+            batch_size=None,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # the global one belongs to the training
+        )
+        return iter(loader)
+
+    @torch.no_grad()
+    def _encode(self, model: Any, features: torch.Tensor, frames: torch.Tensor) -> np.ndarray:
+        """Encoder outputs (A, D_audio), clip after clip, in float16."""
+        tower: Any = model.model.audio_tower
+        device = next(tower.parameters()).device
+        mask = torch.arange(features.shape[-1]) < frames[:, None]
+        was_training = tower.training
+        tower.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            rows = tower(features.to(device), mask.to(device)).audio_tokens
+        tower.train(was_training)
+        limit = torch.finfo(torch.float16).max
+        return rows.float().clamp(-limit, limit).half().cpu().numpy()
+
+    def load_clip(self, path: str, variant: int) -> np.ndarray:
+        """The waveform of a variant: its chance comes from the clip's content and the variant's number alone."""
+        waveform = load_audio(path)
+        if variant == CLEAN:
+            return waveform
+        digest = int(self._files.digest(path)[:15], 16)
+        return augment_waveform(waveform, self.augmentation, np.random.default_rng([digest, variant]))
+
+    def _key(self, path: str, variant: int) -> str:
+        kind = "clean" if variant == CLEAN else f"{self._augmentation_id}-{variant}"
+        return f"{self._files.digest(path)[:32]}-{kind}"
+
+    def _write_shard(self, items: list[tuple[str, np.ndarray]]) -> None:
+        name = f"shard-{uuid.uuid4().hex[:16]}"
+        index, start = [], 0
+        for key, rows in items:
+            index.append((key, start, len(rows)))
+            start += len(rows)
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            for _, rows in items:
+                file.write(np.ascontiguousarray(rows).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / f"{name}.bin")
+        temporary.write_text(json.dumps(index), encoding="utf-8")
+        os.replace(temporary, self.folder / f"{name}.json")  # the index comes last: it makes the shard count
+        self._entries.update({key: _Entry(name, start, num_rows) for key, start, num_rows in index})
+        self._files.save()
+
+
+class _ClipLoader(torch.utils.data.Dataset):
+    """Groups of clips -> log-mel windows; runs in worker processes."""
+
+    def __init__(
+        self, groups: list[list[Job]], processor: AudioFlamingo3Processor, cache: FeatureCache
+    ) -> None:
+        self.groups, self.processor, self.cache = groups, processor, cache
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> tuple[list[Job], Any, Any, list[int], dict[str, str]]:
+        from audioflamingo.clips import count_audio_tokens
+
+        windows: list[np.ndarray] = []
+        done: list[Job] = []
+        counts: list[int] = []
+        errors: dict[str, str] = {}
+        for path, variant in self.groups[index]:
+            try:
+                cut = split_windows(self.cache.load_clip(path, variant), on_long="error", name=repr(path))
+                counts.append(count_audio_tokens(cut))
+            except AudioError as error:
+                errors[path] = str(error)
+                continue
+            windows += cut
+            done.append((path, variant))
+        if not windows:
+            return done, None, None, counts, errors
+        features, mask = self.processor.feature_extractor(windows)
+        frames = mask.sum(-1)
+        return done, features[:, :, : int(frames.max())].clone(), frames, counts, errors
+
+
+class _FileTable:
+    """SHA-256 of files, kept beside the shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "files.json"
+        self._known: dict[str, list[Any]] = {}
+        if self._path.exists():
+            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+        self._fresh: set[str] = set()
+
+    def update(self, paths: Sequence[str]) -> None:
+        """Hashes the files that are new or have changed."""
+        before = len(self._fresh)
+        for path in paths:
+            self.digest(path)
+        if len(self._fresh) > before:
+            self.save()
+
+    def digest(self, path: str) -> str:
+        if path not in self._fresh:
+            state = os.stat(path)
+            known = self._known.get(path)
+            if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self._known[path] = [state.st_size, state.st_mtime_ns, digest]
+            self._fresh.add(path)
+        return str(self._known[path][2])
+
+    def save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps(self._known), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+
+def encoder_hash(model: Any, processor: AudioFlamingo3Processor) -> str:
+    """SHA-256 of the encoder's weights and of the front end's settings."""
+    digest = hashlib.sha256(json.dumps(processor.feature_extractor.to_dict(), sort_keys=True).encode())
+    tower: Any = model.model.audio_tower
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,108 @@
+"""The module that is trained: the model, a CTC head beside it, and the losses of one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.training.config import CTC_ALPHABET
+
+CTC_BLANK = 0
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels", "input_features", "input_features_mask")
+
+
+class TrainingModule(nn.Module):
+    """AF3 and, where asked for, a linear layer to characters on the projector's output.
+
+    The head helps training and is not part of the saved model.
+
+    Args:
+        model: trained in place.
+        uses_ctc: build the head.
+    """
+
+    def __init__(self, model: AudioFlamingo3ForConditionalGeneration, uses_ctc: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.ctc_head: nn.Linear | None = None
+        if uses_ctc:
+            width = model.config.text_config.hidden_size
+            self.ctc_head = nn.Linear(width, len(CTC_ALPHABET) + 1, dtype=model.dtype, device=model.device)
+
+    def forward(self, batch: dict[str, Any], uses_answers: bool = True) -> dict[str, Tensor]:
+        """Losses of a batch of `BatchEncoder`.
+
+        Args:
+            batch: tensors by name.
+            uses_answers: compute the answer's loss; otherwise the language model is not run.
+
+        Returns:
+            `answer`: cross-entropy summed over the labelled tokens. `ctc`: CTC loss summed over the clips. Each only
+            where the batch has it.
+        """
+        losses: dict[str, Tensor] = {}
+        projected = None
+        if "audio_rows" in batch:
+            projected = self.model.model.multi_modal_projector(
+                batch["audio_rows"].to(self.model.dtype)
+            )  # (A, D)
+        if uses_answers:
+            num_labels = (batch["labels"][:, 1:] != -100).sum()
+            if projected is not None or "input_features" not in batch:
+                loss = self._loss_of_projected(batch, projected)
+            else:
+                output = self.model(**{k: batch[k] for k in MODEL_INPUTS}, logits_to_keep=1)
+                loss, projected = output.loss, output.audio_hidden_states
+            losses["answer"] = loss * num_labels
+        elif projected is None and "input_features" in batch:
+            audio = self.model.get_audio_features(batch["input_features"], batch["input_features_mask"])
+            projected = audio.pooler_output
+        if self.ctc_head is not None and projected is not None and "ctc_spans" in batch:
+            losses["ctc"] = self._ctc_loss(batch, projected)
+        if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
+            # A text-only batch while only audio parts are trained: a gradient of zero, so that backward runs.
+            zero = sum(p.sum() * 0 for p in self.parameters() if p.requires_grad)
+            losses["answer"] = losses["answer"] + zero if "answer" in losses else torch.as_tensor(zero)
+        return losses
+
+    def _loss_of_projected(self, batch: dict[str, Any], projected: Tensor | None) -> Tensor:
+        """The forward pass from projected audio on; text-only batches have none."""
+        inner = self.model.model
+        embeds = inner.language_model.embed_tokens(batch["input_ids"])  # (B, S, D)
+        embeds = inner._merge(batch["input_ids"], embeds, projected)
+        output = self.model(
+            inputs_embeds=embeds,
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            logits_to_keep=1,
+        )
+        return output.loss
+
+    def _ctc_loss(self, batch: dict[str, Any], projected: Tensor) -> Tensor:
+        """CTC (Graves et al. 2006) in float32; clips with more characters than audio tokens count nothing."""
+        assert self.ctc_head is not None
+        starts, lengths = batch["ctc_spans"].unbind(1)
+        clips = [projected[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        logits = self.ctc_head(pad_sequence(clips))  # (T, K, C)
+        return F.ctc_loss(
+            F.log_softmax(logits.float(), dim=-1),
+            batch["ctc_targets"],
+            lengths,
+            batch["ctc_lengths"],
+            blank=CTC_BLANK,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+
+def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The tensors of a batch on a device; other entries as they are."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }

@@ -1,0 +1,137 @@
+"""What a stage trains: parameters by part, LoRA on the language model only, and the optimizer's groups."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from audioflamingo.errors import ConfigError
+from audioflamingo.training.config import LoraSettings, StageConfig
+from audioflamingo.training.errors import TrainingError, require
+
+CTC_PART = "ctc"  # the trainer's own head, not a part of the model
+_PREFIXES = {
+    "model.audio_tower.": "encoder",
+    "model.multi_modal_projector.": "projector",
+    "model.language_model.": "language_model",
+    "lm_head.": "language_model",
+}
+# The stored position table is not trained, in Whisper as in AF3.
+_NEVER_TRAINED = ("model.audio_tower.embed_positions.",)
+_LAYER = re.compile(r"model\.audio_tower\.layers\.(\d+)\.")
+
+
+def part_of(name: str) -> str:
+    """Part of a parameter, by its name in the model: `encoder`, `projector`, `language_model` or `lora`."""
+    part = next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), None)
+    if part is None:
+        raise TrainingError(f"the parameter {name} belongs to no part of the model.")
+    if ".lora_" in name:
+        if part != "language_model":
+            raise TrainingError(
+                f"an adapter was put into the {part}: {name}. Only the language model takes one."
+            )
+        return "lora"
+    return part
+
+
+def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
+    """Puts LoRA layers into the language model, in place.
+
+    The encoder has layers of the same names, so targets are matched by full path.
+
+    Returns:
+        peft's model around `model`, to save the adapter with.
+
+    Raises:
+        ConfigError: a target that the language model does not have.
+    """
+    peft = require("peft")
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    present = {name.rpartition(".")[2] for name in names if name.startswith("model.language_model.layers.")}
+    if missing := [target for target in settings.target_modules if target not in present]:
+        raise ConfigError(
+            f"lora.target_modules: the language model has no {missing[0]!r}, only {sorted(present)}."
+        )
+    pattern = (
+        rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(map(re.escape, settings.target_modules))})"
+    )
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern
+        ),
+    )
+
+
+def select_parameters(model: nn.Module, stage: StageConfig) -> dict[str, list[str]]:
+    """Sets `requires_grad` for a stage.
+
+    Args:
+        model: AF3, possibly with LoRA layers.
+        stage: its `learning_rates` name what is trained.
+
+    Returns:
+        Names of the trained parameters by part.
+
+    Raises:
+        ConfigError: a part has nothing to train.
+    """
+    first_layer = 0
+    if stage.encoder_last_layers is not None:
+        numbers = [int(match[1]) for name, _ in model.named_parameters() if (match := _LAYER.match(name))]
+        first_layer = max(numbers) + 1 - stage.encoder_last_layers
+        if first_layer < 0:
+            raise ConfigError(f"encoder_last_layers is more than the encoder's {max(numbers) + 1} layers.")
+    trained: dict[str, list[str]] = {part: [] for part in stage.learning_rates}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        is_trained = part in trained and not name.startswith(_NEVER_TRAINED)
+        if part == "encoder" and stage.encoder_last_layers is not None:
+            match = _LAYER.match(name)
+            is_last_norm = name.startswith("model.audio_tower.layer_norm.")
+            is_trained = is_trained and (is_last_norm or (match is not None and int(match[1]) >= first_layer))
+        parameter.requires_grad_(is_trained)
+        if is_trained:
+            trained[part].append(name)
+    for part, names in trained.items():
+        if not names:
+            raise ConfigError(f"learning_rates.{part}: the model has no such parameters.")
+    return trained
+
+
+def build_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters of the trainer's module; groups by part, biases and norms without decay.
+
+    Each group holds its `part`. The CTC head learns at the projector's rate, or the encoder's if that is frozen.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            part = CTC_PART if name.startswith("ctc_head.") else part_of(name.removeprefix("model."))
+            groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
+    if not groups:
+        raise TrainingError("nothing is trained.")
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": base_rate(part, stage),
+                "weight_decay": stage.weight_decay if is_decayed else 0.0,
+                "part": part,
+            }
+            for (part, is_decayed), parameters in groups.items()
+        ],
+        betas=stage.betas,
+    )
+
+
+def base_rate(part: str, stage: StageConfig) -> float:
+    """Learning rate of a part before warm-up and cosine."""
+    if part == CTC_PART:
+        rates = stage.learning_rates
+        return rates.get("projector", rates.get("encoder", max(rates.values())))
+    return stage.learning_rates[part]

@@ -1,0 +1,262 @@
+"""One stage of a run: its data, optimizer and loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from audioflamingo.training.caching import prepare_cache
+from audioflamingo.training.checkpoints import LoadedCheckpoint, save_checkpoint
+from audioflamingo.training.config import StageConfig
+from audioflamingo.training.data import Dataset
+from audioflamingo.training.display import ProgressBar
+from audioflamingo.training.encoding import Batch, BatchEncoder
+from audioflamingo.training.errors import NonFiniteLossError
+from audioflamingo.training.module import move_batch
+from audioflamingo.training.parts import base_rate, build_optimizer, select_parameters
+from audioflamingo.training.schedule import Schedule
+from audioflamingo.training.steps import StageData
+from audioflamingo.training.validation import Validation, validate
+
+if TYPE_CHECKING:
+    from audioflamingo.training.trainer import Trainer
+
+
+class StageRun:
+    """One stage of a run: its data, optimizer and loop."""
+
+    def __init__(self, trainer: Trainer, index: int, loaded: LoadedCheckpoint | None) -> None:
+        self.trainer, self.index = trainer, index
+        self.config, self.accelerator, self.progress = trainer.config, trainer.accelerator, trainer.progress
+        self.stage: StageConfig = self.config.stages[index]
+        self.name = self.stage.name or f"stage {index + 1}"
+        if loaded is None:
+            self.progress.begin_stage(index)
+        batch = self.stage.batch or self.config.batch
+        skip_bad = self.config.data.on_bad_row == "skip"
+        datasets, validation_rows = trainer.datasets, trainer.validation_rows
+        cache = None
+        if self.config.feature_cache is not None and "encoder" not in self.stage.learning_rates:
+            cache = prepare_cache(
+                self.config,
+                self.accelerator,
+                trainer.model,
+                trainer.processor,
+                datasets,
+                validation_rows,
+                should_stop=lambda: trainer.stop_signal.is_set,
+                show_progress=trainer.show_progress,
+            )
+            if cache.failed:
+                readable = [[r for r in d.rows if not cache.failed.keys() & set(r.audio)] for d in datasets]
+                datasets = [Dataset(rows, d.weight) for rows, d in zip(readable, datasets, strict=True)]
+                validation_rows = [r for r in validation_rows if not cache.failed.keys() & set(r.audio)]
+        self.data = StageData(datasets, self.stage, batch, (self.config.seed, index), skip_bad)
+        encode_options: dict[str, Any] = {
+            "cache": cache,
+            "uses_ctc": self.stage.ctc_weight > 0,
+            "uses_answers": self.stage.answer_weight > 0,
+        }
+        self.encoder = BatchEncoder(trainer.processor, self.config.augmentation, **encode_options)
+        self.validation = Validation(
+            validation_rows,
+            batch,
+            BatchEncoder(trainer.processor, None, **encode_options),
+            self.config.validation,
+        )
+        self.stored_names = trainer.stored_names(index)
+        select_parameters(trainer.model, self.stage)
+        if trainer.module.ctc_head is not None:
+            trainer.module.ctc_head.requires_grad_(self.stage.ctc_weight > 0)
+        self.module, self.optimizer = self.accelerator.prepare(
+            trainer.module, build_optimizer(trainer.module, self.stage)
+        )
+        if loaded is not None:
+            loaded.restore_optimizer(self.module, self.torch_optimizer, self.accelerator)
+        self.schedule = Schedule.of(self.stage, self.data.steps_of(0))
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer inside accelerate's."""
+        return self.optimizer.optimizer
+
+    def run(self) -> None:
+        """Trains the stage to its end."""
+        self._set_training_mode()
+        last_time = time.perf_counter()
+        with ProgressBar(self.name, self.schedule, self.trainer.show_progress) as bar:
+            for batches in self._steps():
+                values = self._step(batches, time.perf_counter() - last_time)
+                last_time = time.perf_counter()
+                bar.update(self.progress, values)
+                self._log(values)
+                is_over = self.schedule.is_over(self.progress.stage_step, self.progress.stage_s)
+                every = self.config.validation.every_steps
+                if is_over or (every is not None and self.progress.stage_step % every == 0):
+                    self._validate(bar)
+                is_stopped = values["stop"] > 0
+                if is_over:
+                    break
+                if is_stopped or self.progress.stage_step % self.config.checkpoint_every_steps == 0:
+                    self._save_checkpoint(self.optimizer.optimizer)
+                if is_stopped:
+                    raise KeyboardInterrupt
+        self.trainer.save_model("last", self.module)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Unwraps the module and marks the stage as done."""
+        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.begin_stage(self.index + 1)
+        next_names = self.trainer.stored_names(min(self.index + 1, len(self.config.stages) - 1))
+        self.stored_names = next_names
+        self._save_checkpoint(None)
+        self.accelerator.free_memory()
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """Batches of one step after the other, over epochs, from where the run is."""
+        rank, num = self.accelerator.process_index, self.accelerator.num_processes
+        while True:
+            epoch, first = self.progress.epoch, self.progress.epoch_step
+            workers = self.config.data.num_workers
+            for batches in self.data.steps(epoch, first, self.encoder, rank, num, workers):
+                self.progress.epoch_step += 1
+                yield batches
+            self.progress.epoch, self.progress.epoch_step = epoch + 1, 0
+
+    def _step(self, batches: Sequence[Batch], waited_s: float) -> dict[str, Any]:
+        """One optimizer step over all processes.
+
+        The losses are means over all labelled tokens, and characters, of the step, however they are spread over
+        batches and processes.
+        """
+        start = time.perf_counter()
+        stage, num = self.stage, self.accelerator.num_processes
+        totals = self._reduce([sum(b.get(k, 0) for b in batches) for k in ("num_labels", "num_characters")])
+        num_labels, num_characters = (max(1.0, value) for value in totals)
+        answer, ctc = 0.0, 0.0
+        for i, batch in enumerate(batches):
+            is_last = i == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.module):
+                losses = self.module(move_batch(batch, self.accelerator.device), stage.answer_weight > 0)
+                total: Any = 0.0
+                if "answer" in losses:
+                    total = total + stage.answer_weight * losses["answer"] / num_labels
+                    answer += losses["answer"].item()
+                if "ctc" in losses:
+                    total = total + stage.ctc_weight * losses["ctc"] / num_characters
+                    ctc += losses["ctc"].item()
+                self.accelerator.backward(total * num)
+        measured = [answer, ctc, sum(b["num_rows"] for b in batches), sum(b["audio_s"] for b in batches)]
+        is_main = self.accelerator.is_main_process
+        clock = time.perf_counter() - start + waited_s
+        answer, ctc, num_rows, audio_s, clock, stop = self._reduce(
+            [*measured, clock if is_main else 0.0, float(self.trainer.stop_signal.is_set)]
+        )
+        if not math.isfinite(answer + ctc):
+            self._fail("the loss", batches)
+        norm = self._clip(batches)
+        factor = self.schedule.rate_factor(self.progress.stage_step, self.progress.stage_s)
+        for group in self.torch_optimizer.param_groups:
+            group["lr"] = base_rate(group["part"], stage) * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.stage_step += 1
+        self.progress.stage_s += clock
+        values = {
+            "loss": stage.answer_weight * answer / num_labels + stage.ctc_weight * ctc / num_characters,
+            "answer_loss": answer / num_labels if stage.answer_weight else None,
+            "ctc_loss": ctc / num_characters if stage.ctc_weight else None,
+            "grad_norm": norm,
+            "learning_rates": {part: rate * factor for part, rate in stage.learning_rates.items()},
+            "rows_per_s": num_rows / clock,
+            "audio_s_per_s": audio_s / clock,
+        }
+        return {**values, "stop": stop}
+
+    def _clip(self, batches: Sequence[Batch]) -> float:
+        """Clips the gradient; returns its norm before."""
+        limit = math.inf if self.stage.max_grad_norm is None else self.stage.max_grad_norm
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._fail("the gradient", batches)
+        return norm
+
+    def _fail(self, what: str, batches: Sequence[Batch]) -> None:
+        from accelerate.utils import gather_object
+
+        ids = list(gather_object([row_id for batch in batches for row_id in batch["ids"]]))
+        step = self.progress.step + 1
+        raise NonFiniteLossError(
+            f"{what} of step {step} ({self.name}) is not finite. Rows: {', '.join(ids)}. The last checkpoint is from "
+            "before; look at these rows, lower the learning rate, or use precision: float32.",
+            ids,
+        )
+
+    def _reduce(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(map(float, values))
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        torch.distributed.all_reduce(tensor)
+        return list(tensor.tolist())
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self.trainer.log is not None and self.progress.step % self.config.log_every_steps == 0:
+            where = {
+                "stage": self.name,
+                "epoch": self.progress.epoch,
+                "stage_s": round(self.progress.stage_s, 2),
+            }
+            self.trainer.log.write("train", self.progress.step, {**where, **values, "stop": None})
+
+    def _validate(self, bar: ProgressBar) -> None:
+        """Measures, logs, and saves the model if it is the best so far."""
+        if not self.validation.rows:
+            return
+        scores = validate(
+            self.validation,
+            self.module,
+            self.trainer.model,
+            self.trainer.processor,
+            self.accelerator,
+            self.stage,
+        )
+        self._set_training_mode()
+        value = scores.get(self.config.best_metric)
+        if value is not None and self.stage.answer_weight > 0:
+            best = self.progress.best
+            sign = -1 if self.config.best_metric == "accuracy" else 1
+            if best is None or sign * value < sign * best:
+                self.progress.best, self.progress.best_step = value, self.progress.step
+                self.trainer.save_model("best", self.module)
+        if self.trainer.log is not None:
+            self.trainer.log.write("validation", self.progress.step, {"stage": self.name, **scores})
+            self.trainer.log.plot()
+        bar.show(scores)
+
+    def _set_training_mode(self) -> None:
+        """Training mode, but for parts that are frozen as a whole."""
+        self.module.train()
+        if "encoder" not in self.stage.learning_rates:
+            self.trainer.model.model.audio_tower.eval()
+
+    def _save_checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
+        save_checkpoint(
+            self.trainer.checkpoints_dir,
+            self.accelerator,
+            self.trainer.module if optimizer is None else self.module,
+            optimizer,
+            self.stored_names,
+            self.progress,
+            self.config.keep_checkpoints,
+            self.trainer.fingerprint,
+        )

@@ -1,0 +1,251 @@
+"""The training loop: stages, steps, validation, checkpoints. `train` is the entry.
+
+Everything that the next step depends on is in a checkpoint or follows from the config's seed, so a run that was
+killed goes on exactly as if it had not been (a cosine over minutes follows the clock and is the one exception).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audioflamingo.errors import ConfigError
+from audioflamingo.files import to_json, write_text
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.training.checkpoints import LoadedCheckpoint, Progress, list_checkpoints, read_state
+from audioflamingo.training.config import TrainingConfig
+from audioflamingo.training.data import read_dataset
+from audioflamingo.training.display import StopSignal
+from audioflamingo.training.errors import require
+from audioflamingo.training.exporting import export
+from audioflamingo.training.metrics import MetricsLog
+from audioflamingo.training.module import TrainingModule
+from audioflamingo.training.parts import add_lora, select_parameters
+from audioflamingo.training.stage import StageRun
+
+CHECKPOINTS_FOLDER = "checkpoints"
+CONFIG_FILE = "config.json"
+# Keys that may differ between a run and its continuation: they do not change what is learned.
+_FREE_KEYS = (
+    "output_dir",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "tensorboard",
+    "device",
+)
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves.
+
+    Attributes:
+        step: optimizer steps in all.
+        best, best_step: best value of `best_metric`, and its step; None without validation data.
+        best_dir, last_dir: folders of the saved models.
+    """
+
+    step: int
+    best: float | None
+    best_step: int | None
+    best_dir: Path
+    last_dir: Path
+
+
+def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = True) -> TrainingResult:
+    """Trains, or goes on with an interrupted run of the same config.
+
+    Args:
+        config: see `TrainingConfig`.
+        fresh: remove the checkpoints of an earlier run in `output_dir` first.
+        show_progress: draw a progress bar.
+
+    Raises:
+        ConfigError: the config contradicts itself, the model, the data or the run in `output_dir`.
+        DataError: data that cannot be used.
+        NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is from before.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
+        MissingDependencyError: an optional package is not installed.
+    """
+    accelerate = require("accelerate")
+    uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    accelerator = accelerate.Accelerator(
+        mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
+        cpu=uses_cpu,
+        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    try:
+        return Trainer(config, accelerator, fresh, show_progress).run()
+    finally:
+        accelerator.end_training()
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
+
+
+def resolve_precision(precision: str, uses_cpu: bool) -> str:
+    """What `auto` means on this machine.
+
+    Raises:
+        ConfigError: float16 on a CPU.
+    """
+    if precision == "float16" and uses_cpu:
+        raise ConfigError("precision: float16 needs a GPU; set auto, bfloat16 or float32.")
+    if precision != "auto":
+        return precision
+    if not uses_cpu:
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return "bfloat16" if any(check is not None and check() for check in checks) else "float32"
+
+
+class Trainer:
+    """One run; see `train`."""
+
+    def __init__(self, config: TrainingConfig, accelerator: Any, fresh: bool, show_progress: bool) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.output_dir = Path(config.output_dir).expanduser()
+        self.checkpoints_dir = self.output_dir / CHECKPOINTS_FOLDER
+        self.show_progress = show_progress and accelerator.is_main_process
+        self._check_processes()
+        self.fingerprint = _fingerprint(config)
+        self.checkpoint = self._open_output(fresh)
+        torch.manual_seed(config.seed)
+        self.model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+            config.model, dtype=config.weights_dtype
+        )
+        self.processor = AudioFlamingo3Processor.from_pretrained(config.model)
+        self.peft_model = add_lora(self.model, config.lora) if config.uses_lora else None
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.module = TrainingModule(self.model, any(stage.ctc_weight for stage in config.stages))
+        self.module.to(accelerator.device)
+        data = config.data
+        bounds = (data.on_bad_row, data.min_duration_s, data.max_duration_s, config.seed)
+        self.datasets = [read_dataset(item, *bounds) for item in data.train]
+        self.validation_rows = [row for item in data.validation for row in read_dataset(item, *bounds).rows]
+        self.progress = Progress()
+        self.log: MetricsLog | None = None
+
+    def _check_processes(self) -> None:
+        num = self.accelerator.num_processes
+        for stage in self.config.stages:
+            per_step = (stage.batch or self.config.batch).batches_per_step
+            if per_step % num:
+                raise ConfigError(f"batches_per_step {per_step} is not divisible by the {num} processes.")
+        if self.is_fsdp and len(self.config.stages) > 1:
+            raise ConfigError(
+                "FSDP runs one stage a config: give each stage its own run, each from the last's model."
+            )
+
+    @property
+    def is_fsdp(self) -> bool:
+        """Whether parameters are sharded over the processes."""
+        return self.accelerator.distributed_type == "FSDP"
+
+    def _open_output(self, fresh: bool) -> Path | None:
+        """Makes the output folder; returns the checkpoint to go on from."""
+        folder = self.checkpoints_dir
+        if self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                _remove_run(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        checkpoints = list_checkpoints(folder)
+        if checkpoints and read_state(checkpoints[-1])[1] != self.fingerprint:
+            difference = _difference(self.output_dir, self.config)
+            raise ConfigError(
+                f"{str(self.output_dir)!r} holds a run of another config ({difference}); choose another output_dir, "
+                "or start again with --fresh."
+            )
+        if self.accelerator.is_main_process:
+            write_text(self.output_dir / CONFIG_FILE, to_json(self.config.to_dict()))
+        return checkpoints[-1] if checkpoints else None
+
+    def run(self) -> TrainingResult:
+        """Runs the stages that are left."""
+        loaded = None
+        if self.checkpoint is not None:
+            self.progress, _ = read_state(self.checkpoint)
+            loaded = LoadedCheckpoint(self.checkpoint)
+            loaded.restore_weights(self.module, self.stored_names(self.progress.stage))
+        if self.accelerator.is_main_process:
+            self.log = MetricsLog(self.output_dir, self.progress.step, self.config.tensorboard)
+        with StopSignal() as self.stop_signal:
+            for index in range(self.progress.stage, len(self.config.stages)):
+                stage_run = StageRun(
+                    self, index, loaded if loaded is not None and loaded.has_optimizer else None
+                )
+                stage_run.run()
+                loaded = None
+        if self.log is not None:
+            self.log.plot()
+            self.log.close()
+        best_dir, last_dir = self.output_dir / "best", self.output_dir / "last"
+        return TrainingResult(
+            self.progress.step, self.progress.best, self.progress.best_step, best_dir, last_dir
+        )
+
+    def stored_names(self, stage: int) -> set[str]:
+        """Parameters that the stages up to this one train, and the CTC head's: what checkpoints hold."""
+        names = {name for name, _ in self.module.named_parameters() if name.startswith("ctc_head.")}
+        for item in self.config.stages[: stage + 1]:
+            for part in select_parameters(self.model, item).values():
+                names.update(f"model.{name}" for name in part)
+        return names
+
+    def save_model(self, name: str, module: torch.nn.Module) -> None:
+        """Saves `best` or `last`."""
+        dtype = None if self.config.save_dtype is None else getattr(torch, self.config.save_dtype)
+        export(
+            self.output_dir / name,
+            module,
+            self.model,
+            self.processor,
+            is_main_process=self.accelerator.is_main_process,
+            dtype=dtype,
+            notes={
+                "step": self.progress.step,
+                "best": self.progress.best,
+                "best_step": self.progress.best_step,
+            },
+            peft_model=self.peft_model,
+            lora=self.config.lora,
+        )
+        self.accelerator.wait_for_everyone()
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
+    return {**kept, "data": {key: value for key, value in config["data"].items() if key != "num_workers"}}
+
+
+def _fingerprint(config: TrainingConfig) -> str:
+    return hashlib.sha256(json.dumps(_comparable(config.to_dict()), sort_keys=True).encode()).hexdigest()
+
+
+def _difference(output_dir: Path, config: TrainingConfig) -> str:
+    """Keys in which the stored config differs."""
+    try:
+        stored = _comparable(json.loads((output_dir / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError):
+        return "its config is gone"
+    ours = json.loads(json.dumps(_comparable(config.to_dict())))
+    differing = [key for key in ours if stored.get(key) != ours[key]]
+    return f"different: {', '.join(differing)}" if differing else "of another version"
+
+
+def _remove_run(output_dir: Path) -> None:
+    for name in (CHECKPOINTS_FOLDER, "tensorboard"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    (output_dir / "log.jsonl").unlink(missing_ok=True)
+    (output_dir / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
