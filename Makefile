@@ -29,7 +29,9 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/encoder.py
+	$(BIN)/python benchmarks/encoder.py --dtype float32
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/load.py
 
 clean:
 	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

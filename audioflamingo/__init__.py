@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from audioflamingo import errors
-    from audioflamingo.audio import load_audio
+    from audioflamingo.audio import AudioFlamingo3FeatureExtractor, load_audio
     from audioflamingo.cache import KVCache
     from audioflamingo.chat import Chat
     from audioflamingo.config import (
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
         Qwen2Config,
     )
     from audioflamingo.encoder import AudioFlamingo3Encoder
-    from audioflamingo.features import AudioFlamingo3FeatureExtractor
+    from audioflamingo.generation import TextStreamer
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
-    from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
+    from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
     from audioflamingo.projector import AudioFlamingo3MultiModalProjector
-    from audioflamingo.streamers import TextStreamer
-    from audioflamingo.tokenizer import StreamDecoder, Tokenizer
     from audioflamingo.transcription import transcribe
 
 __version__ = "0.1.0"
@@ -35,7 +33,7 @@ _MODULE_OF = {
     "AudioFlamingo3Config": "config",
     "AudioFlamingo3Encoder": "encoder",
     "AudioFlamingo3EncoderConfig": "config",
-    "AudioFlamingo3FeatureExtractor": "features",
+    "AudioFlamingo3FeatureExtractor": "audio",
     "AudioFlamingo3ForConditionalGeneration": "model",
     "AudioFlamingo3Model": "model",
     "AudioFlamingo3MultiModalProjector": "projector",
@@ -45,9 +43,9 @@ _MODULE_OF = {
     "GenerationConfig": "config",
     "KVCache": "cache",
     "Qwen2Config": "config",
-    "StreamDecoder": "tokenizer",
-    "TextStreamer": "streamers",
-    "Tokenizer": "tokenizer",
+    "StreamDecoder": "processor",
+    "TextStreamer": "generation",
+    "Tokenizer": "processor",
     "load_audio": "audio",
     "transcribe": "transcription",
 }

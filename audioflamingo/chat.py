@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from audioflamingo.errors import PromptError
-from audioflamingo.tokenizer import StreamDecoder
+from audioflamingo.processor.tokenizer import StreamDecoder
 
 INITIAL_CACHE = 2048  # slots; they double when they run out
 
@@ -59,7 +59,7 @@ class Chat:
         Raises:
             AudioError: it cannot be read, or is too short.
         """
-        from audioflamingo.audio import SAMPLING_RATE, check_waveform, load_audio
+        from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, load_audio
 
         waveform = load_audio(source)
         check_waveform(waveform, source if isinstance(source, str) else "audio")
@@ -156,7 +156,7 @@ class Chat:
 
     def transcript(self) -> list[dict[str, Any]]:
         """The conversation for a file: audio is named by its number and length."""
-        from audioflamingo.audio import SAMPLING_RATE
+        from audioflamingo.audio.loading import SAMPLING_RATE
 
         def plain(part: dict[str, Any]) -> dict[str, Any]:
             if part["type"] != "audio":

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from audioflamingo.attention import AttentionImplementation, attend
-from audioflamingo.audio import conv_length, num_audio_tokens
+from audioflamingo.audio.loading import conv_length, num_audio_tokens
 from audioflamingo.config import AudioFlamingo3EncoderConfig
 from audioflamingo.errors import ArgumentError
 from audioflamingo.host import to_host

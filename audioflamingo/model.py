@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from audioflamingo.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.cache import KVCache
-from audioflamingo.checkpoint import PretrainedMixin
+from audioflamingo.checkpoint.pretrained import PretrainedMixin
 from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
 from audioflamingo.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
 from audioflamingo.errors import ArgumentError, PromptError
-from audioflamingo.generation import GenerationMixin
+from audioflamingo.generation.generate import GenerationMixin
 from audioflamingo.host import to_host
 from audioflamingo.language_model import Qwen2Attention, Qwen2Model
 from audioflamingo.outputs import AudioFeaturesOutput, CausalLMOutput, LanguageModelOutput

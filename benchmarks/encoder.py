@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from audioflamingo import AudioFlamingo3Encoder, AudioFlamingo3EncoderConfig
-from audioflamingo.audio import num_audio_tokens
+from audioflamingo.audio.loading import num_audio_tokens
 
 
 def build(num_layers: int, dtype: torch.dtype) -> tuple[AudioFlamingo3Encoder, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audioflamingo.cache import KVCache
 from audioflamingo.config import GenerationConfig
-from audioflamingo.generation import GenerationMixin
+from audioflamingo.generation.generate import GenerationMixin
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 

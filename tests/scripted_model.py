@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from audioflamingo.generation import GenerationStep
+from audioflamingo.generation.generate import GenerationStep
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.tiny_tokenizer import write_tiny_processor
 

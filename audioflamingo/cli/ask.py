@@ -92,7 +92,7 @@ def ask(
         chat.add_audio(source)
     options = answer_options(max_new_tokens, temperature, seed)
     if task == "transcribe":  # the sentence around the transcript is only known when it is complete
-        from audioflamingo.framing import strip_framing
+        from audioflamingo.processor.framing import strip_framing
 
         Terminal.show(strip_framing("".join(chat.ask(question, **options))) + "\n")
         return
@@ -136,7 +136,7 @@ def _source(name: str) -> Any:
     """What `load_audio` takes for a clip that the user named, opened if that shows a mistake at once."""
     import sys
 
-    from audioflamingo.sources import open_source
+    from audioflamingo.audio.sources import open_source
 
     if name == "-":
         return sys.stdin.buffer.read()

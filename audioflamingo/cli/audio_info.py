@@ -28,9 +28,9 @@ def read_audio_info(source: Any) -> AudioInfo | None:
     """Reads the head of a file; None if it cannot be made sense of (decoding then says why)."""
     import av
 
-    from audioflamingo.decoding import CONTAINERS
+    from audioflamingo.audio.decoding import CONTAINERS
+    from audioflamingo.audio.sources import open_source
     from audioflamingo.errors import AudioFlamingoError
-    from audioflamingo.sources import open_source
 
     try:
         with open_source(source) as (file, _):

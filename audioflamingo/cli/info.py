@@ -59,7 +59,7 @@ def collect_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
-    from audioflamingo.checkpoint import build_empty, read_config
+    from audioflamingo.checkpoint.pretrained import build_empty, read_config
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 
     folder, has_weights = _find_folder(model)
@@ -87,8 +87,8 @@ def collect_facts(model: str) -> dict[str, Any]:
 
 def _find_folder(model: str) -> tuple[Path, bool]:
     """The folder, and whether the weights are there; fetches small files only."""
+    from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
     from audioflamingo.errors import CheckpointError
-    from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
 
     if Path(model).expanduser().is_dir():
         return Path(model).expanduser(), True
@@ -131,7 +131,12 @@ def _cache_bytes(text: Any) -> dict[str, int]:
 
 def _stored(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     """What the weight files hold, from their headers; checked against the configuration."""
-    from audioflamingo.weights import FLOAT_DTYPES, check_tensors, find_tensors, is_component_folder
+    from audioflamingo.checkpoint.weights import (
+        FLOAT_DTYPES,
+        check_tensors,
+        find_tensors,
+        is_component_folder,
+    )
 
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, shapes)

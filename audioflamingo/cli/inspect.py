@@ -131,7 +131,7 @@ def look_at(name: str, source: Any, waveform: Any) -> AudioView:
     """
     import numpy as np
 
-    from audioflamingo.audio import (
+    from audioflamingo.audio.loading import (
         HOP_LENGTH,
         MAX_AUDIO_S,
         N_SAMPLES,

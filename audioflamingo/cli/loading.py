@@ -23,7 +23,7 @@ def load(model: str, device: str, dtype: Dtype, verbose: bool = False) -> tuple[
     """
     import torch
 
-    from audioflamingo.hub import resolve_folder
+    from audioflamingo.checkpoint.hub import resolve_folder
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.processor import AudioFlamingo3Processor
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from audioflamingo.audio import SAMPLING_RATE, split_windows
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
+from audioflamingo.audio.loading import SAMPLING_RATE, split_windows
 from audioflamingo.cli.inspect import AudioView
 from audioflamingo.errors import MissingDependencyError
-from audioflamingo.features import AudioFlamingo3FeatureExtractor
 
 MAX_COLUMNS = 4000  # of the spectrogram picture
 TOKEN_S = 0.04

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from audioflamingo.framing import TRANSCRIPTION_PREFIXES, strip_framing
+from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES, strip_framing
 from audioflamingo.training.errors import require
 
 Scoring = Literal["transcription", "choice", "exact"]

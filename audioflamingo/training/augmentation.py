@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from audioflamingo.audio import HOP_LENGTH, MIN_SAMPLES, SAMPLING_RATE, load_audio
+from audioflamingo.audio.loading import HOP_LENGTH, MIN_SAMPLES, SAMPLING_RATE, load_audio
 from audioflamingo.errors import AudioError, ConfigError
 from audioflamingo.training.config import AugmentationConfig, SpecAugmentConfig
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.framing import TRANSCRIPTION_PREFIXES, strip_framing
+from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES, strip_framing
 from audioflamingo.training.config import DatasetConfig
 from audioflamingo.training.errors import DataError, require
 
@@ -176,7 +176,7 @@ def _parse_row(value: Any, form: str, folder: Path, place: str) -> DataRow:
 
 def _resolve_audio(messages: Any, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Makes audio paths absolute and checks that the files are there."""
-    from audioflamingo.conversation import parse_conversations
+    from audioflamingo.processor.conversation import parse_conversations
 
     parse_conversations(messages)
     audio: list[str] = []
@@ -253,6 +253,6 @@ def _probe_duration(path: str) -> float:
                 return float(container.duration) / 1_000_000
     except (OSError, ValueError) as error:
         raise DataError(f"{path!r} cannot be opened as audio: {error}") from error
-    from audioflamingo.audio import SAMPLING_RATE, load_audio
+    from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 
     return len(load_audio(path)) / SAMPLING_RATE

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioflamingo.audio import load_audio, split_windows
-from audioflamingo.batch import Row, expand_audio, pad_rows
-from audioflamingo.chat_template import render_conversation
-from audioflamingo.clips import count_audio_tokens
-from audioflamingo.conversation import parse_conversations
+from audioflamingo.audio.loading import load_audio, split_windows
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.processor_options import TextOptions
+from audioflamingo.processor.batch import Row, expand_audio, pad_rows
+from audioflamingo.processor.chat_template import render_conversation
+from audioflamingo.processor.clips import count_audio_tokens
+from audioflamingo.processor.conversation import parse_conversations
+from audioflamingo.processor.options import TextOptions
 from audioflamingo.training.augmentation import augment_waveform, mask_features, mask_rows
 from audioflamingo.training.config import CTC_ALPHABET, AugmentationConfig
 from audioflamingo.training.data import DataRow

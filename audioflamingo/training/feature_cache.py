@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audioflamingo.audio import load_audio, split_windows
+from audioflamingo.audio.loading import load_audio, split_windows
 from audioflamingo.errors import AudioError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
@@ -216,7 +216,7 @@ class _ClipLoader(torch.utils.data.Dataset):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> tuple[list[Job], Any, Any, list[int], dict[str, str]]:
-        from audioflamingo.clips import count_audio_tokens
+        from audioflamingo.processor.clips import count_audio_tokens
 
         windows: list[np.ndarray] = []
         done: list[Job] = []

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from audioflamingo.chat_template import DEFAULT_CHAT_TEMPLATE
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.config import (
     AudioFlamingo3Config,
     AudioFlamingo3EncoderConfig,
@@ -26,12 +26,12 @@ from audioflamingo.config import (
     Qwen2Config,
 )
 from audioflamingo.errors import AudioFlamingoError, CheckpointError, ConfigError
-from audioflamingo.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.framing import TRANSCRIPTION_PREFIXES
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.processor import DEFAULT_TRANSCRIPTION_PROMPT, AudioFlamingo3Processor
-from audioflamingo.tokenizer import AUDIO_TOKEN, Tokenizer
-from audioflamingo.tokenizer_files import QWEN2_SPLIT_PATTERN
+from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
+from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES
+from audioflamingo.processor.processor import DEFAULT_TRANSCRIPTION_PROMPT, AudioFlamingo3Processor
+from audioflamingo.processor.tokenizer import AUDIO_TOKEN, Tokenizer
+from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
 from audioflamingo.training.data import text_of
 from audioflamingo.training.errors import DataError
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from audioflamingo.evaluation.evaluate import answer_rows
-from audioflamingo.evaluation.scoring import summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.config import BatchConfig, StageConfig, ValidationConfig
@@ -62,6 +60,8 @@ def validate(
     All processes call it; each does its share. Answers are generated in the weights' dtype, on DDP or one process
     only: sharded weights (FSDP) give the losses alone.
     """
+    from audioflamingo.evaluation import answer_rows, summarize  # it reads this package's data sets
+
     rank, num = accelerator.process_index, accelerator.num_processes
     module.eval()
     uses_answers = stage.answer_weight > 0

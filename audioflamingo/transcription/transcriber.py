@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from audioflamingo.audio import SAMPLING_RATE, stream_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, stream_audio
 from audioflamingo.errors import AudioFlamingoError, AudioFlamingoWarning, unknown_arguments
 from audioflamingo.host import to_host
 from audioflamingo.transcription.loops import find_loop

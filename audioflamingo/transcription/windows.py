@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audioflamingo.audio import SAMPLING_RATE
+from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
 from audioflamingo.transcription.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
 

@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from audioflamingo.audio import load_audio
-from audioflamingo.features import AudioFlamingo3FeatureExtractor, mel_filter_bank
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor, mel_filter_bank
 from tests.audio_files import encode, tone
 
 

@@ -11,7 +11,7 @@ import pytest
 import soxr
 import torch
 
-from audioflamingo.audio import (
+from audioflamingo.audio.loading import (
     MAX_AUDIO_S,
     MAX_WINDOWS,
     MIN_SAMPLES,
@@ -259,7 +259,7 @@ def test_split_windows_refuses_other_choices():
 
 
 def test_libraries_are_imported_where_they_are_used():
-    code = "import sys, torch; before = set(sys.modules); import audioflamingo.features; "
+    code = "import sys, torch; before = set(sys.modules); import audioflamingo.audio.features; "
     code += "print({'av', 'soxr', 'urllib.request'} & (set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audioflamingo.audio import SAMPLING_RATE
+from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.chat import Chat
 from audioflamingo.errors import ArgumentError, AudioError, PromptError
 from audioflamingo.processor import AudioFlamingo3Processor

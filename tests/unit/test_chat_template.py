@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioflamingo.batch import IGNORED_LABEL
-from audioflamingo.chat_template import DEFAULT_CHAT_TEMPLATE, Markers, RenderedPrompt, render_conversation
-from audioflamingo.conversation import clips_of, parse_conversations
 from audioflamingo.errors import ArgumentError, PromptError
-from audioflamingo.tokenizer import Tokenizer
+from audioflamingo.processor.batch import IGNORED_LABEL
+from audioflamingo.processor.chat_template import (
+    DEFAULT_CHAT_TEMPLATE,
+    Markers,
+    RenderedPrompt,
+    render_conversation,
+)
+from audioflamingo.processor.conversation import clips_of, parse_conversations
+from audioflamingo.processor.tokenizer import Tokenizer
 from tests.tiny_tokenizer import AUDIO_TOKEN_ID, CONTROL_TOKENS, PUBLISHED_CHAT_TEMPLATE, build_tiny_backend
 
 TOKENIZER = Tokenizer(build_tiny_backend(), {"eos_token": "<|im_end|>"})

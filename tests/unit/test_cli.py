@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from audioflamingo.audio import SAMPLING_RATE
+from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.cli import ask as ask_module
 from audioflamingo.cli.app import app
 from audioflamingo.cli.transcribe import transcribe
-from audioflamingo.processor_options import AudioOptions
+from audioflamingo.processor.options import AudioOptions
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
 from tests.cli_runs import af3, af3_process, write_tiny_model
 
@@ -184,7 +184,7 @@ def test_info_reads_no_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import safetensors
 
     monkeypatch.setattr(safetensors, "safe_open", lambda *_, **__: pytest.fail("weights were read"))
-    monkeypatch.setattr("audioflamingo.checkpoint.safe_open", safetensors.safe_open)
+    monkeypatch.setattr("audioflamingo.checkpoint.pretrained.safe_open", safetensors.safe_open)
     result = af3("info", model)
     assert result.exit_code == 0
     for words in (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audioflamingo.audio import SAMPLING_RATE, load_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.cli import inputs, jobs
 from tests.cli_runs import af3, af3_process, write_tiny_model
 from tests.scripted_model import ScriptedModel, framed, tiny_processor

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor, log_mel_spectrogram, mel_filter_bank
 from audioflamingo.errors import ArgumentError, AudioError, ConfigError
-from audioflamingo.features import AudioFlamingo3FeatureExtractor, log_mel_spectrogram, mel_filter_bank
 from tests.audio_files import tone
 
 HF_SETTINGS = {

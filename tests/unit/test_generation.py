@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import audioflamingo.generation as generation
+import audioflamingo.generation.generate as generation
 from audioflamingo.config import GenerationConfig
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, AudioFlamingoWarning, ContextLengthError
-from audioflamingo.generation import GenerateOutput
-from audioflamingo.sampling import row_seed
-from audioflamingo.tokenizer import Tokenizer
+from audioflamingo.generation.generate import GenerateOutput
+from audioflamingo.generation.sampling import row_seed
+from audioflamingo.processor.tokenizer import Tokenizer
 from tests.generation_models import (
     MANY_EOS,
     PieceTokenizer,

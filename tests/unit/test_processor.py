@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo import clips as clips_module
-from audioflamingo.batch import IGNORED_LABEL, BatchFeature
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.errors import (
     ArgumentError,
     AudioError,
@@ -27,10 +26,11 @@ from audioflamingo.errors import (
     ContextLengthError,
     PromptError,
 )
-from audioflamingo.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.framing import strip_framing
-from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
-from audioflamingo.tokenizer import Tokenizer
+from audioflamingo.processor import clips as clips_module
+from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature
+from audioflamingo.processor.framing import strip_framing
+from audioflamingo.processor.processor import AudioFlamingo3Processor, AutoProcessor
+from audioflamingo.processor.tokenizer import Tokenizer
 from tests.tiny_tokenizer import (
     AUDIO_TOKEN_ID,
     CONTROL_TOKENS,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioflamingo import atomic
+from audioflamingo.checkpoint import atomic
+from audioflamingo.checkpoint.saving import parse_size
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, CheckpointError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
-from audioflamingo.saving import parse_size
 from tests.checkpoint_folders import INDEX, SINGLE, assert_equal_state, edit_json
 from tests.tiny_model import tiny_model
 

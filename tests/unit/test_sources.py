@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audioflamingo import sources
-from audioflamingo.audio import load_audio
+from audioflamingo.audio import load_audio, sources
 from audioflamingo.errors import ArgumentError, AudioError
 from tests.audio_files import encode, tone
 

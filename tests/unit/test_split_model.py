@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from audioflamingo import device_map
+from audioflamingo.checkpoint import device_map
 from audioflamingo.errors import DeviceError
 from tests.tiny_model import make_batch, tiny_model
 from tests.unit import test_placement
 from tests.unit.test_placement import Playback, WithoutCudaRuntime
 
 LAYERS = "model.language_model.layers"
-GENERATION_MODULES = ("generation", "generation_request", "beam_search")
+GENERATION_MODULES = ("generate", "request", "beam_search")
 FIRST, SECOND = "cuda:0", "cuda:1"
 SPLITS = {
     "last half": {f"{LAYERS}.1": SECOND, "model.language_model.norm": SECOND, "lm_head": SECOND},
@@ -32,7 +32,7 @@ SPLITS = {
 
 @pytest.fixture
 def playback(monkeypatch: pytest.MonkeyPatch) -> Playback:
-    names = (f"audioflamingo.{name}" for name in GENERATION_MODULES)
+    names = (f"audioflamingo.generation.{name}" for name in GENERATION_MODULES)
     monkeypatch.setattr(test_placement, "MODULES", (*test_placement.MODULES, *names))
     return Playback(monkeypatch)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.streamers import TextStreamer
-from audioflamingo.tokenizer import Tokenizer
+from audioflamingo.generation.streamers import TextStreamer
+from audioflamingo.processor.tokenizer import Tokenizer
 from tests.generation_models import ScriptedModel, says
 from tests.tiny_tokenizer import write_tiny_processor
 

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
 
 from audioflamingo.errors import ArgumentError, CheckpointError, PromptError
-from audioflamingo.tokenizer import StreamDecoder, Tokenizer
+from audioflamingo.processor.tokenizer import StreamDecoder, Tokenizer
 from tests.tiny_tokenizer import (
     AUDIO_TOKEN_ID,
     CONTROL_TOKENS,

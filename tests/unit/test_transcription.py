@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo.audio import SAMPLING_RATE, load_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import Finished, Segment, transcribe, transcribe_all

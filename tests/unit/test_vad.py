@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioflamingo.audio import SAMPLING_RATE, load_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.errors import ArgumentError, MissingDependencyError
 from audioflamingo.transcription import vad
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from audioflamingo.transcription import FORMATS, Segment, format_transcript, write_transcript
 from audioflamingo.errors import OutputError
+from audioflamingo.transcription import FORMATS, Segment, format_transcript, write_transcript
 from audioflamingo.transcription.writers import Formatter, time_stamp
 
 SEGMENTS = [

@@ -1,0 +1,384 @@
+"""Loading and saving: `from_pretrained` and `save_pretrained` of the model.
+
+Loading is strict: every tensor of the folder is used, every parameter of the model is filled, or an error
+names what is wrong. The model is built without memory; on the CPU and in the stored dtype its weights then
+*are* the mapped file, otherwise they are copied a few tensors at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from audioflamingo.checkpoint.device_map import (
+    DeviceMap,
+    Placement,
+    check_devices,
+    connect_devices,
+    parse_dtype,
+    plan_placement,
+)
+from audioflamingo.checkpoint.hub import resolve_folder
+from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards, write_checkpoint
+from audioflamingo.checkpoint.weights import (
+    COMPONENTS,
+    CONFIG_FILE,
+    FLOAT_DTYPES,
+    GENERATION_CONFIG_FILE,
+    StoredTensor,
+    check_tensors,
+    find_tensors,
+    is_component_folder,
+    shorten,
+)
+from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
+from audioflamingo.errors import (
+    ArgumentError,
+    AudioFlamingoWarning,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    unknown_arguments,
+)
+from audioflamingo.files import read_json
+
+ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
+DEFAULT_SHARD_SIZE = "5GB"
+NUM_READERS = 4  # tensors that are converted or moved at one time
+AUDIO_TOKEN = "<sound>"
+# Of NVIDIA's parts: where they came from, which is wrong once they are one model.
+_COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
+_QUANTIZATION_ARGUMENTS = {"quantization", "quantization_config", "load_in_8bit", "load_in_4bit"}
+
+
+class PretrainedMixin:
+    """Gives a model `from_pretrained` and `save_pretrained`.
+
+    The model has `config` and `generation_config`, is built by `cls(config)` (also on the meta device), and
+    has `set_attn_implementation` and `get_input_embeddings`.
+    """
+
+    if TYPE_CHECKING:
+        config: AudioFlamingo3Config
+        generation_config: GenerationConfig
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype | None = None,
+        device_map: DeviceMap | None = None,
+        attn_implementation: str | None = None,
+        config: AudioFlamingo3Config | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        torch_dtype: str | torch.dtype | None = None,
+        **unknown: Any,
+    ) -> Self:
+        """Loads a model from a folder or from the Hugging Face hub.
+
+        Reads the published layout, transformers' in-memory names, and NVIDIA's original folders.
+
+        Args:
+            id_or_path: a folder, or a hub id such as `"nvidia/audio-flamingo-3-hf"`.
+            dtype: dtype of the weights, for example `"bfloat16"`. None and `"auto"` take what the checkpoint
+                says.
+            device_map: None for the CPU; a device; `"auto"` for all CUDA devices, else MPS, else the CPU; or
+                a dict from module names to devices. More than one device needs the package `accelerate`.
+            attn_implementation: `"sdpa"` (the default) or `"eager"`.
+            config: used in place of the folder's `config.json`.
+            revision: branch, tag or commit of a hub repository.
+            token: hub token; None takes the stored login.
+            cache_dir: where downloads are kept.
+            local_files_only: use what is downloaded already, never the network.
+            torch_dtype: older name of `dtype`.
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            CheckpointError: the folder is absent, damaged or incomplete, or holds other tensors than the
+                model needs.
+            ConfigError: it is another model, or one of its settings is not implemented.
+            DeviceError: the device is not there, is too small, or cannot run the dtype.
+            ArgumentError: an unknown or contradictory argument.
+        """
+        _refuse_unknown("from_pretrained", unknown, PretrainedMixin.from_pretrained)
+        requested_dtype = _read_dtype(dtype, torch_dtype)
+        check_devices(device_map)
+        if config is not None and not isinstance(config, AudioFlamingo3Config):
+            raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
+        folder = resolve_folder(
+            id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        config = read_config(folder) if config is None else copy.deepcopy(config)
+        stored = find_tensors(folder)
+        model = build_empty(cls, config)
+        check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
+
+        found_dtype = requested_dtype or _stored_dtype(config, folder, stored)
+        placement = plan_placement(device_map, model, found_dtype)
+        _load(model, stored, found_dtype, placement)
+        config.dtype = _name(found_dtype)
+        model.generation_config = _read_generation_config(folder, config)
+        if placement.is_split:
+            connect_devices(model, placement, model.get_input_embeddings())
+        model.eval()
+        return cast(Self, model)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+        **unknown: Any,
+    ) -> None:
+        """Saves weights, `config.json` and `generation_config.json`; transformers loads the folder too.
+
+        Nothing of an earlier checkpoint in the folder changes until everything is written, so a failure
+        leaves it loadable; files that are not the model's (the processor's) stay. Saving into the folder that
+        the model was loaded from works. One process at a time may save into a folder.
+
+        Args:
+            folder: where to; made if it is not there.
+            max_shard_size: largest weight file, in bytes or as text such as `"5GB"`.
+
+        Raises:
+            CheckpointError: the folder cannot be written to, or the model holds adapter layers or offloaded
+                weights.
+            ArgumentError: an unknown argument or a size that is none.
+        """
+        _refuse_unknown("save_pretrained", unknown, PretrainedMixin.save_pretrained)
+        max_shard_bytes = parse_size(max_shard_size)
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise ArgumentError(f"folder must be a path, got {folder!r}.")
+        state = cast(nn.Module, self).state_dict()
+        _check_complete(state, build_empty(type(self), self.config).state_dict())
+        shards = plan_shards(hub_tensors(state), max_shard_bytes)
+        dtype = _most_common((tensor.dtype, tensor.numel()) for tensor in state.values())
+        write_checkpoint(
+            Path(folder).expanduser(),
+            shards,
+            _config_to_save(self.config, dtype),
+            self.generation_config.to_dict(),
+        )
+
+
+def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Raises for keywords that `function` does not take; quantization has a message of its own."""
+    if not unknown:
+        return
+    quantization = sorted(_QUANTIZATION_ARGUMENTS & set(unknown))
+    if quantization:
+        raise ArgumentError(
+            f"{name}({quantization[0]}=...) is not implemented; load with dtype='bfloat16' or 'float16'."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    raise unknown_arguments(f"{name}()", unknown, (p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+
+
+def _read_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Reads `dtype` or its older name; None if the checkpoint decides."""
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ArgumentError(f"dtype={dtype!r} contradicts torch_dtype={torch_dtype!r}; pass dtype alone.")
+    requested = torch_dtype if dtype is None else dtype
+    return None if requested is None or requested == "auto" else parse_dtype(requested)
+
+
+def read_config(folder: Path) -> AudioFlamingo3Config:
+    """Reads the configuration of a folder in any layout."""
+    if is_component_folder(folder):
+        return _read_component_config(folder)
+    if not (folder / CONFIG_FILE).exists() or any((folder / name).is_dir() for name in COMPONENTS):
+        find_tensors(folder)  # if the weights are missing too, its error says more
+    return AudioFlamingo3Config.from_pretrained(folder)
+
+
+def _read_component_config(folder: Path) -> AudioFlamingo3Config:
+    """Builds the configuration of NVIDIA's original folders from those of their parts."""
+    parts = {}
+    for name in ("llm", "sound_tower"):
+        values = read_json(folder / name / CONFIG_FILE)
+        parts[name] = {key: value for key, value in values.items() if key not in _COMPONENT_KEYS_DROPPED}
+    values = {"text_config": parts["llm"], "audio_config": parts["sound_tower"]}
+    text_dtype = parts["llm"].get("dtype", parts["llm"].get("torch_dtype"))
+    audio_token_id = _find_token_id(folder / "llm", AUDIO_TOKEN)
+    if audio_token_id is not None:
+        values["audio_token_id"] = audio_token_id
+    try:
+        return AudioFlamingo3Config.from_dict({**values, "dtype": text_dtype})
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+
+
+def _find_token_id(folder: Path, token: str) -> int | None:
+    """Looks a special token up in the tokenizer files of a folder; None if none of them knows it."""
+    if (folder / "added_tokens.json").exists():
+        found = read_json(folder / "added_tokens.json").get(token)
+        if found is not None:
+            return int(found)
+    if (folder / "tokenizer_config.json").exists():
+        for key, entry in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+            if isinstance(entry, dict) and entry.get("content") == token:
+                return int(key)
+    return None
+
+
+def _read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:
+    """Reads `generation_config.json`; without one, takes the language model's special ids."""
+    path = folder / "llm" if is_component_folder(folder) else folder
+    path = path / GENERATION_CONFIG_FILE
+    if path.exists():
+        return GenerationConfig.from_dict(read_json(path))
+    ids = {
+        name: config.text_config.extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    return GenerationConfig.from_dict(ids)
+
+
+def _stored_dtype(
+    config: AudioFlamingo3Config, folder: Path, stored: Mapping[str, StoredTensor]
+) -> torch.dtype:
+    """The dtype that the configuration names, else that of most stored weights."""
+    most = _most_common((FLOAT_DTYPES[tensor.dtype], math.prod(tensor.shape)) for tensor in stored.values())
+    if config.dtype is None:
+        return most
+    try:
+        named = parse_dtype(config.dtype)
+    except (ArgumentError, DeviceError) as error:
+        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from error
+    if named != most:
+        warnings.warn(
+            f"the weights in {folder} are stored in {_name(most)}, but its configuration says "
+            f"{_name(named)}: they are converted. Pass dtype={_name(most)!r} to keep them as they are.",
+            AudioFlamingoWarning,
+            stacklevel=3,
+        )
+    return named
+
+
+def _most_common(dtypes: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    """The dtype with the most elements."""
+    counts: Counter[torch.dtype] = Counter()
+    for dtype, num_elements in dtypes:
+        counts[dtype] += num_elements
+    return counts.most_common(1)[0][0]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class _SkipInitialization(TorchFunctionMode):
+    """Makes the functions of `torch.nn.init` do nothing.
+
+    On the meta device they have nothing to do, but the first of them loads torch's compiler: 2 s and 70 MB.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def build_empty(cls: type, config: AudioFlamingo3Config) -> Any:
+    """Builds the model without memory for its weights, which are on the meta device."""
+    with torch.device("meta"), _SkipInitialization():
+        return cls(config)
+
+
+def _load(
+    model: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype, placement: Placement
+) -> None:
+    """Fills the model, file by file and a few tensors at a time.
+
+    `to` returns the mapped tensor itself when neither device nor dtype changes. The mapping is private:
+    writing to a weight later copies the touched pages and leaves the file alone.
+    """
+    by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
+    for name, tensor in stored.items():
+        by_path.setdefault(tensor.path, []).append((name, tensor))
+    try:
+        for path, tensors in by_path.items():
+            with (
+                safe_open(path, framework="pt", device="cpu") as file,
+                ThreadPoolExecutor(NUM_READERS) as pool,
+            ):
+
+                def read(item: tuple[str, StoredTensor], file: Any = file) -> torch.Tensor:
+                    return file.get_tensor(item[1].key).to(placement.device_of(item[0]), dtype)
+
+                for (name, _), value in zip(tensors, pool.map(read, tensors), strict=True):
+                    _assign(model, name, value)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; download the file again.") from error
+    except torch.OutOfMemoryError as error:
+        needed = sum(math.prod(tensor.shape) for tensor in stored.values()) * dtype.itemsize
+        raise DeviceError(
+            f"the weights take {needed / 1e9:.1f} GB in {_name(dtype)}, more than the device has free; pass "
+            f"a smaller dtype, several devices, or device_map='cpu'. ({error})"
+        ) from error
+    empty = [
+        name for name, tensor in chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta
+    ]
+    if empty:
+        raise CheckpointError(f"these tensors of the model were not filled: {shorten(empty)}.")
+
+
+def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Puts a tensor in the place of a parameter or buffer that is on the meta device."""
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=module.get_parameter(leaf).requires_grad)
+
+
+def _check_complete(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Refuses to save anything but exactly the tensors that the configuration describes."""
+    foreign = sorted(set(state) - set(expected))
+    if any("lora_" in name or ".base_layer." in name or ".modules_to_save." in name for name in foreign):
+        raise CheckpointError(
+            f"the model holds adapter layers ({shorten(foreign)}), which a checkpoint cannot: save the "
+            "adapter with the PEFT model's own save_pretrained, or merge it first: model = "
+            "peft_model.merge_and_unload()."
+        )
+    odd = [*foreign, *sorted(set(expected) - set(state))]
+    odd += [
+        f"{name} {list(state[name].shape)} in place of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if odd:
+        raise CheckpointError(
+            f"the model's tensors do not fit its config, so the folder could not be loaded: {shorten(odd)}."
+        )
+
+
+def _config_to_save(config: AudioFlamingo3Config, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of `config.json`: what was read, with today's dtype and the class that loads it."""
+    values = {**config.to_dict(), "architectures": [ARCHITECTURE], "dtype": _name(dtype)}
+    for part in (values["audio_config"], values["text_config"]):
+        part.update({key: _name(dtype) for key in ("dtype", "torch_dtype") if key in part})
+    return values

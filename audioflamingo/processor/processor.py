@@ -1,0 +1,421 @@
+"""Conversations and audio -> the inputs of the model, and generated ids -> text.
+
+Each clip is cut into 30-second windows whose log-mel features go to the encoder; its one `<sound>` in the
+prompt is repeated once for each audio token, so that fusion never changes the length of a prompt. Beyond what
+transformers' processor does, a conversation may hold several clips and a batch may mix text with audio; what
+it silently ignores (unknown keywords, lost clips, clips that are too short) is an error here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
+from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
+from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError, unknown_arguments
+from audioflamingo.files import to_json, write_text
+from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature, Row, expand_audio, pad_rows
+from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE, render_conversation
+from audioflamingo.processor.clips import Clip, count_audio_tokens, load_windows
+from audioflamingo.processor.conversation import clips_of, parse_conversations, transcription_conversations
+from audioflamingo.processor.framing import strip_framing
+from audioflamingo.processor.options import AudioOptions, TextOptions, collect_options
+from audioflamingo.processor.settings_files import (
+    PROCESSOR_CLASS,
+    read_feature_settings,
+    read_processor_config,
+)
+from audioflamingo.processor.tokenizer import AUDIO_TOKEN, TokenIds, Tokenizer
+from audioflamingo.processor.tokenizer_files import is_original_layout, read_chat_template
+
+DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the input speech."
+_INIT_OPTIONS = ("chat_template", "audio_token", "default_transcription_prompt", "max_audio_len")
+_TEMPLATE_OPTIONS = (
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+    "output_labels",
+)
+
+
+class AudioFlamingo3Processor:
+    """Prepares everything that `AudioFlamingo3ForConditionalGeneration` reads, and decodes what it writes.
+
+    Args:
+        feature_extractor: waveform windows to log-mel features.
+        tokenizer: text to ids and back.
+        chat_template: Jinja source, or a dict of named ones. None takes the tokenizer's, or else the
+            published one.
+        audio_token: the control token that stands for audio.
+        default_transcription_prompt: what `apply_transcription_request` asks where no prompt is given.
+        max_audio_len: longest clip in seconds; `on_long` says what happens to longer ones.
+
+    Attributes:
+        audio_token_id: id of `audio_token`.
+
+    Raises:
+        CheckpointError: the tokenizer does not treat `audio_token` as a control token.
+        ConfigError: `max_audio_len` is shorter than a window.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: AudioFlamingo3FeatureExtractor,
+        tokenizer: Tokenizer,
+        chat_template: str | dict[str, str] | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        default_transcription_prompt: str = DEFAULT_TRANSCRIPTION_PROMPT,
+        max_audio_len: float = 600,
+    ) -> None:
+        for name, value, kind in (
+            ("feature_extractor", feature_extractor, AudioFlamingo3FeatureExtractor),
+            ("tokenizer", tokenizer, Tokenizer),
+        ):
+            if not isinstance(value, kind):
+                raise ArgumentError(
+                    f"{name} must be a {kind.__name__} of this package, got {type(value).__name__}."
+                )
+        if audio_token not in tokenizer.control_tokens:
+            raise CheckpointError(
+                f"the tokenizer has no control token {audio_token!r}: is it Audio Flamingo 3's?"
+            )
+        if max_audio_len < feature_extractor.chunk_length:
+            raise ConfigError(
+                f"max_audio_len={max_audio_len} is less than one window ({feature_extractor.chunk_length} s)."
+            )
+        self.feature_extractor = feature_extractor
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.control_tokens[audio_token]
+        self.default_transcription_prompt = default_transcription_prompt
+        self.max_audio_len = max_audio_len
+        self._unknown_config: dict[str, Any] = {}
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> AudioFlamingo3Processor:
+        """Loads the processor of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a hub id.
+            revision: branch, tag or commit on the hub.
+            token: hub token, True for the stored one.
+            cache_dir: where downloads are kept.
+            local_files_only: never use the network.
+            **options: `chat_template`, `audio_token`, `default_transcription_prompt` or `max_audio_len`, in
+                place of the checkpoint's.
+
+        Raises:
+            CheckpointError: files are absent, damaged, or another model's.
+            ArgumentError: an unknown option.
+        """
+        if unknown := [name for name in options if name not in _INIT_OPTIONS]:
+            allowed = ("revision", "token", "cache_dir", "local_files_only", *_INIT_OPTIONS)
+            raise unknown_arguments("from_pretrained()", unknown, allowed)
+        folder = resolve_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=PROCESSOR_FILES,
+        )
+        config = read_processor_config(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        feature_extractor = AudioFlamingo3FeatureExtractor.from_dict(read_feature_settings(folder, config))
+        settings = {name: config[name] for name in _INIT_OPTIONS if config.get(name) is not None}
+        settings.setdefault("chat_template", read_chat_template(folder, {}))
+        if settings["chat_template"] is None and is_original_layout(folder):
+            settings["chat_template"] = DEFAULT_CHAT_TEMPLATE  # the language model's own is another
+        processor = cls(feature_extractor, tokenizer, **(settings | options))
+        known = (*_INIT_OPTIONS, "feature_extractor", "processor_class")
+        processor._unknown_config = {key: value for key, value in config.items() if key not in known}
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes a folder that `from_pretrained` loads, here and in transformers, each file whole."""
+        folder = Path(save_directory)
+        self.tokenizer.save(folder, self.chat_template)
+        config = {
+            **self._unknown_config,
+            "processor_class": PROCESSOR_CLASS,
+            "feature_extractor": self.feature_extractor.to_dict(),
+            "audio_token": self.audio_token,
+            "default_transcription_prompt": self.default_transcription_prompt,
+            "max_audio_len": self.max_audio_len,
+        }
+        write_text(folder / "processor_config.json", to_json(config))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what the model reads."""
+        return ["input_features", "input_ids", "attention_mask", "input_features_mask"]
+
+    # Prompts to batches
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        audio: Any = None,
+        output_labels: bool = False,
+        *,
+        text_kwargs: Mapping[str, Any] | None = None,
+        audio_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Prepares prompts that are rendered already; control tokens in them are read as such.
+
+        Args:
+            text: one prompt or several, each with one `<sound>` for every clip it is about.
+            audio: the clips of all prompts in order: one source or a list. See `load_audio` for what a source
+                is.
+            output_labels: add `labels`, equal to the ids, with audio and padding positions set to -100.
+            text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
+                keywords.
+            **options: those fields.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 (B, S); with audio `input_features`, float32 (W, M, T),
+            and `input_features_mask`, int32 (W, T), W windows of all clips in order; `labels` (B, S) where
+            asked for.
+
+        Raises:
+            PromptError: the prompts hold more or fewer `<sound>` than there are clips, or cannot be padded.
+            AudioError: a clip that cannot be read, or is too short.
+            ArgumentError: an unknown keyword or a wrong value.
+        """
+        text_options, audio_options = collect_options(
+            "processor()", options, text_kwargs, audio_kwargs, ("text", "audio", "output_labels")
+        )
+        if output_labels not in (True, False):
+            raise ArgumentError(
+                f"output_labels={output_labels!r}: it must be True or False here. Only apply_chat_template() "
+                "knows which text is the assistant's, and takes output_labels='assistant'."
+            )
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, list | tuple) or not prompts:
+            raise ArgumentError("text must be a prompt or a list of at least one prompt.")
+        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        rows = [Row(ids, list(ids) if output_labels else None) for ids in encoded]
+        clips = [Clip(source) for source in _as_list(audio)]
+        return self._build_batch(rows, clips, text_options, audio_options)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        output_labels: bool | str = False,
+        text_kwargs: Mapping[str, Any] | None = None,
+        audio_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Renders conversations and, with `tokenize=True`, loads their audio and prepares the batch.
+
+        What the messages say never becomes a control token, whatever they say.
+
+        Args:
+            conversation: one conversation or a list of them. Messages are `{"role", "content"}`; content is a
+                string or a list of `{"type": "text", "text"}` and
+                `{"type": "audio", "path" | "url" | "audio"}`, the latter with an optional `"sampling_rate"`
+                for arrays.
+            chat_template: Jinja source, or the name of one of the checkpoint's templates; None takes its
+                default.
+            add_generation_prompt: end with the head of the assistant's answer.
+            continue_final_message: end inside the last message, for the model to go on with.
+            tokenize: prepare the batch; otherwise return the rendered text.
+            return_dict: return the whole batch; otherwise only `input_ids`.
+            output_labels: True labels everything but audio and padding. "assistant" labels only what the
+                assistant says and the control token that ends it, which is what the model was trained on.
+            text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
+                keywords.
+            **options: those fields.
+
+        Returns:
+            See `__call__`. With `tokenize=False` the text of the conversation, or a list of texts for a
+            batch.
+
+        Raises:
+            PromptError: a conversation of the wrong form, a template that fails, rows that cannot be padded.
+            AudioError: a clip that cannot be read, or is too short.
+            ArgumentError: an unknown keyword, a wrong value, or options that exclude each other.
+        """
+        text_options, audio_options = collect_options(
+            "apply_chat_template()", options, text_kwargs, audio_kwargs, _TEMPLATE_OPTIONS
+        )
+        if output_labels not in (True, False, "assistant"):
+            raise ArgumentError(f"output_labels={output_labels!r}: it must be True, False or 'assistant'.")
+        if continue_final_message and (add_generation_prompt or output_labels == "assistant"):
+            raise ArgumentError(
+                "continue_final_message ends the prompt inside a message: it excludes add_generation_prompt "
+                "and output_labels='assistant'."
+            )
+        if not tokenize and output_labels:
+            raise ArgumentError("output_labels needs tokenize=True.")
+        template = self._resolve_template(chat_template)
+        conversations, is_batch = parse_conversations(conversation)
+        prompts = [
+            render_conversation(
+                turns,
+                template,
+                self.tokenizer,
+                self.audio_token,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                mark_answers=output_labels == "assistant",
+            )
+            for turns in conversations
+        ]
+        if not tokenize:
+            return [prompt.text for prompt in prompts] if is_batch else prompts[0].text
+        rows = []
+        for index, (turns, prompt) in enumerate(zip(conversations, prompts, strict=True)):
+            ids, answers = prompt.encode(self.tokenizer)
+            if output_labels == "assistant" and not any(turn.role == "assistant" for turn in turns):
+                raise PromptError(f"conversation {index} has no assistant message to label.")
+            labels = answers if output_labels == "assistant" else list(ids)
+            rows.append(Row(ids, labels if output_labels else None))
+        clips = [clip for turns in conversations for clip in clips_of(turns)]
+        batch = self._build_batch(rows, clips, text_options, audio_options)
+        return batch if return_dict else batch["input_ids"]
+
+    def apply_transcription_request(
+        self,
+        audio: Any,
+        prompt: str | Sequence[str | None] | None = None,
+        tokenize: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Prepares requests to transcribe clips.
+
+        Args:
+            audio: one source or a list of them; see `load_audio` for what a source is.
+            prompt: the instruction, for all clips or one for each; None stands for the default instruction.
+            tokenize: prepare the batch; otherwise return the rendered prompts without loading the audio.
+            **options: further keywords of `apply_chat_template`.
+
+        Returns:
+            The batch, or with `tokenize=False` one prompt for each clip.
+
+        Raises:
+            PromptError: no clip, or another number of prompts than of clips.
+            AudioError: a clip that cannot be read, or is too short.
+            ArgumentError: an unknown keyword or a wrong value.
+        """
+        for name in ("add_generation_prompt", "continue_final_message", "return_dict"):
+            if name in options:
+                raise ArgumentError(f"apply_transcription_request() sets {name} itself.")
+        conversations = transcription_conversations(
+            _as_list(audio), prompt, self.default_transcription_prompt
+        )
+        return self.apply_chat_template(
+            conversations, tokenize=tokenize, add_generation_prompt=True, return_dict=True, **options
+        )
+
+    def _resolve_template(self, chat_template: str | None) -> str:
+        """Source of the template to use: the given one, the one of the given name, or the default."""
+        if not isinstance(chat_template, str | None):
+            raise ArgumentError(
+                f"chat_template must be Jinja source or a name, got {type(chat_template).__name__}."
+            )
+        named = (
+            self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        )
+        if chat_template is None and "default" not in named:
+            raise PromptError(
+                f"none of the chat templates is the default: pass chat_template= one of {', '.join(named)}."
+            )
+        return named["default"] if chat_template is None else named.get(chat_template, chat_template)
+
+    def _build_batch(
+        self, rows: list[Row], clips: list[Clip], text_options: TextOptions, audio_options: AudioOptions
+    ) -> BatchFeature:
+        num_slots = sum(row.ids.count(self.audio_token_id) for row in rows)
+        if num_slots != len(clips):
+            raise PromptError(
+                f"the text has {num_slots} {self.audio_token} for {len(clips)} clip(s); it needs as many."
+            )
+        features: dict[str, Tensor] = {}
+        num_tokens: list[int] = []
+        if clips:
+            cut = load_windows(clips, self.feature_extractor, self.max_audio_len, audio_options)
+            num_tokens = list(map(count_audio_tokens, cut))
+            windows = [window for clip in cut for window in clip]
+            features["input_features"], features["input_features_mask"] = self.feature_extractor(windows)
+        rows = expand_audio(rows, self.audio_token_id, num_tokens)
+        ids, mask = pad_rows([row.ids for row in rows], self.tokenizer.pad_token_id, text_options)
+        batch = BatchFeature({"input_ids": ids, "attention_mask": mask, **features})
+        labels = [row.labels for row in rows if row.labels is not None]
+        if labels:
+            batch["labels"], _ = pad_rows(labels, IGNORED_LABEL, text_options)
+        return batch
+
+    # Ids to text
+
+    def decode(
+        self,
+        token_ids: TokenIds,
+        skip_special_tokens: bool = False,
+        strip_prefix: bool = False,
+        **unknown: Any,
+    ) -> str | list[str]:
+        """Turns generated ids into text.
+
+        Args:
+            token_ids: one row, or a batch.
+            skip_special_tokens: leave out end, padding and the like.
+            strip_prefix: reduce an answer such as `The spoken content of the audio is "...".` to the
+                transcript.
+
+        Returns:
+            The text of the row, or a list with one text a row.
+        """
+        if unknown:
+            raise unknown_arguments("decode()", unknown, ("token_ids", "skip_special_tokens", "strip_prefix"))
+        text = self.tokenizer.decode(token_ids, skip_special_tokens)
+        if not strip_prefix:
+            return text
+        return strip_framing(text) if isinstance(text, str) else [strip_framing(row) for row in text]
+
+    def batch_decode(self, token_ids: TokenIds, *args: Any, **options: Any) -> str | list[str]:
+        """The same as `decode`."""
+        return self.decode(token_ids, *args, **options)
+
+
+class AutoProcessor:
+    """Loads the processor of a checkpoint, under the name that programs written for transformers use."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
+    ) -> AudioFlamingo3Processor:
+        """See `AudioFlamingo3Processor.from_pretrained`."""
+        return AudioFlamingo3Processor.from_pretrained(pretrained_model_name_or_path, **options)
+
+
+def _as_list(audio: Any) -> list[Any]:
+    if audio is None:
+        return []
+    return list(audio) if isinstance(audio, list | tuple) else [audio]

@@ -1,0 +1,280 @@
+"""Conversations about clips: each function makes one row of one kind from clips that it draws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from .messages import (
+    DEFAULT_PROMPT,
+    Clip,
+    Label,
+    assistant,
+    choice_question,
+    conversation,
+    read_labels,
+    read_prompts,
+    read_table,
+    transcription_answer,
+    user,
+)
+
+INSTRUMENT_QUIZ = 4
+MUSIC_QUESTIONS = (
+    "This track feels really peaceful and introspective. "
+    "What elements make it feel so calming and meditative?",
+    "What is the mood of this music?",
+    "What genre is this?",
+    "Who is the composer?",
+    "Which key is it in?",
+)
+NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
+CAPITAL_QUESTIONS = (
+    "What is the capital of {country}?",
+    "What is the capital city of {country}?",
+    "Which city is the capital of {country}?",
+    "Name the capital of {country}.",
+    "Tell me the capital of {country}.",
+    "Do you know the capital of {country}?",
+)
+
+
+class Maker:
+    """Draws clips of one split and words conversations about them.
+
+    Args:
+        split: "train", "valid" or "test"; decides which wordings may be used.
+        by_label: clips of sounds by label, with "speech" and "music" among them.
+        instruments: clips of one instrument each, by instrument.
+        quiet: clips whose transcript is empty.
+        seed: of the random choices.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        by_label: dict[str, list[Clip]],
+        instruments: dict[str, list[Clip]],
+        quiet: list[Clip],
+        seed: str,
+    ):
+        self.split, self.by_label, self.instruments, self.quiet = split, by_label, instruments, quiet
+        self.rng = random.Random(seed)
+        self.labels: dict[str, Label] = read_labels()
+        self.prompts = read_prompts(split)
+        self.count = 0
+
+    def ask(self, kind: str) -> str:
+        """A wording of a question."""
+        return self.rng.choice(self.prompts[kind])
+
+    def row(
+        self, kind: str, clips: list[Clip], messages: list[dict[str, Any]], **more: Any
+    ) -> dict[str, Any]:
+        """A finished row."""
+        self.count += 1
+        return conversation(f"{self.split}-{kind}-{self.count:06d}", kind, clips, messages, **more)
+
+    def audio_first(self) -> bool:
+        return self.rng.random() < 0.3
+
+    def sound_clip(self, but: tuple[str, ...] = ()) -> Clip:
+        """A clip of a random class."""
+        return self.rng.choice(self.by_label[self.rng.choice(sorted(set(self.by_label) - set(but)))])
+
+    # one clip
+    def transcription(self, clip: Clip) -> dict[str, Any]:
+        """The transcript of a clip, empty where nothing is said; sometimes without any question."""
+        prompt: str | None = DEFAULT_PROMPT
+        if self.split != "test" and self.rng.random() < 0.35:
+            prompt = None if clip.text and self.rng.random() < 0.15 else self.ask("transcribe")
+        answer = assistant(transcription_answer(clip.text))
+        message = user(prompt, [clip], self.split != "test" and self.rng.random() < 0.15)
+        return self.row(
+            "transcription" if clip.text else "silence", [clip], [message, answer], text=clip.text
+        )
+
+    def sound(self, clip: Clip) -> dict[str, Any]:
+        """What a sound is, in free wording."""
+        prompt = (
+            None
+            if self.split != "test" and clip.label != "speech" and self.rng.random() < 0.08
+            else self.ask("sound")
+        )
+        messages = [user(prompt, [clip], self.audio_first()), assistant(self.sound_answer(clip.label))]
+        return self.row("sound", [clip], messages, label=clip.label)
+
+    def sound_answer(self, label: str) -> str:
+        return (
+            f"This is the sound of {self.labels[label].phrase}."
+            if label not in ("speech", "music", "noise")
+            else (f"This is {self.labels[label].phrase}.")
+        )
+
+    def sound_choice(self, clip: Clip) -> dict[str, Any]:
+        """What a sound is, as multiple choice."""
+        others = [name for name in self.labels if name != clip.label and name in self.by_label]
+        names = [clip.label, *self.rng.sample(others, self.rng.choice((1, 3, 3, 3, 4)))]
+        question, options = choice_question(
+            self.ask("sound_choice"), [self.labels[n].choice for n in names], self.rng
+        )
+        messages = [user(question, [clip], self.audio_first()), assistant(options[0])]
+        return self.row("sound_choice", [clip], messages, label=clip.label, choice=options[0])
+
+    def instrument(self, clip: Clip) -> dict[str, Any]:
+        """Which instrument plays, in free wording."""
+        messages = [
+            user(self.ask("instrument"), [clip], self.audio_first()),
+            assistant(self.instrument_answer(clip)),
+        ]
+        return self.row("instrument", [clip], messages, label=clip.label)
+
+    def instrument_answer(self, clip: Clip) -> str:
+        return (
+            "The instruments are drums."
+            if clip.label == "drums"
+            else f"The instrument is a {clip.label}.".replace(" a accordion", " an accordion").replace(
+                " a organ", " an organ"
+            )
+        )
+
+    def instrument_choice(self, clip: Clip) -> dict[str, Any]:
+        """Which instrument plays, as multiple choice."""
+        others = [name for name in self.instruments if name != clip.label]
+        names = [clip.label, *self.rng.sample(others, min(len(others), self.rng.choice((1, 3, 3, 3, 4))))]
+        question, options = choice_question(self.ask("instrument_choice"), names, self.rng)
+        messages = [user(question, [clip], self.audio_first()), assistant(options[0])]
+        return self.row("instrument_choice", [clip], messages, label=clip.label, choice=options[0])
+
+    def is_speech(self) -> dict[str, Any]:
+        """Speech or not: half of each."""
+        yes = self.rng.random() < 0.5
+        clip = self.rng.choice(self.by_label["speech"]) if yes else self.sound_clip(but=("speech",))
+        answer = "Yes, someone is speaking." if yes else "No, there is no speech in this clip."
+        return self.row(
+            "is_speech", [clip], [user(self.ask("is_speech"), [clip], self.audio_first()), assistant(answer)]
+        )
+
+    # several turns
+    def follow_up(self) -> dict[str, Any]:
+        """Two or three turns about one clip."""
+        kinds: list[Callable[[], dict[str, Any]]] = [
+            self._about_sound,
+            self._about_speech,
+            self._about_instrument,
+        ]
+        return self.rng.choices(kinds, (5, 3, 2))[0]()
+
+    def _about_sound(self) -> dict[str, Any]:
+        clip = self.sound_clip(but=("speech",))
+        first = self.sound(clip) if self.rng.random() < 0.5 else self.sound_choice(clip)
+        self.count -= 1
+        turns = [[user(self.ask("why"), []), assistant(self.labels[clip.label].reason)]]
+        turns.append([user(self.ask("is_speech"), []), assistant("No, there is no speech in this clip.")])
+        if self.rng.random() < 0.4:
+            turns.append([user(DEFAULT_PROMPT, []), assistant(transcription_answer(""))])
+        if clip.label == "music":
+            question = self.rng.choice(MUSIC_QUESTIONS)
+            turns.append([user(question, []), assistant(NO_DETAIL.format(what="music"))])
+        self.rng.shuffle(turns)
+        chosen = [message for turn in turns[: self.rng.choice((1, 1, 2))] for message in turn]
+        return self.row("follow_up", [clip], first["messages"] + chosen, label=clip.label)
+
+    def _about_speech(self) -> dict[str, Any]:
+        clip = self.rng.choice(self.by_label["speech"])
+        transcript = [user(DEFAULT_PROMPT, []), assistant(transcription_answer(clip.text))]
+        kind = [user(self.ask("sound"), []), assistant(self.sound_answer("speech"))]
+        why = [user(self.ask("why"), []), assistant(self.labels["speech"].reason)]
+        check = [user(self.ask("is_speech"), []), assistant("Yes, someone is speaking.")]
+        turns = self.rng.choice(
+            ([transcript, kind], [transcript, check], [kind, why], [kind, transcript], [check, transcript])
+        )
+        first = user(turns[0][0]["content"][0]["text"], [clip], self.audio_first())
+        messages = [first, turns[0][1], *turns[1]]
+        return self.row("follow_up", [clip], messages, label="speech", text=clip.text)
+
+    def _about_instrument(self) -> dict[str, Any]:
+        clip = self.rng.choice(self.instruments[self.rng.choice(sorted(self.instruments))])
+        messages = self.instrument(clip)["messages"]
+        self.count -= 1
+        if self.rng.random() < 0.5:
+            messages += [user(self.ask("is_speech"), []), assistant("No, there is no speech in this clip.")]
+        else:
+            messages += [
+                user(self.ask("why"), []),
+                assistant(f"I hear the typical sound of the {clip.label}."),
+            ]
+        return self.row("follow_up", [clip], messages, label=clip.label)
+
+    # several clips
+    def compare(self) -> dict[str, Any]:
+        """Two clips of different kinds: which one is X?"""
+        first = self.rng.choice(self.by_label["speech"]) if self.rng.random() < 0.35 else self.sound_clip()
+        second = self.sound_clip(but=(first.label,))
+        clips = [first, second]
+        self.rng.shuffle(clips)
+        place = self.rng.randrange(2)
+        if "speech" in (clips[0].label, clips[1].label) and self.rng.random() < 0.5:
+            place = 0 if clips[0].label == "speech" else 1
+        name = self.labels[clips[place].label].phrase
+        message = user(self.ask("compare").format(label=name), clips, self.audio_first())
+        answer = f"The {('first', 'second')[place]} clip is {name}."
+        return self.row("compare", clips, [message, assistant(answer)], place=("first", "second")[place])
+
+    def describe_both(self) -> dict[str, Any]:
+        """Two clips: what is in each, or whether they are of one kind."""
+        clips = [self.sound_clip(), self.sound_clip()]
+        if self.rng.random() < 0.5:
+            if self.rng.random() < 0.5:
+                clips[1] = self.rng.choice(self.by_label[clips[0].label])
+            same = clips[0].label == clips[1].label
+            names = [self.labels[clip.label].phrase for clip in clips]
+            answer = (
+                f"Yes, both are {names[0]}."
+                if same
+                else f"No, the first is {names[0]} and the second is {names[1]}."
+            )
+            return self.row(
+                "describe_both", clips, [user(self.ask("same"), clips, self.audio_first()), assistant(answer)]
+            )
+        names = [self.labels[clip.label].phrase for clip in clips]
+        answer = f"The first is {names[0]} and the second is {names[1]}."
+        message = user(self.ask("describe_both"), clips, self.audio_first())
+        return self.row("describe_both", clips, [message, assistant(answer)])
+
+    def longer(self) -> dict[str, Any]:
+        """Two clips, one clearly longer."""
+        while True:
+            clips = [self.sound_clip(), self.sound_clip()]
+            short, long = sorted(clip.duration_s for clip in clips)
+            if long > 1.6 * short:
+                break
+        place = 0 if clips[0].duration_s > clips[1].duration_s else 1
+        message = user(self.ask("longer"), clips, self.audio_first())
+        return self.row(
+            "longer", clips, [message, assistant(f"The {('first', 'second')[place]} clip is longer.")]
+        )
+
+    def count_clips(self) -> dict[str, Any]:
+        """How many clips there are: one to three."""
+        clips = [self.sound_clip() for _ in range(self.rng.randint(1, 3))]
+        words = {1: "There is one clip.", 2: "There are two clips.", 3: "There are three clips."}
+        message = user(self.ask("count"), clips, self.audio_first())
+        return self.row("count", clips, [message, assistant(words[len(clips)])])
+
+    # no clip
+    def text_only(self) -> list[dict[str, Any]]:
+        """Simple facts, greetings and polite refusals; the test asks for capitals in a wording of its own."""
+        pairs = (
+            [(row["question"], row["answer"]) for row in read_table("facts.tsv")]
+            if self.split != "test"
+            else []
+        )
+        questions = (
+            CAPITAL_QUESTIONS[:1] + CAPITAL_QUESTIONS[-1:] if self.split == "test" else CAPITAL_QUESTIONS[:-1]
+        )
+        for row in read_table("capitals.tsv"):
+            capital = f"The capital of {row['country']} is {row['capital']}."
+            pairs += [(question.format(country=row["country"]), capital) for question in questions]
+        return [self.row("text", [], [user(question, []), assistant(answer)]) for question, answer in pairs]

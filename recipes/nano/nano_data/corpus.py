@@ -1,0 +1,149 @@
+"""The JSON lines files: which clips, and how many conversations of each kind, for every split."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import human
+from .conversations import Maker
+from .messages import Clip, check_conversation
+from .store import read_shards
+
+# conversations drawn for each split, by kind
+DRAWN = {
+    "train": {
+        "is_speech": 3000,
+        "follow_up": 6000,
+        "compare": 7000,
+        "describe_both": 3000,
+        "longer": 800,
+        "count": 800,
+    },
+    "valid": {
+        "is_speech": 60,
+        "follow_up": 100,
+        "compare": 120,
+        "describe_both": 60,
+        "longer": 20,
+        "count": 20,
+    },
+    "test": {
+        "is_speech": 200,
+        "follow_up": 200,
+        "compare": 300,
+        "describe_both": 200,
+        "longer": 60,
+        "count": 60,
+    },
+}
+PASSES = {
+    "train": 3,
+    "valid": 1,
+    "test": 1,
+}  # how often each sound or instrument is asked about, freely and by choice
+SPEECH_LIKE_OTHERS = {"train": 300, "valid": 15, "test": 40}  # speech clips among the sounds
+QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
+SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
+EXCLUDED_WORDS = 4  # a training clip that says what a human prompt of so many words says is left out
+
+
+def clips_of(data_dir: Path, *folder: str) -> list[Clip]:
+    """The clips of complete shards below a folder of audio/."""
+    root = data_dir.joinpath("audio", *folder)
+    rows = read_shards(root, data_dir) if root.exists() else ()
+    return [
+        Clip(row["path"], row["duration_s"], row.get("label", "speech"), row.get("text", "")) for row in rows
+    ]
+
+
+def speech_clips(data_dir: Path, name: str) -> list[Clip]:
+    """Speech of a set by every engine; training leaves out what the human prompts say."""
+    clips = clips_of(data_dir, "speech", name)
+    if name != "train":
+        return clips
+    prompts = [f" {text} " for text in human.transcripts().values() if len(text.split()) >= EXCLUDED_WORDS]
+    return [clip for clip in clips if not any(prompt in f" {clip.text} " for prompt in prompts)]
+
+
+def make_maker(data_dir: Path, split: str, timbre: bool = False) -> Maker:
+    """A maker over the clips of a split (`timbre`: with the instruments of the held-out sound font)."""
+    rng = random.Random(f"corpus/{split}")
+    by_label: dict[str, list[Clip]] = {}
+    instruments: dict[str, list[Clip]] = {}
+    for clip in clips_of(data_dir, "sound", split):
+        by_label.setdefault(clip.label, []).append(clip)
+    for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
+        (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
+    speech = [
+        clip for name in SPEECH_SPLITS[split] for clip in speech_clips(data_dir, name) if clip.duration_s < 9
+    ]
+    rng.shuffle(speech)
+    if speech:
+        by_label["speech"] = speech[: SPEECH_LIKE_OTHERS[split]]
+    return Maker(split, by_label, instruments, clips_of(data_dir, "silence", split), f"{split}/{timbre}")
+
+
+def quiet_rows(maker: Maker, count: int) -> Iterator[dict[str, Any]]:
+    """Empty transcripts: silence (twice, for training) and sounds without speech or song."""
+    for clip in maker.quiet * (2 if maker.split == "train" else 1):
+        yield maker.transcription(clip)
+    for _ in range(count):
+        clip = maker.sound_clip(but=("speech", "music"))
+        yield maker.transcription(Clip(clip.path, clip.duration_s, clip.label))
+
+
+def about_rows(maker: Maker, kind: str) -> Iterator[dict[str, Any]]:
+    """Every sound ("sound", "sound_choice") or instrument clip, asked about `PASSES` times."""
+    groups = maker.instruments if kind.startswith("instrument") else maker.by_label
+    for _ in range(PASSES[maker.split]):
+        for label in sorted(groups):
+            for clip in groups[label]:
+                yield getattr(maker, kind)(clip)
+
+
+def drawn_rows(maker: Maker, kind: str) -> Iterator[dict[str, Any]]:
+    """Conversations of a kind over clips drawn at random."""
+    make = {"count": maker.count_clips}.get(kind) or getattr(maker, kind)
+    for _ in range(DRAWN[maker.split][kind]):
+        yield make()
+
+
+def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields (kind, rows) of a split."""
+    maker = make_maker(data_dir, split)
+    if split != "test":
+        speech = speech_clips(data_dir, split)
+        yield "transcription", [maker.transcription(clip) for clip in speech]
+    yield "silence", list(quiet_rows(maker, QUIET_SOUNDS[split]))
+    for kind in ("sound", "sound_choice", "instrument", "instrument_choice"):
+        yield kind, list(about_rows(maker, kind))
+    for kind in DRAWN[split]:
+        yield kind, list(drawn_rows(maker, kind))
+    yield "text", maker.text_only() * (3 if split == "train" else 1)
+
+
+def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields (name, rows) of the tests: speech by what is new in it, prompts, timbre, the other kinds."""
+    maker = make_maker(data_dir, "test")
+    for name in ("test_sentences", "test_voices", "test_long"):
+        clips = [clip for clip in clips_of(data_dir, "speech", name) if "/espeak/" not in clip.path]
+        yield name, [maker.transcription(clip) for clip in clips]
+    robot = clips_of(data_dir, "speech", "test_voices", "espeak")
+    yield "test_robot", [maker.transcription(clip) for clip in robot]
+    yield "test_human", [maker.transcription(clip) for clip in clips_of(data_dir, "human")]
+    for kind, rows in split_files(data_dir, "test"):
+        yield f"test_{kind}", rows
+    timbre = make_maker(data_dir, "test", timbre=True)
+    yield "test_timbre", list(about_rows(timbre, "instrument"))
+    yield "test_timbre_choice", list(about_rows(timbre, "instrument_choice"))
+
+
+def numbered(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ids of their file, each checked."""
+    result = [{**row, "id": f"{name}-{number:06d}"} for number, row in enumerate(rows)]
+    for row in result:
+        check_conversation(row)
+    return result

@@ -1,0 +1,133 @@
+"""Conversations as plain data: messages as the processor's chat template takes them, and their checks."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .setup import RECIPE_DIR
+
+TABLES = RECIPE_DIR / "tables"
+TRANSCRIPTION = 'The spoken content of the audio is "{text}".'
+DEFAULT_PROMPT = "Transcribe the input speech."
+LETTERS = "ABCDEF"
+HELD_OUT_WORDING = 0.2  # the last fifth of each list of prompts is for the test sets only
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip on disk: what a conversation needs to know of it."""
+
+    path: str
+    duration_s: float
+    label: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a class of sound is named: in an answer, as a choice, and what one would say about why."""
+
+    phrase: str
+    choice: str
+    reason: str
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """Rows of a tab-separated table of the recipe."""
+    with (TABLES / name).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines, delimiter="\t"))
+
+
+def read_labels() -> dict[str, Label]:
+    """The classes of sound."""
+    return {
+        row["label"]: Label(row["phrase"], row["choice"], row["reason"]) for row in read_table("labels.tsv")
+    }
+
+
+def read_prompts(split: str) -> dict[str, list[str]]:
+    """Prompts by kind: training has no prompt of the last fifth of a list; the test has them all."""
+    prompts: dict[str, list[str]] = {}
+    for row in read_table("prompts.tsv"):
+        prompts.setdefault(row["kind"], []).append(row["text"])
+    if split == "test":
+        return prompts
+    return {kind: texts[: int(len(texts) * (1 - HELD_OUT_WORDING))] for kind, texts in prompts.items()}
+
+
+def user(text: str | None, clips: list[Clip], audio_first: bool = False) -> dict[str, Any]:
+    """A user's message of a question (or none) and clips."""
+    parts: list[dict[str, str]] = [{"type": "audio", "path": clip.path} for clip in clips]
+    question = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": parts + question if audio_first else question + parts}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    """The model's answer."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def conversation(
+    row_id: str, kind: str, clips: list[Clip], messages: list[dict[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """A row of a JSON lines file; `more` are facts for evaluation, such as the label."""
+    duration_s = round(sum(clip.duration_s for clip in clips), 3)
+    paths = [clip.path for clip in clips]
+    return {
+        "id": row_id,
+        "kind": kind,
+        "audio": paths,
+        "duration_s": duration_s,
+        "messages": messages,
+        **more,
+    }
+
+
+def transcription_answer(text: str) -> str:
+    """The framing that AF3 was trained to give, and that `strip_prefix` takes away."""
+    return TRANSCRIPTION.format(text=text)
+
+
+def choice_question(question: str, options: list[str], rng: random.Random) -> tuple[str, list[str]]:
+    """A multiple-choice question as on the model's page, with the options in random order.
+
+    Returns:
+        The question, and the lettered options, "(A) rain" and so on, in the order given.
+    """
+    order = list(options)
+    rng.shuffle(order)
+    lettered = {option: f"({letter}) {option}" for letter, option in zip(LETTERS, order, strict=False)}
+    frame = rng.choice(
+        (
+            "{q} Choose the correct option among the options below: {o}.",
+            "{q} Choose the correct option among the options below: {o}.",
+            "Instruction: {q} Choose the correct option among the options below: {o}.",
+            "{q}\nChoose the correct option from the following options:\n{n}",
+            "{q} {o}",
+        )
+    )
+    shown = [lettered[option] for option in order]
+    return frame.format(q=question, o=" ".join(shown), n="\n".join(shown)), [
+        lettered[option] for option in options
+    ]
+
+
+def check_conversation(row: dict[str, Any]) -> None:
+    """Raises ValueError where a row breaks the schema."""
+    roles = [message["role"] for message in row["messages"]]
+    if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
+        raise ValueError(f"{row['id']}: turns must alternate, user first, assistant last; they are {roles}")
+    parts = [part for message in row["messages"] for part in message["content"]]
+    paths = [part["path"] for part in parts if part["type"] == "audio"]
+    if paths != row["audio"]:
+        raise ValueError(f"{row['id']}: audio is {row['audio']}, but the messages hold {paths}")
+    for part in parts:
+        if part["type"] == "text" and not part["text"].strip():
+            raise ValueError(f"{row['id']}: empty text part")
+    for path in paths:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"{row['id']}: {path} is not relative to the data folder")

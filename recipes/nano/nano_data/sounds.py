@@ -1,0 +1,196 @@
+"""Clips of sounds: recordings from packages (`tables/recordings.tsv`) and synthesised events, varied.
+
+Training and test share neither a recording (nor its numbered siblings) nor a family of synthesis.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .setup import RECIPE_DIR
+from .splits import bucket, seed_for
+from .store import SAMPLING_RATE, make_shard, write_clip
+
+CLIPS_PER_CLASS = {"test": 40, "valid": 15, "train": 300}  # in this order
+SHARD_CLIPS = 50
+TEST_SHARE = 0.25
+RECORDED_SHARE = 0.55
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording of a package."""
+
+    label: str
+    package: str
+    licence: str
+    path: str
+
+    @property
+    def group(self) -> str:
+        """Siblings such as footstep.1 and footstep.2 are one group: they go to one split."""
+        stem = re.sub(r"[0-9]+", "", Path(self.path).stem.lower()).strip("-_. ")
+        return f"{self.package}/{stem}"
+
+
+def find_recordings(
+    unpacked: Path, table: Path = RECIPE_DIR / "tables" / "recordings.tsv"
+) -> list[Recording]:
+    """Recordings of the table that are there; a file named twice has the later class."""
+    found: dict[str, Recording] = {}
+    with table.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines, delimiter="\t"):
+            for path in sorted(unpacked.glob(row["files"])):
+                if "_desc" not in path.name and path.is_file():
+                    name = path.relative_to(unpacked).as_posix()
+                    found[name] = Recording(row["class"], row["package"], row["licence"], name)
+    return list(found.values())
+
+
+def split_recordings(recordings: list[Recording]) -> dict[str, dict[str, list[Recording]]]:
+    """label -> {"train": [...], "test": [...]}; a class of fewer than three groups is for training only."""
+    result: dict[str, dict[str, list[Recording]]] = {}
+    for label in sorted({recording.label for recording in recordings}):
+        members = [recording for recording in recordings if recording.label == label]
+        groups = sorted(
+            {recording.group for recording in members}, key=lambda group: bucket("sound:" + group)
+        )
+        held_out = set(groups[: max(1, round(len(groups) * TEST_SHARE))]) if len(groups) >= 3 else set()
+        result[label] = {
+            "train": [recording for recording in members if recording.group not in held_out],
+            "test": [recording for recording in members if recording.group in held_out],
+        }
+    return result
+
+
+def load_recording(path: Path) -> Any:
+    """Reads a recording as mono float32 at 16 kHz, peak 1."""
+    import numpy as np
+
+    from .voices import read_resampled
+
+    waveform = read_resampled(path)
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
+    waveform = waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
+    return waveform / (np.abs(waveform).max() + 1e-9)
+
+
+def fit(waveform: Any, duration_s: float, rng: Any) -> Any:
+    """Makes a recording as long as wanted: cuts a long one, repeats a short one with gaps."""
+    import numpy as np
+
+    wanted = int(duration_s * SAMPLING_RATE)
+    if len(waveform) > wanted:
+        start = rng.integers(0, len(waveform) - wanted + 1)
+        return waveform[start : start + wanted]
+    result = np.zeros(wanted, np.float32)
+    position = int(rng.uniform(0, 0.2) * (wanted - len(waveform)))
+    while position < wanted:
+        piece = waveform[: wanted - position] * rng.uniform(0.7, 1)
+        result[position : position + len(piece)] += piece
+        position += len(waveform) + int(rng.uniform(0.02, 0.8) * SAMPLING_RATE)
+    return result
+
+
+def vary(waveform: Any, rng: Any) -> Any:
+    """Random colour, room, background and level; the clip starts and ends softly."""
+    import numpy as np
+
+    from .synth import noise
+
+    count = len(waveform)
+    spectrum = np.fft.rfft(waveform)
+    frequency = np.fft.rfftfreq(count, 1 / SAMPLING_RATE)
+    spectrum *= (np.maximum(frequency, 50) / 1000) ** rng.uniform(-0.35, 0.35)
+    coloured = np.fft.irfft(spectrum, count)
+    if rng.random() < 0.35:
+        tail_s = rng.uniform(0.1, 0.6)
+        tail = rng.standard_normal(int(tail_s * SAMPLING_RATE))
+        tail *= np.exp(-np.arange(len(tail)) / SAMPLING_RATE / tail_s * 5) * rng.uniform(0.02, 0.1)
+        tail[0] = 1
+        size = count + len(tail)
+        coloured = np.fft.irfft(np.fft.rfft(coloured, size) * np.fft.rfft(tail, size), size)[:count]
+    coloured /= np.sqrt(np.mean(coloured**2)) + 1e-9
+    if rng.random() < 0.5:
+        background = noise(rng, count / SAMPLING_RATE, rng.uniform(0, 1.5))[:count]
+        coloured[: len(background)] += background * 10 ** (-rng.uniform(18, 45) / 20)
+    edge = min(count // 4, 160)
+    coloured[:edge] *= np.linspace(0, 1, edge)
+    coloured[-edge:] *= np.linspace(1, 0, edge)
+    return (coloured * 10 ** (rng.uniform(-32, -16) / 20)).astype(np.float32)
+
+
+def make_clip(
+    label: str, split: str, number: int, recordings: list[Recording], unpacked: Path
+) -> tuple[Any, str]:
+    """One clip (N,) of a class, and where it comes from: a recording's path or "synthesis/FAMILY"."""
+    import numpy as np
+    import soxr
+
+    from .events import FAMILIES
+
+    rng = np.random.default_rng(seed_for("sound", label, split, number))
+    duration_s = float(np.clip(rng.gamma(4, 1.1), 1.2, 12))
+    families = FAMILIES.get(label, ())
+    families = families[-1:] if split == "test" else families[:-1]
+    if recordings and (not families or rng.random() < RECORDED_SHARE):
+        recording = recordings[rng.integers(len(recordings))]
+        waveform = load_recording(unpacked / recording.path)
+        waveform = soxr.resample(waveform, SAMPLING_RATE * rng.uniform(0.85, 1.18), SAMPLING_RATE)
+        return vary(fit(waveform, duration_s, rng), rng), recording.path
+    family = families[rng.integers(len(families))]
+    waveform = np.asarray(family(rng, duration_s), np.float64)
+    return vary(waveform, rng), f"synthesis/{family.__name__}"
+
+
+def sound_labels() -> list[str]:
+    """The classes of this module; speech and instruments are made elsewhere."""
+    from .events import FAMILIES
+
+    return sorted([*FAMILIES, "music"])
+
+
+def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
+    """All (folder, label, split, numbers), class by class in turn; music's synthesis is in `instruments`."""
+    result = []
+    for split, count in CLIPS_PER_CLASS.items():
+        for label in sound_labels():
+            size = count // 2 if label == "music" else count
+            for start in range(0, size, SHARD_CLIPS):
+                folder = data_dir / "audio" / "sound" / split / label / f"{start // SHARD_CLIPS:03d}"
+                result.append((folder, label, split, range(start, min(size, start + SHARD_CLIPS))))
+    return sorted(result, key=lambda shard: (list(CLIPS_PER_CLASS).index(shard[2]), shard[0].name))
+
+
+def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
+    """Makes the missing shards; yields a line for each."""
+    recordings = split_recordings(find_recordings(unpacked))
+    for folder, label, split, numbers in shards(data_dir):
+        chosen = recordings.get(label, {}).get("test" if split == "test" else "train", [])
+
+        def fill(
+            working: Path, label: str = label, split: str = split, numbers: range = numbers, chosen=chosen
+        ):
+            rows = []
+            for number in numbers:
+                waveform, origin = make_clip(label, split, number, chosen, unpacked)
+                file = f"{label}-{split}-{number:05d}.flac"
+                duration_s = round(write_clip(working / file, waveform), 3)
+                rows.append(
+                    {
+                        "id": Path(file).stem,
+                        "file": file,
+                        "duration_s": duration_s,
+                        "label": label,
+                        "origin": origin,
+                    }
+                )
+            return rows
+
+        if make_shard(folder, fill):
+            yield f"sound/{split}/{label}/{folder.name}"

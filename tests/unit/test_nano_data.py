@@ -1,0 +1,375 @@
+"""The pure parts of the data recipe of the built-in model: no speech engine, no package of data is needed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import struct
+
+import numpy as np
+import pytest
+
+from recipes.nano.nano_data import (
+    conversations,
+    instruments,
+    messages,
+    midi,
+    normalise,
+    sounds,
+    speech,
+    splits,
+    store,
+    templates,
+    text_sources,
+    voices,
+)
+
+
+def make_clips(label: str, count: int = 3, text: str = "") -> list[messages.Clip]:
+    return [
+        messages.Clip(f"audio/{label}/{number}.flac", 1.0 + number, label, text) for number in range(count)
+    ]
+
+
+def make_maker(split: str = "train") -> conversations.Maker:
+    by_label = {label: make_clips(label) for label in messages.read_labels()}
+    by_label["speech"] = make_clips("speech", text="good morning")
+    played = {label: make_clips(label) for label in instruments.INSTRUMENTS}
+    return conversations.Maker(split, by_label, played, make_clips("silence"), "seed")
+
+
+# normalisation
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (15, "fifteen"),
+        (21, "twenty one"),
+        (300, "three hundred"),
+        (1234, "one thousand two hundred thirty four"),
+    ],
+)
+def test_number_words(number, words):
+    assert normalise.number_words(number) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(1, "first"), (12, "twelfth"), (20, "twentieth"), (31, "thirty first")]
+)
+def test_ordinal_words(number, words):
+    assert normalise.ordinal_words(number) == words
+
+
+@pytest.mark.parametrize(
+    ("year", "words"),
+    [
+        (1984, "nineteen eighty four"),
+        (1900, "nineteen hundred"),
+        (2005, "two thousand five"),
+        (1805, "eighteen oh five"),
+    ],
+)
+def test_year_words(year, words):
+    assert normalise.year_words(year) == words
+
+
+def test_normalise_keeps_letters_and_inner_apostrophes_only():
+    assert normalise.normalise("“Don't,” said Mr. O'Neil -- 'no!'") == "don't said mister o'neil no"
+
+
+@pytest.mark.parametrize("text", ["in 1984", "naïve", "the U.S. army", "e.g. this", "a/b", "the NATO pact"])
+def test_text_that_engines_read_differently_is_refused(text):
+    assert not normalise.is_speakable(text)
+
+
+def test_plain_sentences_are_speakable():
+    assert normalise.is_speakable("I'm sure Mr. Darcy didn't say so.")
+
+
+# grammar
+
+
+def test_every_pattern_expands_to_speakable_sentences():
+    lists = templates.read_lists()
+    rng = random.Random(0)
+    for category, pattern in templates.read_patterns():
+        for _ in range(5):
+            sentence = templates.expand(pattern, lists, rng)
+            assert not re.search(r"[{}|()]", sentence), (category, pattern, sentence)
+            assert normalise.is_speakable(sentence), (category, pattern, sentence)
+
+
+def test_an_unknown_slot_is_an_error():
+    with pytest.raises(KeyError, match="nothing"):
+        templates.expand("a {nothing}", {}, random.Random(0))
+
+
+def test_sentences_are_distinct_and_reproducible():
+    first, second = (list(itertools.islice(templates.template_sentences(3), 300)) for _ in range(2))
+    assert first == second
+    per_pattern = [normalise.normalise(sentence) for _, sentence in first]
+    assert len(set(per_pattern)) > 290
+
+
+def test_articles_fit_the_word_that_follows():
+    lists = {"x": ["apple", "the dog"]}
+    said = {templates.expand("Have a {x}", lists, random.Random(seed)) for seed in range(9)}
+    assert said == {"Have an apple", "Have the dog"}
+
+
+# text sources
+
+
+def test_sentences_are_cut_after_stops_but_not_after_titles():
+    text = "Mr. Bennet replied that he had not. But it is, returned she."
+    assert list(text_sources.split_sentences(text)) == [
+        "Mr. Bennet replied that he had not.",
+        "But it is, returned she.",
+    ]
+
+
+def test_strings_of_r_serialisation_are_found():
+    blob = b"XX" + b"".join(
+        b"\x00\x04\x00\x09" + struct.pack(">i", len(line)) + line for line in (b"It is", b"", b"a truth")
+    )
+    assert list(text_sources._r_strings(blob)) == ["It is", "", "a truth"]
+
+
+# splits
+
+
+def test_a_sentence_is_in_one_split_whatever_its_spelling():
+    texts = [sentence for _, sentence in itertools.islice(templates.template_sentences(4), 2000)]
+    for text in texts:
+        split = splits.text_split(normalise.normalise(text))
+        assert splits.text_split(normalise.normalise(text.upper() + "!!")) == split
+
+
+def test_shares_of_the_splits():
+    counts = dict.fromkeys(splits.SPLITS, 0)
+    for number in range(20000):
+        counts[splits.text_split(f"sentence {number}")] += 1
+    # five standard deviations of a binomial count
+    assert abs(counts["test"] - 400) < 100
+    assert abs(counts["valid"] - 200) < 71
+
+
+def test_held_out_voices_are_in_no_training_set():
+    for engine, names in voices.TEST_VOICES.items():
+        assert not set(names) & set(voices.TRAIN_VOICES[engine])
+        drawn = {voices.random_voice(engine, random.Random(seed)).name for seed in range(200)}
+        assert not any(held_out in name for held_out in names for name in drawn)
+
+
+def test_recordings_share_no_group_between_splits():
+    recordings = [
+        sounds.Recording("animal", "p", "CC0-1.0", f"x/{name}-{number}.ogg")
+        for name in "abcdefgh"
+        for number in range(3)
+    ]
+    split = sounds.split_recordings(recordings)["animal"]
+    assert len(split["train"]) + len(split["test"]) == len(recordings)
+    assert split["test"]
+    assert not {r.group for r in split["train"]} & {r.group for r in split["test"]}
+
+
+def test_every_recording_has_a_class_and_a_licence():
+    labels = set(messages.read_labels())
+    for row in messages.read_table("recordings.tsv"):
+        assert row["class"] in labels
+        assert row["licence"]
+        assert row["package"] in sounds.RECIPE_DIR.joinpath("apt-data-packages.txt").read_text().split()
+
+
+def test_training_prompts_leave_out_some_of_the_tests():
+    train, test = messages.read_prompts("train"), messages.read_prompts("test")
+    for kind, texts in test.items():
+        assert set(train[kind]) < set(texts)
+
+
+# plan of the speech
+
+
+def test_plan_is_reproducible_and_stays_in_its_split():
+    rows = [
+        {
+            "id": str(n),
+            "split": splits.SPLITS[n % 3],
+            "source": "austen",
+            "original": f"S {n}.",
+            "text": f"sentence number {n}",
+        }
+        for n in range(900)
+    ]
+    wanted = speech.SpeechSet("test_long", "hibari", "test", 0.2, kinds=("long",))
+    clips = speech.plan_clips(wanted, rows)
+    assert clips == speech.plan_clips(wanted, rows)
+    assert {row["split"] for clip in clips for row in clip.rows} == {"test"}
+    assert min(len(clip.rows) for clip in clips) > 3
+    ids = [row["id"] for clip in clips for row in clip.rows]
+    assert len(set(ids[:250])) == 250  # no sentence twice before each was said once
+
+
+def test_joined_sentences_that_do_not_fit_are_left_out():
+    waveforms = [np.ones(10 * 16000, np.float32)] * 4
+    clip, used = speech.join_sentences(waveforms, random.Random(0))
+    assert used == 2
+    assert 20 * 16000 < len(clip) <= speech.MAX_CLIP_S * 16000
+
+
+# shards
+
+
+def test_a_shard_that_was_cut_off_is_made_again(tmp_path):
+    shard = tmp_path / "000"
+
+    def broken(folder):
+        (folder / "half.flac").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make_shard(shard, broken)
+    assert not shard.exists()
+    assert list(store.read_shards(tmp_path, tmp_path)) == []
+    assert store.make_shard(shard, lambda folder: [{"file": "a.flac"}])
+    assert not store.make_shard(shard, broken)
+    assert [row["path"] for row in store.read_shards(tmp_path, tmp_path)] == ["000/a.flac"]
+
+
+def test_midi_file_is_well_formed():
+    data = midi.midi_bytes([midi.Program(0, 40, 0.0)], [midi.Note(0, 60, 0.5, 1.0, 90)], 2.0)
+    assert data[:8] == b"MThd\x00\x00\x00\x06"
+    (length,) = struct.unpack(">I", data[18:22])
+    assert len(data) == 22 + length
+    assert b"\x90\x3c\x5a" in data
+    assert data.endswith(b"\xff\x2f\x00")
+
+
+# conversations
+
+
+def test_framing_of_transcripts_is_exactly_that_of_af3():
+    row = make_maker("test").transcription(messages.Clip("a.flac", 2.0, "speech", "hello there"))
+    assert row["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Transcribe the input speech."},
+                {"type": "audio", "path": "a.flac"},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": 'The spoken content of the audio is "hello there".'}],
+        },
+    ]
+
+
+def test_silence_has_an_empty_transcript():
+    row = make_maker("test").transcription(messages.Clip("a.flac", 2.0, "silence"))
+    assert row["messages"][1]["content"][0]["text"] == 'The spoken content of the audio is "".'
+
+
+def test_multiple_choice_has_one_right_answer_among_distinct_options():
+    maker = make_maker()
+    for _ in range(50):
+        for row in (maker.sound_choice(maker.sound_clip()), maker.instrument_choice(make_clips("piano")[0])):
+            question = next(part["text"] for part in row["messages"][0]["content"] if part["type"] == "text")
+            options = re.findall(r"\(([A-F])\) ([a-z ]+[a-z])", question)
+            assert [letter for letter, _ in options] == list("ABCDEF"[: len(options)])
+            assert len({option for _, option in options}) == len(options) >= 2
+            answer = row["messages"][1]["content"][0]["text"]
+            assert answer in [f"({letter}) {option}" for letter, option in options]
+
+
+def test_comparison_names_the_right_clip():
+    maker = make_maker()
+    for _ in range(50):
+        row = maker.compare()
+        place = ("first", "second").index(row["place"])
+        named = row["messages"][1]["content"][0]["text"]
+        label = row["audio"][place].split("/")[1]
+        assert named == f"The {row['place']} clip is {maker.labels[label].phrase}."
+        assert row["audio"][0].split("/")[1] != row["audio"][1].split("/")[1]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_every_kind_keeps_the_schema_and_survives_json(split):
+    maker = make_maker(split)
+    rows = maker.text_only()
+    for make in (
+        maker.is_speech,
+        maker.follow_up,
+        maker.compare,
+        maker.describe_both,
+        maker.longer,
+        maker.count_clips,
+    ):
+        rows += [make() for _ in range(30)]
+    rows += [maker.sound(maker.sound_clip()), maker.instrument(make_clips("organ")[0])]
+    for row in rows:
+        messages.check_conversation(row)
+        assert json.loads(json.dumps(row)) == row
+        assert {"id", "audio", "duration_s", "messages"} <= set(row)
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_the_capital_of_france_is_learned():
+    answers = [row["messages"][1]["content"][0]["text"] for row in make_maker().text_only()]
+    assert answers.count("The capital of France is Paris.") > 1
+
+
+def test_instruments_are_named_in_english():
+    maker = make_maker()
+    named = {label: maker.instrument_answer(make_clips(label)[0]) for label in instruments.INSTRUMENTS}
+    assert named["organ"] == "The instrument is an organ."
+    assert named["accordion"] == "The instrument is an accordion."
+    assert named["piano"] == "The instrument is a piano."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row["messages"].pop(),
+        lambda row: row.update(audio=[]),
+        lambda row: row["messages"][0]["content"][0].update(text=" "),
+    ],
+)
+def test_broken_rows_are_refused(change):
+    row = make_maker("test").transcription(messages.Clip("a.flac", 2.0, "speech", "hello"))
+    change(row)
+    with pytest.raises(ValueError, match="test-transcription"):
+        messages.check_conversation(row)
+
+
+def test_paths_must_stay_in_the_data_folder():
+    row = make_maker("test").transcription(messages.Clip("/etc/a.flac", 2.0, "speech", "hello"))
+    with pytest.raises(ValueError, match="not relative"):
+        messages.check_conversation(row)
+
+
+def test_no_two_labels_share_a_wording():
+    labels = messages.read_labels()
+    assert (
+        len({label.choice for label in labels.values()})
+        == len(labels)
+        == len({lab.phrase for lab in labels.values()})
+    )
+    assert set(sounds.sound_labels()) | {"speech"} == set(labels)
+
+
+def test_families_of_sounds_make_sound():
+    pytest.importorskip("scipy")
+    from recipes.nano.nano_data.events import FAMILIES
+
+    for label, families in FAMILIES.items():
+        assert len(families) >= 3, label
+        for family in (families[0], families[-1]):
+            waveform = np.asarray(family(np.random.default_rng(1), 1.0))
+            assert waveform.shape == (16000,)
+            assert np.isfinite(waveform).all()
+            assert waveform.std() > 1e-5, (label, family.__name__)
