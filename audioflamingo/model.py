@@ -7,6 +7,7 @@ sampling live elsewhere.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ from audioflamingo.cache import KVCache
 from audioflamingo.checkpoint.pretrained import PretrainedMixin
 from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
 from audioflamingo.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
-from audioflamingo.errors import ArgumentError, PromptError
+from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.generation.generate import GenerationMixin
 from audioflamingo.host import to_host
 from audioflamingo.language_model import Qwen2Attention, Qwen2Model
@@ -169,6 +170,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool | None = None,
+        **unknown: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Runs the model over new tokens.
 
@@ -189,10 +191,13 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             return_dict: False for a plain tuple of the fields that are not None.
 
         Raises:
-            ArgumentError: inputs that do not fit each other.
+            ArgumentError: inputs that do not fit each other, or an unknown keyword.
             PromptError: as many `<sound>` ids as audio rows are needed, and there are not.
             ContextLengthError: more tokens than the model's context.
         """
+        if unknown:
+            allowed = inspect.signature(self.forward).parameters.keys() - {"unknown"}
+            raise unknown_arguments("the model", unknown, allowed)
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,

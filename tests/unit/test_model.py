@@ -266,7 +266,7 @@ def test_eager_equals_sdpa_and_gives_weights(model) -> None:
         (lambda b: b.update(input_features=torch.zeros(1, 128, 3001)), ArgumentError, "3001 frames"),
         (lambda b: b.update(input_features_mask=torch.ones(1, 9)), ArgumentError, "input_features_mask"),
         (lambda b: b["input_features_mask"].__setitem__((0, 0), 0), ArgumentError, "ones first"),
-        (lambda b: b.update(input_feature=torch.zeros(1)), TypeError, "input_feature"),
+        (lambda b: b.update(input_feature=torch.zeros(1)), ArgumentError, "did you mean 'input_features'"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(model, change, error, message) -> None:

@@ -216,7 +216,7 @@ def test_url_whose_server_is_silent(monkeypatch):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("file:///tmp/clip.wav", "Pass the path itself"),
+        ("file:///audio/clip.wav", "Pass the path itself"),
         ("file:clip.wav", "Pass the path itself"),
         ("ftp://example.org/clip.wav", "only http and https"),
         ("s3://bucket/clip.wav", "only http and https"),

@@ -1,0 +1,90 @@
+"""Does ten minutes of audio fit? Peak memory of prefilling 600 s, at the real width and a few layers.
+
+Activations do not add up over layers, so what a few layers need on top of their weights is what all need, but for the
+key/value cache, which is printed for the full depth. transformers forms the logits of all 15,000 positions in a plain
+forward (9 GB in float32); a prefill here forms one.
+
+    python benchmarks/long_audio.py --seconds 600 --layers 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import replace
+
+import torch
+
+from audioflamingo import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration
+from audioflamingo.audio import num_audio_tokens
+
+GB = 1e9
+WINDOW_FRAMES = 3000
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def build(num_layers: int, dtype: torch.dtype) -> AudioFlamingo3ForConditionalGeneration:
+    """The published widths with `num_layers` layers in encoder and language model; small constant weights."""
+    published = AudioFlamingo3Config()
+    config = AudioFlamingo3Config(
+        replace(published.audio_config, num_hidden_layers=num_layers),
+        replace(published.text_config, num_hidden_layers=num_layers),
+    )
+    with torch.device("meta"):
+        model = AudioFlamingo3ForConditionalGeneration(config).to(dtype)
+    model = model.to_empty(device="cpu").eval()
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=600, help="a multiple of 30")
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+
+    model = build(options.layers, getattr(torch, options.dtype))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    num_windows = options.seconds // 30
+    num_tokens = num_windows * num_audio_tokens(WINDOW_FRAMES)
+    inputs = {
+        "input_ids": torch.tensor([[1] * 10 + [model.config.audio_token_id] * num_tokens + [2] * 10]),
+        "input_features": torch.zeros(num_windows, 128, WINDOW_FRAMES),
+        "input_features_mask": torch.ones(num_windows, WINDOW_FRAMES, dtype=torch.int32),
+    }
+    before = peak_bytes()
+    start = time.perf_counter()
+    model.generate(**inputs, max_new_tokens=1)
+    seconds = time.perf_counter() - start
+    text = AudioFlamingo3Config().text_config
+    assert text.head_dim is not None
+    cache = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * num_tokens
+    result = {
+        "benchmark": "long_audio",
+        "audio_s": options.seconds,
+        "tokens": num_tokens,
+        "layers": options.layers,
+        "dtype": options.dtype,
+        "weights_gb": weights / GB,
+        "peak_above_weights_gb": (peak_bytes() - before) / GB,
+        "full_depth_bfloat16_cache_gb": cache / GB,
+        "seconds": seconds,
+    }
+    print(
+        f"{options.seconds} s of audio, {num_tokens} audio tokens, {options.layers} + {options.layers} layers, "
+        f"{options.dtype}: {result['peak_above_weights_gb']:.2f} GB above {weights / GB:.2f} GB of weights, "
+        f"{seconds:.0f} s; the cache of all {text.num_hidden_layers} layers in bfloat16 is {cache / GB:.2f} GB"
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
