@@ -9,7 +9,7 @@ import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.audio.loading import SAMPLING_RATE, split_windows
-from audioflamingo.cli.inspect import AudioView
+from audioflamingo.cli.audio_view import AudioView
 from audioflamingo.errors import MissingDependencyError
 
 MAX_COLUMNS = 4000  # of the spectrogram picture
