@@ -125,7 +125,7 @@ class Chat:
         if self._cache is None or not kept:
             self._forget()
             kept = 0
-            self._cache = self._model.model.new_cache(1, initial_length=INITIAL_CACHE)
+            self._cache = self._model.new_cache(1, initial_length=INITIAL_CACHE)
         self._cache.crop([kept])
         self.num_reused = kept
         new: dict[str, Any] = {

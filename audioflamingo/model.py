@@ -124,7 +124,13 @@ class AudioFlamingo3Model(nn.Module):
     def new_cache(
         self, batch_size: int, max_length: int | None = None, initial_length: int | None = None
     ) -> KVCache:
-        """Builds an empty cache of `batch_size` rows of at most `max_length` tokens, by default the model's context."""
+        """Builds an empty cache.
+
+        Args:
+            batch_size: rows.
+            max_length: most tokens of a row, the model's context by default.
+            initial_length: slots that are allocated at first, `max_length` by default; they double when they run out.
+        """
         text_config = self.config.text_config
         limit = text_config.max_position_embeddings if max_length is None else max_length
         return KVCache(text_config.num_hidden_layers, batch_size, limit, initial_length)
@@ -301,9 +307,11 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         """Encodes and projects audio windows; see `AudioFlamingo3Model.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask)
 
-    def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
-        """Builds an empty cache of `batch_size` rows of at most `max_length` tokens, by default the model's context."""
-        return self.model.new_cache(batch_size, max_length)
+    def new_cache(
+        self, batch_size: int, max_length: int | None = None, initial_length: int | None = None
+    ) -> KVCache:
+        """Builds an empty cache; see `AudioFlamingo3Model.new_cache`."""
+        return self.model.new_cache(batch_size, max_length, initial_length)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Exists because peft's causal-language-model wrapper looks for it; `generate` has no use for it.
