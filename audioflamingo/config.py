@@ -17,6 +17,8 @@ from audioflamingo.errors import ArgumentError, ConfigError
 MODEL_TYPE = "audioflamingo3"
 ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
 TEXT_MODEL_TYPE = "qwen2"
+AUDIO_TOKEN = "<sound>"  # the control token that stands for audio
+IGNORED_LABEL = -100  # a label that the loss leaves out
 
 
 @dataclass

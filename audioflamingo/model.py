@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from audioflamingo.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.cache import KVCache
 from audioflamingo.checkpoint.pretrained import PretrainedMixin
-from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import IGNORED_LABEL, AudioFlamingo3Config, GenerationConfig
 from audioflamingo.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.generation.generate import GenerationMixin
@@ -28,7 +28,6 @@ from audioflamingo.language_model import Qwen2Attention, Qwen2Model
 from audioflamingo.outputs import AudioFeaturesOutput, CausalLMOutput, LanguageModelOutput
 from audioflamingo.projector import AudioFlamingo3MultiModalProjector
 
-IGNORED_LABEL = -100
 CACHE_ROOM = 256  # slots beyond the prompt in a cache that nobody sized
 LOSS_CHUNK = 1024  # labelled positions whose logits exist at one time
 

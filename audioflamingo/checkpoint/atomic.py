@@ -18,6 +18,7 @@ from typing import BinaryIO, Self
 
 from audioflamingo.checkpoint.weights import TEMPORARY_PATTERN
 from audioflamingo.errors import CheckpointError
+from audioflamingo.files import sync_folder
 
 
 class AtomicFolder:
@@ -85,7 +86,7 @@ class AtomicFolder:
             raise CheckpointError(
                 f"cannot put the files in place: {failure}; the folder {str(self.folder)!r} {state}."
             ) from failure
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _remove_temporaries(self) -> None:
         for name in self._written:
@@ -110,16 +111,6 @@ def _rename(remaining: list[tuple[Path, Path]]) -> None:
                 del remaining[0]
     if interrupt is not None:
         raise interrupt
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the renames reach the disk, where the system can do that for a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ from audioflamingo.checkpoint.weights import (
     is_component_folder,
     shorten,
 )
-from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import AUDIO_TOKEN, AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoWarning,
@@ -59,7 +59,6 @@ from audioflamingo.files import read_json
 ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 DEFAULT_SHARD_SIZE = "5GB"
 NUM_READERS = 4  # tensors that are converted or moved at one time
-AUDIO_TOKEN = "<sound>"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
 _QUANTIZATION_ARGUMENTS = {"quantization", "quantization_config", "load_in_8bit", "load_in_4bit"}

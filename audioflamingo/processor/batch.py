@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
 from audioflamingo.processor.options import TextOptions
-
-IGNORED_LABEL = -100
 
 
 class BatchFeature(dict[str, Any]):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
+from audioflamingo.config import AUDIO_TOKEN
 from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError, unknown_arguments
 from audioflamingo.files import to_json, write_text
 from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature, Row, expand_audio, pad_rows
@@ -30,7 +31,7 @@ from audioflamingo.processor.settings_files import (
     read_feature_settings,
     read_processor_config,
 )
-from audioflamingo.processor.tokenizer import AUDIO_TOKEN, TokenIds, Tokenizer
+from audioflamingo.processor.tokenizer import TokenIds, Tokenizer
 from audioflamingo.processor.tokenizer_files import is_original_layout, read_chat_template
 
 DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the input speech."

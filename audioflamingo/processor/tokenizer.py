@@ -26,7 +26,6 @@ from audioflamingo.files import make_folder, to_json, write_text
 from audioflamingo.host import to_host
 from audioflamingo.processor.tokenizer_files import read_tokenizer, save_chat_template, token_content
 
-AUDIO_TOKEN = "<sound>"
 # What Qwen2's tokenizer takes for end, padding and unknown where the checkpoint's configuration does not say.
 QWEN2_DEFAULT_TOKEN = "<|endoftext|>"
 

@@ -6,7 +6,6 @@ that no stage trained are not stored: they are in the model that the run started
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from audioflamingo.files import sync_folder
 from audioflamingo.training.errors import TrainingError
 
 _NAME = re.compile(r"step-(\d{9})")
@@ -116,7 +116,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(working, target)
-        _sync_folder(folder)
+        sync_folder(folder)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -207,12 +207,3 @@ def _write(path: Path, value: Any) -> None:
         torch.save(value, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

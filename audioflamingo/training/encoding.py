@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from audioflamingo.audio.loading import load_audio, split_windows
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.batch import Row, expand_audio, pad_rows
 from audioflamingo.processor.chat_template import render_conversation
@@ -25,7 +26,6 @@ from audioflamingo.training.config import CTC_ALPHABET, AugmentationConfig
 from audioflamingo.training.data import DataRow
 from audioflamingo.training.feature_cache import FeatureCache
 
-IGNORED_LABEL = -100
 CTC_BLANK = 0
 
 Batch = dict[str, Any]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.training.config import CTC_ALPHABET
 
@@ -52,7 +53,7 @@ class TrainingModule(nn.Module):
                 batch["audio_rows"].to(self.model.dtype)
             )  # (A, D)
         if uses_answers:
-            num_labels = (batch["labels"][:, 1:] != -100).sum()
+            num_labels = (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
             if projected is not None or "input_features" not in batch:
                 loss = self._loss_of_projected(batch, projected)
             else:

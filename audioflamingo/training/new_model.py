@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.config import (
+    AUDIO_TOKEN,
     AudioFlamingo3Config,
     AudioFlamingo3EncoderConfig,
     GenerationConfig,
@@ -30,7 +31,7 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
 from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES
 from audioflamingo.processor.processor import DEFAULT_TRANSCRIPTION_PROMPT, AudioFlamingo3Processor
-from audioflamingo.processor.tokenizer import AUDIO_TOKEN, Tokenizer
+from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
 from audioflamingo.training.data import text_of
 from audioflamingo.training.errors import DataError
