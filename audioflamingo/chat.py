@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from audioflamingo.clip_cache import ClipCache
 from audioflamingo.errors import PromptError
 from audioflamingo.processor.tokenizer import StreamDecoder
 
@@ -24,6 +25,8 @@ class Chat:
         processor: its processor.
         system: system message; None leaves it to the chat template.
         on_long: what to do with clips of more than 10 minutes, `"truncate"` or `"error"`.
+        clip_cache: encoded audio to look up and add to, to be shared by conversations with the same model; by default
+            one of its own.
 
     Attributes:
         messages: the conversation so far, as `apply_chat_template` takes it.
@@ -32,11 +35,17 @@ class Chat:
     """
 
     def __init__(
-        self, model: Any, processor: Any, system: str | None = None, on_long: str = "truncate"
+        self,
+        model: Any,
+        processor: Any,
+        system: str | None = None,
+        on_long: str = "truncate",
+        clip_cache: ClipCache | None = None,
     ) -> None:
         self._model = model
         self._processor = processor
         self._on_long = on_long
+        self._clip_cache = ClipCache(model) if clip_cache is None else clip_cache
         self._cache: Any = None
         self._cached_ids: list[int] = []
         self._num_cached_windows = 0
@@ -132,13 +141,14 @@ class Chat:
             "input_ids": inputs.input_ids[:, kept:],
             "attention_mask": inputs.attention_mask[:, kept:],
         }
-        if num_windows > self._num_cached_windows:
-            for name in ("input_features", "input_features_mask"):
-                new[name] = inputs[name][self._num_cached_windows :]
+        windows = slice(self._num_cached_windows, num_windows)
         self._num_cached_windows = num_windows
-        moved = type(inputs)(new).to(self._model.device, dtype=self._model.dtype)
         try:
-            return self._model.stream(**moved, **options, past_key_values=self._cache), prompt_ids
+            if windows.start < num_windows:
+                new["audio_embeds"] = self._clip_cache.embed(
+                    inputs.input_features[windows], inputs.input_features_mask[windows]
+                )
+            return self._model.stream(**new, **options, past_key_values=self._cache), prompt_ids
         except Exception:
             self._forget()
             raise

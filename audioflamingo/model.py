@@ -72,18 +72,22 @@ class AudioFlamingo3Model(nn.Module):
         use_cache: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        audio_embeds: Tensor | None = None,
     ) -> LanguageModelOutput:
-        """Runs the model without its output layer; see `AudioFlamingo3ForConditionalGeneration.forward`."""
+        """Runs the model without its output layer; see `AudioFlamingo3ForConditionalGeneration.forward`.
+
+        `audio_embeds` `(A, D)` are projected audio tokens (`get_audio_features(...).pooler_output`) in place of
+        `input_features`.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ArgumentError("give either input_ids or inputs_embeds, not both and not neither.")
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embed_tokens(input_ids)
-        audio_embeds = None
+        if input_features is not None and audio_embeds is not None:
+            raise ArgumentError("give either input_features or audio_embeds, not both.")
+        if input_ids is None and not (input_features is None and audio_embeds is None):
+            raise ArgumentError("audio needs input_ids, whose <sound> ids say where it goes.")
         if input_features is not None:
-            if input_ids is None:
-                raise ArgumentError(
-                    "input_features need input_ids, whose <sound> ids say where the audio goes."
-                )
             audio_embeds = self.get_audio_features(input_features, input_features_mask).pooler_output
         is_decode_step = past_key_values is not None and inputs_embeds.shape[1] == 1
         if input_ids is not None and not (
@@ -273,6 +277,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
     ) -> Tensor:
         """Runs new tokens through the model, appends them to `cache`, and returns logits where generation goes on.
 
@@ -282,6 +287,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             attention_mask: `(B, S)`, 0 on padding.
             input_features: `(W, M, T)`, with the prompt only.
             input_features_mask: `(W, T)`.
+            audio_embeds: projected audio tokens `(A, D)` in place of `input_features`.
 
         Returns:
             Logits of each row's last real token, float32 `(B, V)`, on the device of `input_ids`.
@@ -292,6 +298,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             past_key_values=cache,
+            audio_embeds=audio_embeds,
         ).last_hidden_state
         last = hidden[:, -1]
         if attention_mask is not None:

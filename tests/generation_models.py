@@ -72,6 +72,7 @@ class ScriptedModel(GenerationMixin):
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
     ) -> Tensor:
         assert not torch.is_grad_enabled()
         self.num_rows.append(len(input_ids))

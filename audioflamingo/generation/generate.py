@@ -106,6 +106,7 @@ def prefill(model: CausalLM, prompt: Prompt, cache: KVCache) -> Tensor:
         attention_mask=prompt.is_real.long() if is_padded else None,
         input_features=prompt.input_features,
         input_features_mask=prompt.input_features_mask,
+        audio_embeds=prompt.audio_embeds,
         cache=cache,
     )
 
@@ -146,6 +147,7 @@ class GenerationMixin:
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
         streamer: Streamer | None = None,
         return_dict_in_generate: bool | None = None,
         **options: Unpack[GenerateOptions],
@@ -163,6 +165,7 @@ class GenerationMixin:
                 padding, unless that id also ends answers.
             input_features: `(W, M, T)` log-mel windows of all clips, from the processor.
             input_features_mask: `(W, T)`, 1 on valid frames.
+            audio_embeds: projected audio tokens `(A, D)` in place of windows (`ClipCache` keeps them).
             streamer: gets the prompt, then each step's ids `(R,)`, then `end()`; not with beams.
             return_dict_in_generate: return a `GenerateOutput` in place of the ids.
             **options: see `GenerateOptions` and `GenerationConfig`; None takes the default. `past_key_values`
@@ -181,9 +184,12 @@ class GenerationMixin:
             AudioFlamingoError: the model gives NaN, or the options forbid every token.
         """
         model = cast(CausalLM, self)
-        request = prepare_request(
-            "generate()", model, input_ids, attention_mask, input_features, input_features_mask, options
-        )
+        audio = {
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+            "audio_embeds": audio_embeds,
+        }
+        request = prepare_request("generate()", model, input_ids, attention_mask, audio, options)
         assert input_ids is not None
         is_beam_search = request.config.num_beams > 1
         if streamer is not None and is_beam_search:
@@ -210,6 +216,7 @@ class GenerationMixin:
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[GenerationStep]:
         """Answers each prompt token by token.
@@ -225,9 +232,12 @@ class GenerationMixin:
             AudioFlamingoError: as `generate`.
         """
         model = cast(CausalLM, self)
-        request = prepare_request(
-            "stream()", model, input_ids, attention_mask, input_features, input_features_mask, options
-        )
+        audio = {
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+            "audio_embeds": audio_embeds,
+        }
+        request = prepare_request("stream()", model, input_ids, attention_mask, audio, options)
         if request.config.num_beams > 1:
             raise ArgumentError(
                 "stream() cannot follow beam search, whose answers change until the end; use generate()."

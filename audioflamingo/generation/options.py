@@ -94,6 +94,7 @@ class GenerateInputs(GenerateOptions, total=False):
     attention_mask: Tensor | None
     input_features: Tensor | None
     input_features_mask: Tensor | None
+    audio_embeds: Tensor | None
 
 
 OPTION_NAMES = frozenset(GenerateOptions.__annotations__)

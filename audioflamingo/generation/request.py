@@ -45,6 +45,7 @@ class CausalLM(Protocol):
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
     ) -> Tensor:
         """Runs new tokens, appends them to the cache, returns the logits of each row's last one."""
         ...
@@ -60,6 +61,7 @@ class Prompt:
         lengths: real tokens of each row.
         input_features: log-mel windows of all clips.
         input_features_mask: their valid frames.
+        audio_embeds: projected audio tokens `(A, D)`, in place of windows.
     """
 
     input_ids: Tensor
@@ -67,6 +69,7 @@ class Prompt:
     lengths: list[int]
     input_features: Tensor | None
     input_features_mask: Tensor | None
+    audio_embeds: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -108,24 +111,23 @@ def prepare_request(
     model: CausalLM,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
-    input_features: Tensor | None,
-    input_features_mask: Tensor | None,
+    audio: Mapping[str, Tensor | None],
     options: Mapping[str, Any],
 ) -> Request:
     """Checks everything about one call that can be checked before the model runs.
+
+    `audio` holds what `Prompt` keeps of the clips, by name.
 
     Raises:
         ArgumentError: an unknown keyword, or a value that is not allowed.
         ContextLengthError: a prompt leaves no room for an answer.
     """
-    others = ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+    others = ["input_ids", "attention_mask", *audio]
     if where == "generate()":
         others += ["streamer", "return_dict_in_generate"]
     config = resolve_options(where, model.generation_config, options, others)
     _check_special_ids(where, config, model.config.text_config.vocab_size)
-    prompt = _build_prompt(
-        where, model, config, input_ids, attention_mask, (input_features, input_features_mask)
-    )
+    prompt = _build_prompt(where, model, config, input_ids, attention_mask, audio)
     cache = options.get("past_key_values")
     batch_size, num_columns = prompt.input_ids.shape
     _check_cache(where, cache, config, batch_size)
@@ -153,7 +155,7 @@ def _build_prompt(
     config: GenerationConfig,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
-    audio: tuple[Tensor | None, Tensor | None],
+    audio: Mapping[str, Tensor | None],
 ) -> Prompt:
     """Checks the inputs and moves them to the model's device."""
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
@@ -165,15 +167,15 @@ def _build_prompt(
         )
     if 0 in input_ids.shape:
         raise ArgumentError(f"{where}: input_ids of shape {tuple(input_ids.shape)} hold no token.")
-    for name, value in zip(("input_features", "input_features_mask"), audio, strict=True):
+    for name, value in audio.items():
         if value is not None and not isinstance(value, Tensor):
             raise ArgumentError(f"{where}: {name} must be a tensor, got {type(value).__name__}.")
     input_ids = input_ids.to(model.device, torch.long)
     is_real = _real_tokens(where, input_ids, attention_mask, config)
     input_ids = input_ids.masked_fill(~is_real, 0)
     lengths = _read_lengths(where, input_ids, is_real, model.config.text_config.vocab_size)
-    features, mask = (None if value is None else value.to(model.device) for value in audio)
-    return Prompt(input_ids, is_real, lengths, features, mask)
+    moved = {name: None if value is None else value.to(model.device) for name, value in audio.items()}
+    return Prompt(input_ids, is_real, lengths, **moved)
 
 
 def _real_tokens(

@@ -10,6 +10,7 @@ import pytest
 
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.chat import Chat
+from audioflamingo.clip_cache import ClipCache
 from audioflamingo.errors import ArgumentError, AudioError, PromptError
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.audio_files import tone
@@ -122,3 +123,14 @@ def test_the_transcript_names_clips(model: Any, processor: AudioFlamingo3Process
     user, assistant = chat.transcript()
     assert user["content"][0] == {"type": "audio", "clip": 1, "duration_s": 1.5}
     assert assistant["role"] == "assistant"
+
+
+def test_a_clip_that_was_encoded_is_not_encoded_again(model: Any, processor: AudioFlamingo3Processor) -> None:
+    clips = ClipCache(model)
+    answers = []
+    for _ in range(2):
+        chat = Chat(model, processor, clip_cache=clips)
+        chat.add_audio(clip(31.0))
+        answers.append("".join(chat.ask("What is this?", **OPTIONS)))
+    assert (clips.num_misses, clips.num_hits) == (2, 2)
+    assert answers[0] == answers[1]
