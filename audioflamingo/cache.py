@@ -6,10 +6,36 @@ different lengths stand side by side, each starting at slot 0. How far a row is 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, ContextLengthError
+
+
+class Cache(Protocol):
+    """What the language model needs of a cache."""
+
+    lengths: list[int]  # tokens that each row holds
+
+    def reserve(self, num_new: list[int]) -> None:
+        """Makes room for `num_new[b]` more tokens in row b."""
+        ...
+
+    def write(
+        self, layer: int, keys: Tensor, values: Tensor, num_new: list[int]
+    ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
+        """Stores `(N, K, E)` new keys and values behind those of each row.
+
+        Returns either the buffers of all rows, `(B, K, slots, E)` with each row's first token in slot 0, or for each
+        row its own keys and values up to the last new one, `(1, K, L, E)`.
+        """
+        ...
+
+    def advance(self, num_new: list[int]) -> None:
+        """Counts the new tokens in, once every layer has written them."""
+        ...
 
 
 class KVCache:

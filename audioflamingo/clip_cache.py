@@ -63,8 +63,8 @@ class ClipCache:
         lengths = (
             [num_frames] * num_windows if input_features_mask is None else to_host(input_features_mask.sum(1))
         )
-        keys = [_key(window, n) for window, n in zip(input_features, lengths, strict=True)]
-        found = {key: tokens for key in keys if (tokens := self._get(key)) is not None}
+        keys = [window_key(window, n) for window, n in zip(input_features, lengths, strict=True)]
+        found = {key: tokens for key in keys if (tokens := self.get(key)) is not None}
         missing = {key: w for w, key in enumerate(keys) if key not in found}
         if missing:
             rows = list(missing.values())
@@ -74,7 +74,7 @@ class ClipCache:
             counts = [num_audio_tokens(lengths[w]) for w in rows]
             found |= dict(zip(missing, (part.clone() for part in encoded.split(counts)), strict=True))
             for key in missing:
-                self._put(key, found[key])
+                self.put(key, found[key])
         with self._lock:
             self.num_hits += num_windows - len(missing)
             self.num_misses += len(missing)
@@ -86,13 +86,15 @@ class ClipCache:
             self._kept.clear()
             self.num_bytes = 0
 
-    def _get(self, key: bytes) -> Tensor | None:
+    def get(self, key: bytes) -> Tensor | None:
+        """The tokens `(A, D)` of a window, if they are kept; see `window_key`."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def _put(self, key: bytes, tokens: Tensor) -> None:
+    def put(self, key: bytes, tokens: Tensor) -> None:
+        """Keeps the tokens `(A, D)` of a window, in a tensor of their own."""
         with self._lock:
             if key in self._kept or tokens.nbytes > self._max_bytes:
                 return
@@ -103,7 +105,7 @@ class ClipCache:
                 self.num_bytes -= oldest.nbytes
 
 
-def _key(window: Tensor, num_frames: int) -> bytes:
+def window_key(window: Tensor, num_frames: int) -> bytes:
     """Digest of what the encoder sees of a window `(M, T)` with `num_frames` valid frames."""
     seen = window[:, : 2 * conv_length(num_frames) + 1].float().cpu().contiguous()
     header = f"{num_frames} {tuple(seen.shape)}".encode()

@@ -7,6 +7,7 @@ a window's audio tokens are dropped by the model anyway.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -131,6 +132,18 @@ class AudioFlamingo3Encoder(nn.Module):
         Raises:
             ArgumentError: shapes that do not fit, or a mask whose ones do not all come first.
         """
+        *_, output = self.steps(input_features, input_features_mask)
+        assert output is not None
+        return output
+
+    def steps(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None
+    ) -> Iterator[EncoderOutput | None]:
+        """`forward` in steps of one layer, for a caller with other work to do in between.
+
+        Yields:
+            None before each layer, then the output.
+        """
         lengths = self._valid_lengths(input_features, input_features_mask)
         counts = [num_audio_tokens(length) for length in lengths]
         order = sorted((w for w, count in enumerate(counts) if count > 0), key=lambda w: -lengths[w])
@@ -140,12 +153,15 @@ class AudioFlamingo3Encoder(nn.Module):
                 [self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)]
             )
             x = F.dropout(x, self.config.dropout, self.training)  # (P, D)
-            x = self._run_layers(x, [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)])
+            groups = [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)]
+            for layer in self.layers:
+                yield None
+                x = self._run_layer(layer, x, groups)
             parts = dict(zip(order, x.split(conv_lengths), strict=True))
             tokens = self.layer_norm(torch.cat([_pool(parts[w]) for w in sorted(order)]))  # (A, D)
         else:
             tokens = input_features.new_zeros((0, self.config.hidden_size), dtype=self.dtype)
-        return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+        yield EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
 
     def _valid_lengths(self, input_features: Tensor, mask: Tensor | None) -> list[int]:
         """Valid frames of each window."""
@@ -181,15 +197,12 @@ class AudioFlamingo3Encoder(nn.Module):
         x = F.gelu(self.conv2(x))[0].transpose(0, 1)  # (length, D)
         return x + self.embed_positions.weight[:length]
 
-    def _run_layers(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
-        for layer in self.layers:
-            if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
-                continue
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, groups, use_reentrant=False)
-            else:
-                x = layer(x, groups)
-        return x
+    def _run_layer(self, layer: nn.Module, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+        if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
+            return x
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(layer, x, groups, use_reentrant=False)
+        return layer(x, groups)
 
 
 def _pool(x: Tensor) -> Tensor:

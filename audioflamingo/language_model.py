@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from audioflamingo.attention import AttentionImplementation, attend
-from audioflamingo.cache import KVCache
+from audioflamingo.cache import Cache, KVCache
 from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.host import to_host
@@ -100,14 +100,16 @@ class Qwen2Attention(nn.Module):
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: PackedRows, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: PackedRows, cache: Cache | None
     ) -> tuple[Tensor, list[Tensor] | None]:
         """Maps packed tokens `(N, D)` to `(N, D)`; the weights are one `(B', H, T, L)` tensor an attended part."""
         query = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, H, E)
         key = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, K, E)
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, K, E)
         buffers = None if cache is None else cache.write(self.layer, key, value, rows.num_new)
-        if rows.is_uniform:
+        if isinstance(buffers, list):
+            out, weights = self._attend_stored(query, rows, buffers)
+        elif rows.is_uniform:
             out, weights = self._attend_uniform(query, key, value, rows, buffers)
         elif rows.is_decode_step and buffers is not None:
             out, weights = self._attend_decode_step(query, rows, buffers)
@@ -181,6 +183,15 @@ class Qwen2Attention(nn.Module):
             all_weights.append(weights)
         return torch.cat(outputs), [w for w in all_weights if w is not None] or None
 
+    def _attend_stored(
+        self, query: Tensor, rows: PackedRows, stored: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """Row by row, against keys and values `(1, K, L, E)` that lie somewhere of their own for each row."""
+        parts = query.transpose(0, 1)[None].split(rows.num_new, dim=2)  # (1, H, T, E) a row
+        results = [self._attend(q, k, v) for q, (k, v) in zip(parts, stored, strict=True)]
+        out = torch.cat([out for out, _ in results], dim=2)[0].transpose(0, 1)  # (N, H, E)
+        return out, [weights for _, weights in results if weights is not None] or None
+
 
 class Qwen2MLP(nn.Module):
     """SwiGLU feed-forward part, without biases."""
@@ -211,7 +222,7 @@ class Qwen2DecoderLayer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None = None,
         rows: PackedRows | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, list[Tensor] | None]:
         """Maps packed tokens `(N, D)` to `(N, D)`, beside the attention weights.
 
@@ -301,6 +312,31 @@ class Qwen2Model(nn.Module):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def forward_packed(self, x: Tensor, num_new: list[int], cache: Cache) -> Tensor:
+        """Runs the layers over new tokens that are packed already, for a caller who batches rows of its own.
+
+        Args:
+            x: embeddings of the rows' new tokens, one row after the other, `(N, D)`.
+            num_new: tokens of each row.
+            cache: of as many rows; read, appended to and advanced.
+
+        Returns:
+            The normalised hidden states, `(N, D)`.
+
+        Raises:
+            ContextLengthError: as `forward`.
+        """
+        rows = PackedRows(num_new, list(cache.lengths))
+        self._check(rows, cache, output_attentions=False)
+        assert self.config.head_dim is not None
+        rotary = rotary_embedding(
+            rows.positions(x.device), self.config.head_dim, self.config.rope_theta, x.dtype
+        )
+        for layer in self.layers:
+            x, _ = layer(x, rotary, rows, cache)
+        cache.advance(num_new)
+        return self.norm(x)
+
     def without_attention(self, inputs_embeds: Tensor) -> Tensor:
         """Hidden states of tokens that attend to nothing, `(N, D)` to `(N, D)`: what padding is to the reference."""
         x = inputs_embeds
@@ -308,7 +344,7 @@ class Qwen2Model(nn.Module):
             x, _ = layer(x)
         return self.norm(x)
 
-    def _check(self, rows: PackedRows, cache: KVCache | None, output_attentions: bool) -> None:
+    def _check(self, rows: PackedRows, cache: Cache | None, output_attentions: bool) -> None:
         longest = max(past + new for past, new in zip(rows.num_past, rows.num_new, strict=True))
         limit = self.config.max_position_embeddings
         if longest > limit:

@@ -135,7 +135,7 @@ def prepare_request(
     return Request(
         prompt=prompt,
         config=config,
-        rules=_rules(config, num_columns),
+        rules=logits_rules(config, num_columns),
         stop=_stop_rules(where, config, options.get("tokenizer"), batch_size),
         limits=_limits(
             where, config, prompt, cache, model.config.text_config.max_position_embeddings, num_columns
@@ -231,7 +231,7 @@ def _check_cache(where: str, cache: KVCache | None, config: GenerationConfig, ba
         raise ArgumentError(f"{where}: past_key_values continues one answer a prompt, without num_beams.")
 
 
-def _rules(config: GenerationConfig, num_columns: int) -> LogitsRules:
+def logits_rules(config: GenerationConfig, num_columns: int) -> LogitsRules:
     """The rules; `num_columns` is the length of the prompt that `min_length` counts."""
     is_drawn, eos = draws(config), eos_ids(config)
     return LogitsRules(

@@ -1,0 +1,306 @@
+"""The engine: answers equal those of `model.generate`, whoever else is being answered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audioflamingo.errors import ContextLengthError
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.server.engine import (
+    Engine,
+    EngineOptions,
+    EngineStoppedError,
+    Prompt,
+    Sampling,
+    Share,
+    build_prompt,
+)
+from tests.audio_files import tone
+from tests.engine_runs import greedy, seeded, submit
+from tests.generation_models import lively_model
+from tests.tiny_tokenizer import write_tiny_processor
+
+OPTIONS = EngineOptions(cache_tokens=6000, max_prefill_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> AudioFlamingo3Processor:
+    return AudioFlamingo3Processor.from_pretrained(write_tiny_processor(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    model = lively_model()
+    model.generation_config.eos_token_id = [10, 11, 12, 497]
+    return model
+
+
+@pytest.fixture
+def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[Engine]:
+    engine = Engine(model, processor.tokenizer, OPTIONS)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def clip(duration_s: float, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(round(duration_s * 16000)) * 0.05
+    return (tone(duration_s)[:, 0] + noise).astype(np.float32)
+
+
+def user(text: str, *clips: np.ndarray) -> list[dict[str, Any]]:
+    audio = [{"type": "audio", "audio": waveform} for waveform in clips]
+    return [{"role": "user", "content": [*audio, {"type": "text", "text": text}]}]
+
+
+def conversations() -> list[list[dict[str, Any]]]:
+    return [
+        user("hello world"),
+        user("What is the sound", clip(0.7)),
+        user("Transcribe the input speech.", clip(31.3, seed=1)),
+        user("two of them", clip(1.1, seed=2), clip(2.3, seed=3)),
+        user("Why do you think so? " * 40),
+        [*user("and", clip(0.7)), {"role": "assistant", "content": "the sound"}, *user("is it the end?")],
+    ]
+
+
+def alone(model: Any, processor: AudioFlamingo3Processor, messages: Any, **options: Any) -> list[int]:
+    batch = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    output = model.generate(**batch, **options)
+    return output[0, batch["input_ids"].shape[1] :].tolist()
+
+
+def test_concurrent_greedy_answers_equal_generate(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    prompts = [build_prompt(processor, messages) for messages in conversations()]
+    answers = [submit(engine, prompt, greedy(8 + 4 * i)) for i, prompt in enumerate(prompts)]
+    for i, (messages, answer) in enumerate(zip(conversations(), answers, strict=True)):
+        expected = alone(model, processor, messages, max_new_tokens=8 + 4 * i, do_sample=False)
+        assert answer.token_ids == expected
+        assert answer.text == processor.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_concurrent_seeded_answers_equal_generate(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    rules = [
+        {"temperature": 0.7, "top_p": 0.9},
+        {"temperature": 1.3, "top_k": 40},
+        {"repetition_penalty": 1.5},
+    ]
+    prompts = [build_prompt(processor, messages) for messages in conversations()]
+    answers = [submit(engine, prompt, seeded(i, 10, **rules[i % 3])) for i, prompt in enumerate(prompts)]
+    for i, (messages, answer) in enumerate(zip(conversations(), answers, strict=True)):
+        options: Any = {"top_k": 0, **rules[i % 3]}
+        expected = alone(model, processor, messages, max_new_tokens=10, do_sample=True, seed=i, **options)
+        assert answer.token_ids == expected
+
+
+def test_requests_join_and_leave_a_running_batch(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    long = submit(engine, build_prompt(processor, user("tool call")), greedy(60))
+    while not long.outputs:
+        time.sleep(0.001)
+    others = [submit(engine, build_prompt(processor, user(f"the {i}")), greedy(5)) for i in range(6)]
+    assert [len(other.token_ids) <= 5 for other in others] == [True] * 6
+    expected = alone(model, processor, user("tool call"), max_new_tokens=60, do_sample=False)
+    assert long.token_ids == expected
+
+
+def test_the_same_clip_and_conversation_are_not_read_again(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    first = user("What is the sound", clip(3.0))
+    answer = submit(engine, build_prompt(processor, first), greedy()).text
+    assert (engine.encoder.num_misses, engine.num_reused_tokens) == (1, 0)
+    second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "Why"}]
+    prompt = build_prompt(processor, second)
+    again = submit(engine, prompt, greedy())
+    assert again.token_ids == alone(model, processor, second, max_new_tokens=12, do_sample=False)
+    assert again.result.num_reused >= 75
+    assert engine.encoder.num_misses == 1
+    # Another question about the clip starts behind the clip.
+    other = submit(engine, build_prompt(processor, user("is it the end", clip(3.0))), greedy())
+    expected = alone(model, processor, user("is it the end", clip(3.0)), max_new_tokens=12, do_sample=False)
+    assert other.token_ids == expected
+    assert other.result.num_reused >= 75
+
+
+def test_equal_prompts_at_the_same_time_are_read_once(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    prompt = build_prompt(processor, user("What is the sound", clip(5.0)))
+    answers = [submit(engine, prompt, seeded(i)) for i in range(4)]
+    for i, answer in enumerate(answers):
+        expected = alone(
+            model,
+            processor,
+            user("What is the sound", clip(5.0)),
+            max_new_tokens=12,
+            do_sample=True,
+            seed=i,
+            top_k=0,
+        )
+        assert answer.token_ids == expected
+    assert engine.num_reused_tokens == 3 * (len(prompt.token_ids) - 1)
+
+
+def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest(
+    model: Any, processor: AudioFlamingo3Processor
+) -> None:
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=200))
+    engine.start()
+    texts = [f"the {i} and {i} and {i}" for i in range(12)]
+    answers = [submit(engine, build_prompt(processor, user(text)), greedy(30)) for text in texts]
+    for text, answer in zip(texts, answers, strict=True):
+        assert answer.token_ids == alone(model, processor, user(text), max_new_tokens=30, do_sample=False)
+    assert engine.schedule.kept.num_slots + engine.pool.num_free == 200
+    engine.stop()
+
+
+def test_a_prompt_that_can_never_fit_is_refused(processor: AudioFlamingo3Processor, engine: Engine) -> None:
+    prompt = build_prompt(processor, user("the " * 7000))
+    with pytest.raises(ContextLengthError, match="at most 5999 fit"):
+        submit(engine, prompt, greedy())
+
+
+def test_the_answer_is_cut_where_the_context_ends(model: Any, processor: AudioFlamingo3Processor) -> None:
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=64))
+    engine.start()
+    prompt = build_prompt(processor, user("hello"))
+    answer = submit(engine, prompt, Sampling(max_new_tokens=10_000))
+    assert len(answer.token_ids) <= 64 - len(prompt.token_ids)
+    engine.stop()
+
+
+def test_a_cancelled_request_leaves_and_its_slots_come_back(
+    processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    running = submit(engine, build_prompt(processor, user("tool call")), greedy(5000))
+    while not running.outputs:
+        time.sleep(0.001)
+    running.request.cancel()
+    deadline = time.monotonic() + 10
+    while engine.schedule.rows and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert engine.schedule.rows == []
+    assert engine.schedule.kept.num_slots + engine.pool.num_free == OPTIONS.cache_tokens
+    count = len(running.outputs)
+    submit(engine, build_prompt(processor, user("the end")), greedy()).result  # noqa: B018
+    assert len(running.outputs) == count
+
+
+def test_stop_fails_what_is_not_complete(model: Any, processor: AudioFlamingo3Processor) -> None:
+    engine = Engine(model, processor.tokenizer, OPTIONS)
+    engine.start()
+    running = submit(engine, build_prompt(processor, user("tool call")), greedy(5000))
+    while not running.outputs:
+        time.sleep(0.001)
+    engine.stop()
+    assert isinstance(running.result.error, EngineStoppedError)
+    assert not engine.is_alive
+    with pytest.raises(EngineStoppedError):
+        submit(engine, build_prompt(processor, user("the end")), greedy())
+
+
+def test_a_step_that_fails_ends_its_answers_and_no_others(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.language_model, "forward_packed", broken)
+        failed = submit(engine, build_prompt(processor, user("hello")), greedy())
+        assert "the device is gone" in str(failed.result.error)
+    good = submit(engine, build_prompt(processor, user("hello")), greedy())
+    assert good.token_ids == alone(model, processor, user("hello"), max_new_tokens=12, do_sample=False)
+
+
+def test_nan_logits_fail_the_answer(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.lm_head, "forward", lambda x: torch.full((len(x), 512), torch.nan))
+    failed = submit(engine, build_prompt(processor, user("hello")), greedy())
+    assert "not finite" in str(failed.result.error)
+
+
+def test_stop_texts_end_an_answer_and_are_left_out(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    prompt = build_prompt(processor, user("tool call"))
+    text = submit(engine, prompt, greedy(40)).text
+    stop = text[7:10]
+    answer = submit(engine, prompt, greedy(40, stop=(stop, "never said")))
+    assert answer.text == text[: text.index(stop)]
+    assert answer.result.finish_reason == "stop"
+
+
+def test_log_probabilities_are_the_models_own(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    messages = user("What is the sound", clip(0.7))
+    batch = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    expected = model.generate(
+        **batch, max_new_tokens=8, do_sample=False, output_logprobs=True, return_dict_in_generate=True
+    )
+    answer = submit(
+        engine, build_prompt(processor, messages), greedy(8, num_top_logprobs=3), is_streamed=False
+    )
+    found = answer.result.logprobs
+    assert [logprob.logprob for logprob in found] == pytest.approx(expected.logprobs[0].tolist(), abs=1e-4)
+    assert all(
+        len(logprob.top) == 3 and logprob.top[0] == (logprob.token_id, logprob.logprob) for logprob in found
+    )
+    assert len(answer.outputs) == 1
+
+
+def test_penalties_lower_what_was_said(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    prompt = build_prompt(processor, user("tool call"))
+    plain = submit(engine, prompt, greedy(40)).token_ids
+    penalized = submit(engine, prompt, greedy(40, frequency_penalty=100.0, presence_penalty=100.0)).token_ids
+    assert len(set(plain)) < len(plain)
+    assert len(set(penalized)) == len(penalized)
+
+
+def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Processor) -> None:
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=1))
+    rich, poor = Share(service_s=100.0), Share()
+    order: list[str] = []
+    lock = threading.Lock()
+
+    def note(name: str) -> Any:
+        def collect(output: Any) -> None:
+            if output.is_last:
+                with lock:
+                    order.append(name)
+
+        return collect
+
+    from audioflamingo.server.engine import EngineRequest
+
+    prompt = Prompt([1, 2, 3], np.array([1, 2, 3]))
+    for name, share in (("rich", rich), ("poor 1", poor), ("poor 2", poor)):
+        engine.submit(EngineRequest(prompt, greedy(3), note(name), share))
+    engine.start()
+    deadline = time.monotonic() + 20
+    while len(order) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    engine.stop()
+    assert order == ["poor 1", "poor 2", "rich"]
