@@ -28,6 +28,7 @@ _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE_SUFFIXES = (".safetensors", ".bin", ".json", ".pt", ".pth", ".ckpt", ".gguf", ".zip", ".tar", ".gz")
 
 BUILT_IN_MODEL = "nano"  # its name is taken, so that it never asks the hub for somebody else's
+BUILT_IN_FOLDER = Path(__file__).parents[1] / BUILT_IN_MODEL
 
 
 def resolve_folder(
@@ -43,7 +44,8 @@ def resolve_folder(
     """Finds the local folder of a checkpoint, downloading what is needed of it.
 
     Args:
-        id_or_path: a folder, or a hub id such as `"nvidia/audio-flamingo-3-hf"`. A folder that exists wins.
+        id_or_path: a folder, a hub id such as `"nvidia/audio-flamingo-3-hf"`, or `"nano"`, the model that comes with
+            the package. A folder that exists wins.
         revision: branch, tag or commit of the hub repository; not for local folders.
         token: hub token; None takes `HF_TOKEN` or the stored login, False sends none. Unused for local
             folders.
@@ -71,13 +73,24 @@ def resolve_folder(
     if name and folder.exists():
         raise CheckpointError(f"{name!r} is a file; pass the folder that holds it.")
     if name == BUILT_IN_MODEL:
-        raise CheckpointError(
-            f"this version ships no built-in model {name!r}: name a hub id such as 'nvidia/audio-flamingo-3-hf', or a "
-            "folder."
-        )
+        return _built_in_folder(revision)
     if isinstance(id_or_path, os.PathLike) or not _may_be_repository(name):
         raise CheckpointError(f"there is no folder {name!r} (looked for {folder.absolute()}).")
     return _download(name, revision, token, cache_dir, local_files_only, list(allow_patterns), endpoint)
+
+
+def _built_in_folder(revision: str | None) -> Path:
+    """The folder of the model that comes with the package."""
+    if revision is not None:
+        raise ArgumentError(
+            f"revision={revision!r} needs a hub id: {BUILT_IN_MODEL!r} comes with the package."
+        )
+    if not (BUILT_IN_FOLDER / "config.json").exists():
+        raise CheckpointError(
+            f"this installation lacks the built-in model (looked for {BUILT_IN_FOLDER}): install the package again, or "
+            "name a hub id such as 'nvidia/audio-flamingo-3-hf', or a folder."
+        )
+    return BUILT_IN_FOLDER
 
 
 def _may_be_repository(name: str) -> bool:

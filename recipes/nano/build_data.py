@@ -17,6 +17,7 @@ from nano_data import setup, steps
 from nano_data.store import write_atomic
 
 STEPS: dict[str, Callable[[steps.Build], str]] = {
+    "encoder": steps.make_encoder,
     "text": steps.make_text,
     "human": steps.make_human,
     "quiet": steps.make_quiet,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
+from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER, PROCESSOR_FILES, resolve_folder
 from audioflamingo.errors import ArgumentError, CheckpointError
 from tests.hub_stub import HubStub, StubRepository
 
@@ -229,6 +229,10 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         resolve_folder(b"nvidia/model")  # type: ignore[arg-type]
 
 
-def test_the_built_in_models_name_never_asks_the_hub() -> None:
-    with pytest.raises(CheckpointError, match="ships no built-in model 'nano'"):
+def test_the_built_in_models_name_never_asks_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert resolve_folder("nano", endpoint="http://127.0.0.1:9") == BUILT_IN_FOLDER
+    with pytest.raises(ArgumentError, match="comes with the package"):
+        resolve_folder("nano", revision="main")
+    monkeypatch.setattr("audioflamingo.checkpoint.hub.BUILT_IN_FOLDER", tmp_path)
+    with pytest.raises(CheckpointError, match="lacks the built-in model"):
         resolve_folder("nano", endpoint="http://127.0.0.1:9")

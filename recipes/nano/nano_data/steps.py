@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import corpus, human, instruments, quiet, setup, sounds, speech, splits, text_sources
+from . import corpus, encoder, human, instruments, quiet, setup, sounds, speech, splits, text_sources
 from .store import INDEX_NAME, read_jsonl, read_shards, sha256_of, write_atomic, write_jsonl
 
 SENTENCES_PER_PATTERN = 160
@@ -33,6 +33,11 @@ class Build:
 def text_file(build: Build, split: str) -> Path:
     """The sentences of a split."""
     return build.data_dir / "text" / f"{split}.jsonl"
+
+
+def make_encoder(build: Build) -> str:
+    """encoder.safetensors: where the model's encoder starts."""
+    return "made" if encoder.make_encoder(build.data_dir / "encoder.safetensors") else "complete"
 
 
 def make_text(build: Build) -> str:
