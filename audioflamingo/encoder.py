@@ -7,7 +7,7 @@ a window's audio tokens are dropped by the model anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -72,6 +72,19 @@ class AudioFlamingo3Attention(nn.Module):
             outputs.append(out.transpose(1, 2).reshape(-1, self.num_heads * self.head_dim))
         return self.out_proj(torch.cat(outputs))
 
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of one window `(T, D)`, each `(1, H, T, E)`."""
+        return self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))
+
+    def attend_to(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends from some positions `(P, D)` of the window that `keys_values` was given, `(P, D)`."""
+        query = self._split_heads(self.q_proj(x) * self.head_dim**-0.5)
+        out, _ = attend(query, key, value, implementation=self.implementation, scale=1.0)  # (1, H, P, E)
+        return self.out_proj(out[0].transpose(0, 1).flatten(1))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)[None]
+
 
 class AudioFlamingo3EncoderLayer(nn.Module):
     """Pre-LN transformer layer: attention, then an MLP with exact GELU."""
@@ -94,6 +107,18 @@ class AudioFlamingo3EncoderLayer(nn.Module):
         activated = F.dropout(activated, self.activation_dropout, self.training)
         x = x + F.dropout(self.fc2(activated), self.dropout, self.training)
         return x.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x.dtype == torch.float16 else x
+
+    def in_pieces(self, x: Tensor, num_positions: int) -> Generator[None, None, Tensor]:
+        """`forward` of one window `(T, D)` in evaluation mode, so many positions at a time; yields between them."""
+        normed = self.self_attn_layer_norm(x)
+        key, value = self.self_attn.keys_values(normed)
+        done = []
+        for part, normed_part in zip(x.split(num_positions), normed.split(num_positions), strict=True):
+            yield
+            part = part + self.self_attn.attend_to(normed_part, key, value)
+            part = part + self.fc2(F.gelu(self.fc1(self.final_layer_norm(part))))
+            done.append(part.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT) if part.dtype == torch.float16 else part)
+        return torch.cat(done)
 
 
 class AudioFlamingo3Encoder(nn.Module):
@@ -132,18 +157,6 @@ class AudioFlamingo3Encoder(nn.Module):
         Raises:
             ArgumentError: shapes that do not fit, or a mask whose ones do not all come first.
         """
-        *_, output = self.steps(input_features, input_features_mask)
-        assert output is not None
-        return output
-
-    def steps(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None
-    ) -> Iterator[EncoderOutput | None]:
-        """`forward` in steps of one layer, for a caller with other work to do in between.
-
-        Yields:
-            None before each layer, then the output.
-        """
         lengths = self._valid_lengths(input_features, input_features_mask)
         counts = [num_audio_tokens(length) for length in lengths]
         order = sorted((w for w, count in enumerate(counts) if count > 0), key=lambda w: -lengths[w])
@@ -153,15 +166,31 @@ class AudioFlamingo3Encoder(nn.Module):
                 [self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)]
             )
             x = F.dropout(x, self.config.dropout, self.training)  # (P, D)
-            groups = [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)]
-            for layer in self.layers:
-                yield None
-                x = self._run_layer(layer, x, groups)
+            x = self._run_layers(x, [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)])
             parts = dict(zip(order, x.split(conv_lengths), strict=True))
             tokens = self.layer_norm(torch.cat([_pool(parts[w]) for w in sorted(order)]))  # (A, D)
         else:
             tokens = input_features.new_zeros((0, self.config.hidden_size), dtype=self.dtype)
-        yield EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+        return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+
+    def in_pieces(
+        self, features: Tensor, num_frames: int, num_positions: int
+    ) -> Generator[None, None, Tensor]:
+        """Encodes one window little by little, for a caller with other work to do in between; evaluation mode only.
+
+        Args:
+            features: log-mel `(M, T)`.
+            num_frames: valid frames, which come first.
+            num_positions: how many positions go through a layer between two yields.
+
+        Returns:
+            The pooled, normalised rows `(A, D)`, equal to those of `forward` within rounding.
+        """
+        x = self._embed(features, conv_length(num_frames))  # (T, D)
+        for layer in self.layers:
+            assert isinstance(layer, AudioFlamingo3EncoderLayer)
+            x = yield from layer.in_pieces(x, num_positions)
+        return self.layer_norm(_pool(x))
 
     def _valid_lengths(self, input_features: Tensor, mask: Tensor | None) -> list[int]:
         """Valid frames of each window."""
@@ -197,12 +226,15 @@ class AudioFlamingo3Encoder(nn.Module):
         x = F.gelu(self.conv2(x))[0].transpose(0, 1)  # (length, D)
         return x + self.embed_positions.weight[:length]
 
-    def _run_layer(self, layer: nn.Module, x: Tensor, groups: list[WindowGroup]) -> Tensor:
-        if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
-            return x
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(layer, x, groups, use_reentrant=False)
-        return layer(x, groups)
+    def _run_layers(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+        for layer in self.layers:
+            if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
+                continue
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, groups, use_reentrant=False)
+            else:
+                x = layer(x, groups)
+        return x
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class EngineOptions:
     max_rows: int = 32
     cache_tokens: int = 65536
     max_prefill_tokens: int = 512
-    piece_s: float = 0.03
+    piece_s: float = 0.02
     clip_cache_bytes: int = DEFAULT_MAX_BYTES
 
     def __post_init__(self) -> None:
