@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,29 +18,13 @@ from audioflamingo.audio.loading import SAMPLING_RATE, stream_audio
 from audioflamingo.errors import AudioFlamingoError, AudioFlamingoWarning, unknown_arguments
 from audioflamingo.host import to_host
 from audioflamingo.transcription.loops import find_loop
+from audioflamingo.transcription.mending import Answer, Ask, mend
 from audioflamingo.transcription.options import TranscriptionOptions
-from audioflamingo.transcription.segments import Finished, FinishReason, Segment
+from audioflamingo.transcription.segments import Finished, Segment
 from audioflamingo.transcription.windows import Window, cut_windows
 
 LOOP_CHECK_STEPS = 16  # tokens between two looks for loops while an answer grows
-MAX_SPLITS = 2  # times that a window is halved
-
 OnProgress = Callable[[int, float], None]
-
-
-@dataclass
-class Answer:
-    """What the model said about one window, as it came."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    loop_start: int | None = None
-
-    @property
-    def is_good(self) -> bool:
-        """Whether it came to an end by itself, without a loop."""
-        return self.finish_reason == "stop"
 
 
 def transcribe(
@@ -228,32 +211,36 @@ class WindowTranscriber:
                 return [error]
             return [result for window in windows for result in self.run([window])]
 
-    def _segments(self, windows: list[Window], depth: int = 0) -> Iterator[list[Segment]]:
+    def _segments(self, windows: list[Window]) -> list[list[Segment]]:
+        """Answers all windows, then, as long as some are to be mended, what those ask for, together."""
         answers = self._answer(windows)
-        retried = self._retry(windows, answers)
-        for window, answer, again in zip(windows, answers, retried, strict=True):
-            duration_s = window.end_s - window.start_s
-            if answer.is_good:
-                yield [self._segment(window, answer)]
-            elif again is not None and again.is_good:
-                yield [self._segment(window, again, "retried")]
-            elif depth < MAX_SPLITS and duration_s >= self._options.min_split_s:
-                parts = [part for half in self._segments(list(window.halves()), depth + 1) for part in half]
-                yield [dataclasses.replace(p, flags=tuple(dict.fromkeys((*p.flags, "split")))) for p in parts]
-            else:
-                yield [self._segment(window, answer)]
+        mending = [
+            mend(window, answer, self._options, self._processor)
+            for window, answer in zip(windows, answers, strict=True)
+        ]
+        segments: list[list[Segment]] = [[] for _ in windows]
+        replies: dict[int, list[Answer] | None] = dict.fromkeys(range(len(windows)))
+        while replies:
+            asks: dict[int, Ask] = {}
+            for index, reply in replies.items():
+                try:
+                    asks[index] = mending[index].send(reply)
+                except StopIteration as done:
+                    segments[index] = done.value
+            replies = self._answer_asks(asks)
+        return segments
 
-    def _retry(self, windows: list[Window], answers: list[Answer]) -> list[Answer | None]:
-        """New answers for the windows whose answer got into a loop."""
-        retried: list[Answer | None] = [None] * len(windows)
-        looped = [i for i, answer in enumerate(answers) if answer.finish_reason == "loop"]
-        if looped and self._options.retry_ngram_size:
-            again = self._answer(
-                [windows[i] for i in looped], no_repeat_ngram_size=self._options.retry_ngram_size
+    def _answer_asks(self, asks: dict[int, Ask]) -> dict[int, list[Answer] | None]:
+        """Runs windows with the same rules together."""
+        replies: dict[int, list[Answer] | None] = {}
+        for ngram_size in sorted({ask.no_repeat_ngram_size for ask in asks.values()}):
+            alike = {i: ask for i, ask in asks.items() if ask.no_repeat_ngram_size == ngram_size}
+            rules = {"no_repeat_ngram_size": ngram_size} if ngram_size else {}
+            answers = iter(
+                self._answer([window for ask in alike.values() for window in ask.windows], **rules)
             )
-            for i, answer in zip(looped, again, strict=True):
-                retried[i] = answer
-        return retried
+            replies |= {i: [next(answers) for _ in ask.windows] for i, ask in alike.items()}
+        return replies
 
     def _answer(self, windows: list[Window], **rules: Any) -> list[Answer]:
         answers: list[Answer] = []
@@ -290,22 +277,5 @@ class WindowTranscriber:
                     if running and all(find_loop(answer.tokens) is not None for answer in running):
                         break
         for answer in answers:
-            answer.loop_start = find_loop(answer.tokens)
-            if answer.loop_start is not None:
-                answer.finish_reason = "loop"
+            answer.find_loop()
         return answers
-
-    def _segment(self, window: Window, answer: Answer, *flags: str) -> Segment:
-        tokens = answer.tokens[: answer.loop_start]  # a loop is cut where it begins; None cuts nothing
-        text = self._processor.decode(tokens, skip_special_tokens=True, strip_prefix=True)
-        logprobs = answer.logprobs[: len(tokens)]
-        all_flags = [*flags, *(["cut"] if window.is_cut else []), *([] if text else ["no_words"])]
-        return Segment(
-            start_s=window.start_s,
-            end_s=window.end_s,
-            text=text,
-            tokens=tuple(tokens),
-            avg_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
-            finish_reason=answer.finish_reason,
-            flags=tuple(all_flags),
-        )
