@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
     from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
     from audioflamingo.projector import AudioFlamingo3MultiModalProjector
+    from audioflamingo.quantization import quantize
     from audioflamingo.transcription import transcribe
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "TextStreamer": "generation",
     "Tokenizer": "processor",
     "load_audio": "audio",
+    "quantize": "quantization",
     "transcribe": "transcription",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "Tokenizer",
     "errors",
     "load_audio",
+    "quantize",
     "transcribe",
 ]
 

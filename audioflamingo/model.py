@@ -157,12 +157,17 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
     @property
     def device(self) -> torch.device:
         """Device that inputs go to: that of the token embeddings."""
-        return self.model.language_model.embed_tokens.weight.device
+        return next(iter(self.get_input_embeddings().state_dict().values())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.model.language_model.embed_tokens.weight.dtype
+        """Dtype of the weights; of a quantized model that of the parts that are not, and of activations."""
+        return self.model.language_model.norm.weight.dtype
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of the weights, shared ones counted once; quantized ones as they are stored."""
+        tensors = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        return sum(tensor.nbytes for tensor in tensors.values())
 
     def forward(
         self,

@@ -43,6 +43,7 @@ from audioflamingo.checkpoint.weights import (
     check_tensors,
     find_tensors,
     is_component_folder,
+    is_quantized,
     shorten,
 )
 from audioflamingo.config import AUDIO_TOKEN, AudioFlamingo3Config, GenerationConfig
@@ -55,13 +56,21 @@ from audioflamingo.errors import (
     unknown_arguments,
 )
 from audioflamingo.files import read_json
+from audioflamingo.quantization.config import (
+    QuantizationConfig,
+    as_config,
+    read_quantization,
+    with_quantization,
+)
+from audioflamingo.quantization.convert import packed_layers, replace_layers, set_embedding_dtype
+from audioflamingo.quantization.streaming import QuantizingReader
 
 ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 DEFAULT_SHARD_SIZE = "5GB"
 NUM_READERS = 4  # tensors that are converted or moved at one time
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
-_QUANTIZATION_ARGUMENTS = {"quantization", "quantization_config", "load_in_8bit", "load_in_4bit"}
+_QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
 
 
 class PretrainedMixin:
@@ -83,6 +92,7 @@ class PretrainedMixin:
         dtype: str | torch.dtype | None = None,
         device_map: DeviceMap | None = None,
         attn_implementation: str | None = None,
+        quantization: str | QuantizationConfig | None = None,
         config: AudioFlamingo3Config | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -102,6 +112,9 @@ class PretrainedMixin:
             device_map: None for the CPU; a device; `"auto"` for all CUDA devices, else MPS, else the CPU; or
                 a dict from module names to devices. More than one device needs the package `accelerate`.
             attn_implementation: `"sdpa"` (the default) or `"eager"`.
+            quantization: `"int8"` or `"int4"`: quantize while loading, one tensor at a time, to run on the CPU
+                (`device_map="auto"` then means it). A folder that is quantized already needs no asking, and
+                refuses another scheme.
             config: used in place of the folder's `config.json`.
             revision: branch, tag or commit of a hub repository.
             token: hub token; None takes the stored login.
@@ -124,21 +137,34 @@ class PretrainedMixin:
         check_devices(device_map)
         if config is not None and not isinstance(config, AudioFlamingo3Config):
             raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
+        requested_quantization = None if quantization is None else as_config(quantization)
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config = read_config(folder) if config is None else copy.deepcopy(config)
+        is_quantized_folder = read_quantization(config) is not None
         stored = find_tensors(folder)
         model = build_empty(cls, config)
         check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        found_dtype = requested_dtype or stored_dtype(config, folder, stored)
+        if is_quantized_folder:
+            _check_recorded(folder, config, quantization)
+        elif requested_quantization is not None:
+            config = with_quantization(config, requested_quantization)
+            model = build_empty(cls, config)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
 
-        found_dtype = requested_dtype or _stored_dtype(config, folder, stored)
-        placement = plan_placement(device_map, model, found_dtype)
-        _load(model, stored, found_dtype, placement)
+        placement = _place(device_map, model, found_dtype)
+        if requested_quantization is None or is_quantized_folder:
+            _load(model, stored, found_dtype, placement)
+        else:
+            reader = QuantizingReader(model, stored, found_dtype)
+            for name in model.state_dict():
+                _assign(model, name, reader.read(name))
+        set_embedding_dtype(model, found_dtype)
         config.dtype = _name(found_dtype)
-        model.generation_config = _read_generation_config(folder, config)
+        model.generation_config = read_generation_config(folder, config)
         if placement.is_split:
             connect_devices(model, placement, model.get_input_embeddings())
         model.eval()
@@ -173,11 +199,11 @@ class PretrainedMixin:
         state = cast(nn.Module, self).state_dict()
         _check_complete(state, build_empty(type(self), self.config).state_dict())
         shards = plan_shards(hub_tensors(state), max_shard_bytes)
-        dtype = _most_common((tensor.dtype, tensor.numel()) for tensor in state.values())
+        dtype = _most_common((t.dtype, t.numel()) for name, t in state.items() if not is_quantized(name))
         write_checkpoint(
             Path(folder).expanduser(),
             shards,
-            _config_to_save(self.config, dtype),
+            config_to_save(self.config, dtype),
             self.generation_config.to_dict(),
         )
 
@@ -189,7 +215,7 @@ def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..
     quantization = sorted(_QUANTIZATION_ARGUMENTS & set(unknown))
     if quantization:
         raise ArgumentError(
-            f"{name}({quantization[0]}=...) is not implemented; load with dtype='bfloat16' or 'float16'."
+            f"{name}({quantization[0]}=...) is not implemented; from_pretrained takes quantization='int8' or 'int4'."
         )
     parameters = inspect.signature(function).parameters.values()
     raise unknown_arguments(f"{name}()", unknown, (p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
@@ -242,7 +268,7 @@ def _find_token_id(folder: Path, token: str) -> int | None:
     return None
 
 
-def _read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:
+def read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:
     """Reads `generation_config.json`; without one, takes the language model's special ids."""
     path = folder / "llm" if is_component_folder(folder) else folder
     path = path / GENERATION_CONFIG_FILE
@@ -254,11 +280,15 @@ def _read_generation_config(folder: Path, config: AudioFlamingo3Config) -> Gener
     return GenerationConfig.from_dict(ids)
 
 
-def _stored_dtype(
+def stored_dtype(
     config: AudioFlamingo3Config, folder: Path, stored: Mapping[str, StoredTensor]
 ) -> torch.dtype:
-    """The dtype that the configuration names, else that of most stored weights."""
-    most = _most_common((FLOAT_DTYPES[tensor.dtype], math.prod(tensor.shape)) for tensor in stored.values())
+    """The dtype that the configuration names, else that of most stored weights that are not quantized."""
+    most = _most_common(
+        (FLOAT_DTYPES[tensor.dtype], math.prod(tensor.shape))
+        for name, tensor in stored.items()
+        if not is_quantized(name)
+    )
     if config.dtype is None:
         return most
     try:
@@ -301,9 +331,43 @@ class _SkipInitialization(TorchFunctionMode):
 
 
 def build_empty(cls: type, config: AudioFlamingo3Config) -> Any:
-    """Builds the model without memory for its weights, which are on the meta device."""
+    """Builds the model without memory for its weights, which are on the meta device.
+
+    Its layers are quantized ones if the configuration says so.
+    """
+    quantization = read_quantization(config)
     with torch.device("meta"), _SkipInitialization():
-        return cls(config)
+        model = cls(config)
+    if quantization is not None:
+        replace_layers(model, quantization)
+    return model
+
+
+def _check_recorded(
+    folder: Path, config: AudioFlamingo3Config, asked: str | QuantizationConfig | None
+) -> None:
+    """Refuses a scheme that is not the one of a quantized folder."""
+    recorded = read_quantization(config)
+    assert recorded is not None
+    if asked not in (None, recorded, recorded.scheme):
+        raise CheckpointError(
+            f"{folder} is quantized as {recorded}, but quantization={str(asked)!r} was asked for: leave that out, or "
+            "load the original checkpoint."
+        )
+
+
+def _place(device_map: DeviceMap | None, model: nn.Module, dtype: torch.dtype) -> Placement:
+    """`plan_placement`; a quantized model lies on the CPU."""
+    if not packed_layers(model):
+        return plan_placement(device_map, model, dtype)
+    placement = plan_placement("cpu" if device_map == "auto" else device_map, model, dtype)
+    others = [str(device) for device in placement.devices.values() if device.type != "cpu"]
+    if others:
+        raise DeviceError(
+            f"a quantized model runs on the CPU only, not on {others[0]}; leave device_map out, or load the original "
+            "checkpoint there."
+        )
+    return placement
 
 
 def _load(
@@ -325,7 +389,11 @@ def _load(
             ):
 
                 def read(item: tuple[str, StoredTensor], file: Any = file) -> torch.Tensor:
-                    return file.get_tensor(item[1].key).to(placement.device_of(item[0]), dtype)
+                    name, tensor = item
+                    value = file.get_tensor(tensor.key)
+                    if is_quantized(name):
+                        return value.to(placement.device_of(name))
+                    return value.to(placement.device_of(name), dtype)
 
                 for (name, _), value in zip(tensors, pool.map(read, tensors), strict=True):
                     _assign(model, name, value)
@@ -375,7 +443,7 @@ def _check_complete(state: Mapping[str, torch.Tensor], expected: Mapping[str, to
         )
 
 
-def _config_to_save(config: AudioFlamingo3Config, dtype: torch.dtype) -> dict[str, Any]:
+def config_to_save(config: AudioFlamingo3Config, dtype: torch.dtype) -> dict[str, Any]:
     """The content of `config.json`: what was read, with today's dtype and the class that loads it."""
     values = {**config.to_dict(), "architectures": [ARCHITECTURE], "dtype": _name(dtype)}
     for part in (values["audio_config"], values["text_config"]):

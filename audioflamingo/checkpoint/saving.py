@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,22 @@ from audioflamingo.checkpoint.weights import (
     FLOAT_DTYPES,
     GENERATION_CONFIG_FILE,
     INDEX_FILE,
+    PACKED_DTYPE,
     SAVE_ID,
     SHARD_PATTERN,
     WEIGHTS_FILE,
     hub_name,
+    is_packed,
     shorten,
 )
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.files import to_json
 
-_DTYPE_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+_FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+_DTYPE_NAMES = {**_FLOAT_NAMES, torch.uint8: PACKED_DTYPE}
+_DATA_ALIGNMENT = (
+    64  # bytes: packed integers come first in a file, and kernels read them in lines of this size
+)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _UNITS = {"": 1, **{prefix: 1000 ** (n + 1) for n, prefix in enumerate("kmgt")}}
 _UNITS |= {prefix + "i": 1024 ** (n + 1) for n, prefix in enumerate("kmgt")}
@@ -71,7 +77,7 @@ def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: a tensor without values (offloaded), without a name in the layout, or of a dtype that
-            is no float.
+            is neither a float nor that of a quantized layer.
     """
     offloaded = [name for name, tensor in state.items() if tensor.is_meta]
     if offloaded:
@@ -79,7 +85,11 @@ def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"cannot save: {len(offloaded)} tensors are offloaded and not in memory ({shorten(offloaded)}). "
             "Load the model with device_map='cpu' and save that."
         )
-    odd = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.dtype not in _DTYPE_NAMES]
+    odd = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in state.items()
+        if tensor.dtype not in ((torch.uint8,) if is_packed(name) else _FLOAT_NAMES)
+    ]
     if odd:
         raise CheckpointError(f"cannot save tensors that are not floating point: {shorten(odd)}.")
     named = {hub_name(name): tensor for name, tensor in state.items()}
@@ -103,22 +113,42 @@ def plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[Sha
 
 
 def write_checkpoint(
-    folder: Path, shards: list[Shard], config: dict[str, Any], generation_config: dict[str, Any]
+    folder: Path,
+    shards: list[Shard],
+    config: dict[str, Any],
+    generation_config: dict[str, Any],
+    *,
+    read: Callable[[str], Tensor] | None = None,
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes weights, index and configurations, replacing an earlier checkpoint in one go; other files stay.
+
+    Args:
+        folder: where to.
+        shards: what goes into which weight file.
+        config: content of `config.json`.
+        generation_config: content of `generation_config.json`.
+        read: gives the tensor of a saved name when it is its turn; those in `shards` then only say shape and dtype.
+            Within a file, packed integers come first.
+        others: further files to write along, by name.
 
     Raises:
         CheckpointError: the folder cannot be written to. It then still holds what it held before.
     """
     with AtomicFolder(folder) as target:
         for shard in shards:
-            target.write(shard.name, partial(_fill_shard, shard=shard, save_id=target.save_id))
+            fill = partial(
+                _fill_shard, shard=shard, save_id=target.save_id, read=read or shard.tensors.__getitem__
+            )
+            target.write(shard.name, fill)
         if len(shards) > 1:
             metadata = {"total_size": sum(shard.num_bytes for shard in shards), SAVE_ID: target.save_id}
             weight_map = {name: shard.name for shard in shards for name in shard.tensors}
             _write_json(target, INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
         _write_json(target, GENERATION_CONFIG_FILE, generation_config)
         _write_json(target, CONFIG_FILE, config)
+        for name, content in (others or {}).items():
+            _write_bytes(target, name, content)
         target.remove_at_end(
             path
             for path in folder.iterdir()
@@ -127,17 +157,22 @@ def write_checkpoint(
 
 
 def _write_json(target: AtomicFolder, name: str, value: dict[str, Any]) -> None:
-    encoded = to_json(value).encode()
+    _write_bytes(target, name, to_json(value).encode())
 
+
+def _write_bytes(target: AtomicFolder, name: str, content: bytes) -> None:
     def fill(file: BinaryIO) -> None:
-        file.write(encoded)
+        file.write(content)
 
     target.write(name, fill)
 
 
-def _fill_shard(file: BinaryIO, shard: Shard, save_id: str) -> None:
-    """Writes one safetensors file: header length, header, data; wide dtypes first, which aligns all."""
-    tensors = sorted(shard.tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+def _fill_shard(file: BinaryIO, shard: Shard, save_id: str, read: Callable[[str], Tensor]) -> None:
+    """Writes one safetensors file: header length, header, data; packed integers and wide dtypes first, which aligns."""
+    tensors = sorted(
+        shard.tensors.items(),
+        key=lambda item: (item[1].dtype != torch.uint8, -item[1].element_size(), item[0]),
+    )
     header: dict[str, Any] = {"__metadata__": {"format": "pt", SAVE_ID: save_id}}
     offset = 0
     for name, tensor in tensors:
@@ -149,8 +184,9 @@ def _fill_shard(file: BinaryIO, shard: Shard, save_id: str) -> None:
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded += b" " * (-(8 + len(encoded)) % _DATA_ALIGNMENT)
     file.write(len(encoded).to_bytes(8, "little") + encoded)
-    for _, tensor in tensors:
-        values = tensor.detach().to("cpu").contiguous()
+    for name, tensor in tensors:
+        values = read(name).detach().to("cpu").contiguous()
+        assert (values.shape, values.dtype) == (tensor.shape, tensor.dtype)
         file.write(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -49,6 +49,7 @@ COMPONENTS = tuple(folder for folder in PREFIXES if folder)
 OTHER_COMPONENTS = ("vision_tower", "mm_projector", "speech_tower")  # of NVIDIA's other models
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PACKED_DTYPE = "U8"  # of the tensors named `*.packed` of a quantized checkpoint, and of no others
 MAX_NAMED = 5  # tensors that an error lists before it says "and n more"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
@@ -84,6 +85,16 @@ class FileHeader:
 def hub_name(name: str) -> str | None:
     """Translates a parameter name of the model to the name it is saved under; None if it has none."""
     return _translate(name, ((ours, stored) for stored, ours in HUB_PREFIXES))
+
+
+def is_packed(name: str) -> bool:
+    """Whether a tensor holds the integers of a quantized layer."""
+    return name.endswith(".packed")
+
+
+def is_quantized(name: str) -> bool:
+    """Whether a tensor belongs to a quantized layer and keeps its dtype: integers and their scales."""
+    return name.endswith((".packed", ".scales"))
 
 
 def _translate(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
@@ -234,7 +245,7 @@ def _by_name(folder: Path, stored: Iterable[StoredTensor]) -> dict[str, StoredTe
     by_name: dict[str, StoredTensor] = {}
     unknown, doubled, no_floats = [], [], []
     for tensor in stored:
-        if tensor.dtype not in FLOAT_DTYPES:
+        if tensor.dtype not in ((PACKED_DTYPE,) if is_packed(tensor.key) else FLOAT_DTYPES):
             no_floats.append(f"{tensor.key} ({tensor.dtype})")
         elif tensor.name is None:
             unknown.append(f"{tensor.key} {list(tensor.shape)}")
@@ -245,7 +256,7 @@ def _by_name(folder: Path, stored: Iterable[StoredTensor]) -> dict[str, StoredTe
             by_name[tensor.name] = tensor
     if no_floats:
         raise CheckpointError(
-            f"{folder} stores tensors that are not floating point, as quantized models do: "
+            f"{folder} stores tensors of a dtype that they cannot have, as models quantized elsewhere do: "
             f"{shorten(no_floats)}. Load the original, unquantized checkpoint."
         )
     if unknown:

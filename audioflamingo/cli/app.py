@@ -38,10 +38,11 @@ def _add_commands() -> None:
     from audioflamingo.cli.chat import chat
     from audioflamingo.cli.info import info
     from audioflamingo.cli.inspect import inspect
+    from audioflamingo.cli.quantize import quantize
     from audioflamingo.cli.train import evaluate, train
     from audioflamingo.cli.transcribe import transcribe
 
-    for command in (transcribe, ask, chat, inspect, info, train, evaluate):
+    for command in (transcribe, ask, chat, inspect, info, quantize, train, evaluate):
         app.command()(command)
 
 

@@ -18,6 +18,7 @@ from audioflamingo.cli.options import (
     MaxNewTokensOption,
     ModelOption,
     OnLongOption,
+    QuantizationOption,
     QuietOption,
     SeedOption,
     SystemOption,
@@ -65,6 +66,7 @@ def ask(
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.AUTO,
+    quantization: QuantizationOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -86,7 +88,7 @@ def ask(
     from audioflamingo.cli.loading import load
     from audioflamingo.cli.terminal import Terminal
 
-    loaded, processor = load(model, device, dtype, verbose)
+    loaded, processor = load(model, device, dtype, verbose, quantization)
     chat = Chat(loaded, processor, system=system, on_long=on_long)
     for source in sources:
         chat.add_audio(source)

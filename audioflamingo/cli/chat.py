@@ -19,6 +19,7 @@ from audioflamingo.cli.options import (
     MaxNewTokensOption,
     ModelOption,
     OnLongOption,
+    QuantizationOption,
     QuietOption,
     SeedOption,
     SystemOption,
@@ -50,6 +51,7 @@ def chat(
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.AUTO,
+    quantization: QuantizationOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -67,7 +69,7 @@ def chat(
     from audioflamingo.cli.loading import load
     from audioflamingo.cli.terminal import Terminal
 
-    loaded, processor = load(model, device, dtype, verbose)
+    loaded, processor = load(model, device, dtype, verbose, quantization)
     conversation = Chat(loaded, processor, system=system, on_long=on_long)
     for name in audio or []:
         _add(conversation, name)

@@ -61,10 +61,13 @@ def collect_facts(model: str) -> dict[str, Any]:
     """
     from audioflamingo.checkpoint.pretrained import build_empty, read_config
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.quantization import read_quantization
+    from audioflamingo.quantization.config import with_quantization
 
     folder, has_weights = _find_folder(model)
     config = read_config(folder)
-    empty = build_empty(AudioFlamingo3ForConditionalGeneration, config)
+    quantization = read_quantization(config)
+    empty = build_empty(AudioFlamingo3ForConditionalGeneration, with_quantization(config, None))
     sizes = {name: parameter.numel() for name, parameter in empty.state_dict().items()}
     parts: Counter[str] = Counter({name: 0 for name, _ in PARTS})
     for name, size in sizes.items():
@@ -75,9 +78,13 @@ def collect_facts(model: str) -> dict[str, Any]:
         "folder": str(folder),
         "architecture": _architecture(config),
         "parameters": {**parts, "total": total},
-        "weight_bytes": {dtype: total * size for dtype, size in DTYPE_BYTES.items()},
+        "quantization": None if quantization is None else str(quantization),
+        "weight_bytes": {
+            **{dtype: total * size for dtype, size in DTYPE_BYTES.items()},
+            **_quantized_bytes(config),
+        },
         "cache_bytes_per_token": _cache_bytes(config.text_config),
-        "stored": _stored(folder, {name: tensor.shape for name, tensor in empty.state_dict().items()})
+        "stored": _stored(folder, build_empty(AudioFlamingo3ForConditionalGeneration, config))
         if has_weights
         else None,
         "files": _files(folder),
@@ -129,20 +136,46 @@ def _cache_bytes(text: Any) -> dict[str, int]:
     return {dtype: values * size for dtype, size in DTYPE_BYTES.items()}
 
 
-def _stored(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+def _quantized_bytes(config: Any) -> dict[str, int]:
+    """Bytes of the weights in each scheme that the model's sizes allow, what is not quantized in bfloat16."""
+    from audioflamingo.checkpoint.pretrained import build_empty
+    from audioflamingo.checkpoint.weights import is_quantized
+    from audioflamingo.errors import ArgumentError
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.quantization import SCHEMES, QuantizationConfig
+    from audioflamingo.quantization.config import with_quantization
+
+    sizes = {}
+    for scheme in SCHEMES:
+        try:
+            changed = with_quantization(config, QuantizationConfig(scheme))
+            state = build_empty(AudioFlamingo3ForConditionalGeneration, changed).state_dict()
+        except ArgumentError:
+            continue
+        other = DTYPE_BYTES["bfloat16"]
+        sizes[scheme] = sum(t.nbytes if is_quantized(n) else t.numel() * other for n, t in state.items())
+    return sizes
+
+
+def _stored(folder: Path, empty: Any) -> dict[str, Any]:
     """What the weight files hold, from their headers; checked against the configuration."""
     from audioflamingo.checkpoint.weights import (
         FLOAT_DTYPES,
         check_tensors,
         find_tensors,
         is_component_folder,
+        is_quantized,
     )
+    from audioflamingo.quantization.convert import packed_layers
 
     tensors = find_tensors(folder)
-    check_tensors(folder, tensors, shapes)
+    check_tensors(folder, tensors, {name: tensor.shape for name, tensor in empty.state_dict().items()})
     counts: Counter[str] = Counter()
-    for tensor in tensors.values():
-        counts[str(FLOAT_DTYPES[tensor.dtype]).removeprefix("torch.")] += math.prod(tensor.shape)
+    for name, tensor in tensors.items():
+        if not is_quantized(name):
+            counts[str(FLOAT_DTYPES[tensor.dtype]).removeprefix("torch.")] += math.prod(tensor.shape)
+    for layer in packed_layers(empty).values():
+        counts[f"int{layer.format.bits}"] += math.prod(layer.shape)
     if is_component_folder(folder):
         layout = "NVIDIA's original folders"
     elif any(tensor.key.startswith("model.") for tensor in tensors.values()):
@@ -183,6 +216,7 @@ def describe_facts(facts: dict[str, Any], show_template: bool) -> str:
         f"language   {text['layers']} layers of {text['hidden_size']}, {text['heads']} heads "
         f"({text['key_value_heads']} for keys and values), vocabulary {text['vocabulary']}, "
         f"context {text['context']}",
+        *([f"quantized  {facts['quantization']}"] if facts["quantization"] else []),
         "",
         "parameters",
         *(f"  {name:17} {count:>14,}" for name, count in parameters.items()),
@@ -190,11 +224,12 @@ def describe_facts(facts: dict[str, Any], show_template: bool) -> str:
         "memory       weights   cache for 10 min of audio",
     ]
     for dtype, num_bytes in facts["weight_bytes"].items():
-        cache = facts["cache_bytes_per_token"][dtype] * 15000
-        lines.append(f"  {dtype:9} {_size(num_bytes):>9}   {_size(cache):>9}")
+        cache_bytes = facts["cache_bytes_per_token"]
+        cache = cache_bytes.get(dtype, cache_bytes["bfloat16"]) * 15000
+        lines.append(f"  {dtype:9} {format_size(num_bytes):>9}   {format_size(cache):>9}")
     stored = facts["stored"]
     lines += ["", f"weights    {_stored_line(stored)}", "files"]
-    lines += [f"  {name:40} {_size(size):>9}" for name, size in facts["files"].items()]
+    lines += [f"  {name:40} {format_size(size):>9}" for name, size in facts["files"].items()]
     lines += ["", f"chat template: {_template_line(facts['chat_template'], show_template)}"]
     return "\n".join(lines) + "\n"
 
@@ -214,7 +249,8 @@ def _template_line(template: str | None, is_whole: bool) -> str:
     return f"\n{template}" if is_whole else f"{len(template)} characters; --template prints it"
 
 
-def _size(num_bytes: int) -> str:
+def format_size(num_bytes: int) -> str:
+    """Bytes for reading, for example "4.1 GB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

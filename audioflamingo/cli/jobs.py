@@ -14,7 +14,7 @@ from audioflamingo.cli.audio_info import read_audio_info
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, report
 from audioflamingo.cli.inputs import STDIN, Input
 from audioflamingo.cli.loading import load
-from audioflamingo.cli.options import Dtype
+from audioflamingo.cli.options import Dtype, Quantization
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
 from audioflamingo.transcription.options import TranscriptionOptions
@@ -62,7 +62,7 @@ class TranscriptionJob:
         self._formatter: Formatter | None = None
         self.num_done = self.num_failed = self.num_skipped = 0
 
-    def run(self, model: str, device: str, dtype: Dtype) -> None:
+    def run(self, model: str, device: str, dtype: Dtype, quantization: Quantization | None = None) -> None:
         """Transcribes what is left to do.
 
         Raises:
@@ -73,7 +73,7 @@ class TranscriptionJob:
         self._find_work()
         try:
             if self._todo:
-                self._transcribe(*load(model, device, dtype, self._verbose))
+                self._transcribe(*load(model, device, dtype, self._verbose, quantization))
         except KeyboardInterrupt:
             hint = "" if self._output_dir is None else " The same command goes on with the rest."
             Terminal.say(f"interrupted: {self.num_done} of {len(self._todo)} transcribed.{hint}")

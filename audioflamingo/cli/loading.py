@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from audioflamingo.cli.options import Dtype
+from audioflamingo.cli.options import Dtype, Quantization
 from audioflamingo.cli.terminal import Terminal
 
 
-def load(model: str, device: str, dtype: Dtype, verbose: bool = False) -> tuple[Any, Any]:
+def load(
+    model: str, device: str, dtype: Dtype, verbose: bool = False, quantization: Quantization | None = None
+) -> tuple[Any, Any]:
     """Loads a model and its processor.
 
     Args:
@@ -17,6 +19,7 @@ def load(model: str, device: str, dtype: Dtype, verbose: bool = False) -> tuple[
         device: `"auto"` or a device of torch.
         dtype: of the weights.
         verbose: say what is loaded, where, and how long it took.
+        quantization: make the weights smaller while loading.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: it cannot be loaded.
@@ -26,6 +29,7 @@ def load(model: str, device: str, dtype: Dtype, verbose: bool = False) -> tuple[
     from audioflamingo.checkpoint.hub import resolve_folder
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.quantization import num_parameters, read_quantization
 
     start = time.perf_counter()
     folder = resolve_folder(model)
@@ -34,12 +38,15 @@ def load(model: str, device: str, dtype: Dtype, verbose: bool = False) -> tuple[
         device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
     loaded = AudioFlamingo3ForConditionalGeneration.from_pretrained(
-        folder, dtype=_choose_dtype(folder, dtype, is_cpu), device_map=device
+        folder,
+        dtype=_choose_dtype(folder, dtype, is_cpu),
+        device_map=device,
+        quantization=None if quantization is None else quantization.value,
     )
     if verbose:
-        num_parameters = sum(p.numel() for p in loaded.parameters())
+        form = read_quantization(loaded.config) or loaded.dtype
         Terminal.say(
-            f"loaded {model} ({num_parameters / 1e6:.1f} M parameters, {loaded.dtype}) on {loaded.device} in "
+            f"loaded {model} ({num_parameters(loaded) / 1e6:.1f} M parameters, {form}) on {loaded.device} in "
             f"{time.perf_counter() - start:.1f} s"
         )
     return loaded, processor

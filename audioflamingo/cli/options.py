@@ -40,6 +40,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Quantization(StrEnum):
+    """Scheme of smaller weights."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -55,6 +62,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.
 DtypeOption = Annotated[
     Dtype,
     typer.Option(help="auto: as stored, but float32 in place of float16 on a CPU.", rich_help_panel="Model"),
+]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option(
+        help="Make the weights smaller while loading, to run on the CPU; `af3 quantize` does it once and for all.",
+        rich_help_panel="Model",
+    ),
 ]
 QuietOption = Annotated[
     bool,

@@ -16,6 +16,7 @@ from audioflamingo.cli.options import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizationOption,
     QuietOption,
     VerboseOption,
 )
@@ -69,6 +70,7 @@ def transcribe(
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.AUTO,
+    quantization: QuantizationOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Windows that run together.", rich_help_panel="Model")
     ] = TranscriptionOptions.batch_size,
@@ -136,4 +138,4 @@ def transcribe(
             param_hint="--format",
         )
     job = TranscriptionJob(ctx, inputs, output_format.value, output_dir, overwrite, options, quiet, verbose)
-    job.run(model, device, dtype)
+    job.run(model, device, dtype, quantization)

@@ -1,0 +1,27 @@
+"""int8 and int4: the same model with smaller weights, for CPUs.
+
+config (schemes, their record) -> rounding (weights to integers) -> layers (packed integers that run) -> convert (a
+model in memory), streaming (a checkpoint, tensor by tensor) and folders (from one folder to another).
+"""
+
+from audioflamingo.quantization.config import (
+    DEFAULT_GROUP_SIZE,
+    SCHEMES,
+    QuantizationConfig,
+    as_config,
+    read_quantization,
+)
+from audioflamingo.quantization.convert import num_parameters, quantize
+from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
+
+__all__ = [
+    "DEFAULT_GROUP_SIZE",
+    "SCHEMES",
+    "QuantizationConfig",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "as_config",
+    "num_parameters",
+    "quantize",
+    "read_quantization",
+]

@@ -1,0 +1,172 @@
+"""What is quantized and how: the schemes, the format of each layer, and their record in `config.json`.
+
+| scheme | layers of the language model | encoder, projector, output layer, embeddings |
+|---|---|---|
+| `int8` | int8 per channel | int8 per channel |
+| `int4` | 4 bit in groups | int8 per channel |
+
+The scheme `int4` keeps 8 bits where 4 would gain little: the encoder and the projector run once a clip and are bound by
+arithmetic, which is int8 either way; of the embeddings only the rows of a prompt are read; the output layer is a
+sixteenth of the language model and errors in it reach the logits undamped.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import nn
+
+from audioflamingo.errors import ArgumentError, CheckpointError
+from audioflamingo.kernels import INT4_GROUPS
+
+SCHEMES = ("int8", "int4")
+QUANT_METHOD = "audioflamingo"
+FORMAT_VERSION = 1
+DEFAULT_GROUP_SIZE = 64
+CONFIG_KEY = "quantization_config"
+_INT4_PREFIX = "model.language_model.layers."
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How the weights of one layer are stored.
+
+    Attributes:
+        bits: 8 or 4.
+        group: inputs that share a group scale; None for 8 bits.
+    """
+
+    bits: int
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """A scheme with its settings.
+
+    Attributes:
+        scheme: `"int8"` or `"int4"`.
+        group_size: largest number of inputs that share a group scale (`"int4"` only). Layers whose inputs it does not
+            divide take the largest smaller size that does.
+    """
+
+    scheme: str
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ArgumentError(f"quantization {self.scheme!r} does not exist; choose from {SCHEMES}.")
+        if self.scheme == "int8" and self.group_size is not None:
+            raise ArgumentError("group_size belongs to 'int4'; 'int8' has one scale a channel: leave it out.")
+        if self.scheme == "int4" and self.group_size is None:
+            object.__setattr__(self, "group_size", DEFAULT_GROUP_SIZE)
+        if self.scheme == "int4" and self.group_size not in INT4_GROUPS:
+            raise ArgumentError(f"group_size must be one of {INT4_GROUPS}, got {self.group_size!r}.")
+
+    def __str__(self) -> str:
+        return self.scheme if self.group_size is None else f"{self.scheme}, group {self.group_size}"
+
+    def layer_format(self, name: str, module: nn.Module) -> LayerFormat | None:
+        """Format of a module of the model by its name; None if it stays as it is.
+
+        Raises:
+            ArgumentError: 4 bits for a layer whose inputs no group size divides.
+        """
+        is_embedding = isinstance(module, nn.Embedding) and name.endswith("embed_tokens")
+        if not (is_embedding or isinstance(module, nn.Linear)):
+            return None
+        if self.scheme == "int8" or not name.startswith(_INT4_PREFIX):
+            return LayerFormat(8)
+        assert isinstance(module, nn.Linear)
+        return LayerFormat(4, self._group(name, module.in_features))
+
+    def _group(self, name: str, in_features: int) -> int:
+        assert self.group_size is not None
+        fitting = [size for size in INT4_GROUPS if size <= self.group_size and in_features % size == 0]
+        if not fitting:
+            raise ArgumentError(
+                f"{name} has {in_features} inputs, which no group of {min(INT4_GROUPS)} to {self.group_size} "
+                "divides; use 'int8'."
+            )
+        return max(fitting)
+
+    def check_divides(self, model: nn.Module) -> None:
+        """Refuses layers whose inputs `group_size` itself does not divide.
+
+        Raises:
+            ArgumentError: names the first such layer.
+        """
+        for name, module in model.named_modules():
+            format_ = self.layer_format(name, module)
+            if format_ is not None and format_.group not in (None, self.group_size):
+                assert isinstance(module, nn.Linear)
+                raise ArgumentError(
+                    f"group_size {self.group_size} does not divide the {module.in_features} inputs of {name}; "
+                    f"{format_.group} would, or leave group_size out."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record for `config.json`."""
+        return {"quant_method": QUANT_METHOD, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads the record of `config.json`.
+
+        Raises:
+            CheckpointError: made by something else, by a newer version, or damaged.
+        """
+        method = values.get("quant_method")
+        if method != QUANT_METHOD:
+            raise CheckpointError(
+                f"the checkpoint is quantized by {method!r}, which this package does not read; load the original "
+                f"checkpoint with quantization={SCHEMES[0]!r} or {SCHEMES[1]!r}."
+            )
+        version = values.get("version")
+        if not isinstance(version, int) or version < 1:
+            raise CheckpointError(f"{CONFIG_KEY} has the version {version!r}; the checkpoint is damaged.")
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"the checkpoint is quantized in format {version}, this version reads up to {FORMAT_VERSION}: "
+                "update audioflamingo (pip install -U audioflamingo), or quantize the original checkpoint again."
+            )
+        try:
+            return cls(str(values.get("scheme")), values.get("group_size"))
+        except ArgumentError as error:
+            raise CheckpointError(f"{CONFIG_KEY}: {error}") from error
+
+
+def as_config(quantization: str | QuantizationConfig, group_size: int | None = None) -> QuantizationConfig:
+    """A scheme by its name, or as it is."""
+    if isinstance(quantization, QuantizationConfig):
+        return quantization
+    if not isinstance(quantization, str):
+        raise ArgumentError(f"quantization must be one of {SCHEMES}, got {quantization!r}.")
+    return QuantizationConfig(quantization, group_size)
+
+
+def read_quantization(config: Any) -> QuantizationConfig | None:
+    """The record in a model's configuration; None if it is not quantized.
+
+    Raises:
+        CheckpointError: as `QuantizationConfig.from_dict`.
+    """
+    values = config.extra.get(CONFIG_KEY)
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{CONFIG_KEY} must be an object, got {values!r}; the checkpoint is damaged.")
+    return QuantizationConfig.from_dict(values)
+
+
+def with_quantization(config: Any, quantization: QuantizationConfig | None) -> Any:
+    """A copy of a model's configuration with another record, or without one."""
+    changed = copy.deepcopy(config)
+    changed.extra.pop(CONFIG_KEY, None)
+    if quantization is not None:
+        changed.extra[CONFIG_KEY] = quantization.to_dict()
+    return changed

@@ -1,0 +1,206 @@
+"""Layers with packed integer weights: what a linear layer and the token embeddings become.
+
+The packed bytes are what the kernels read (`audioflamingo.kernels.layout`), so a saved layer is mapped from its file
+and used as it is. Such layers run on the CPU, forward only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from audioflamingo.errors import ArgumentError, DeviceError
+from audioflamingo.kernels import (
+    BLOCK_ROWS,
+    gather_int8,
+    linear_int4,
+    linear_int8,
+    pack_int4,
+    pack_int8,
+    packed_int4_shape,
+    packed_int8_shape,
+    unpack_int4,
+    unpack_int8,
+)
+from audioflamingo.quantization.config import LayerFormat
+from audioflamingo.quantization.rounding import round_int4, round_int8
+
+PACKED = "packed"
+SCALES = "scales"
+CHUNK_ELEMENTS = 1 << 19  # weights that are rounded at one time: what fits into the caches
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def packed_shape(shape: tuple[int, int], format_: LayerFormat) -> tuple[int, int]:
+    """Shape of the packed uint8 tensor of weights `(N, K)`."""
+    return packed_int8_shape(shape) if format_.group is None else packed_int4_shape(shape, format_.group)
+
+
+def pack_weight(
+    weight: Tensor, format_: LayerFormat, name: str, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rounds and packs a matrix, a few rows at a time.
+
+    Args:
+        weight: any float dtype `(N, K)`, on the CPU.
+        format_: how.
+        name: of the layer, for messages.
+        importance: float32 `(K,)`, the weight of each input's error; None for equal.
+
+    Returns:
+        The packed weights, uint8 of `packed_shape`, and the scales, float32 `(N,)`.
+
+    Raises:
+        ArgumentError: weights that are NaN or infinite.
+    """
+    num_rows, num_columns = weight.shape
+    packed = torch.empty(packed_shape((num_rows, num_columns), format_), dtype=torch.uint8)
+    scales = torch.empty(num_rows)
+    blocks = max(1, CHUNK_ELEMENTS // (num_columns * BLOCK_ROWS))
+    for block in range(0, len(packed), blocks):
+        rows = slice(block * BLOCK_ROWS, (block + blocks) * BLOCK_ROWS)
+        chunk = weight[rows].float()
+        if not chunk.isfinite().all():
+            raise ArgumentError(f"the weights of {name} hold NaN or infinity; they cannot be quantized.")
+        if format_.group is None:
+            int8 = round_int8(chunk, importance)
+            packed[block : block + blocks], scales[rows] = pack_int8(int8.values), int8.scales
+        else:
+            int4 = round_int4(chunk, format_.group, importance)
+            packed[block : block + blocks] = pack_int4(int4.values, int4.group_scales, format_.group)
+            scales[rows] = int4.scales
+    return packed, scales
+
+
+class PackedWeight(nn.Module):
+    """A matrix `(N, K)` as packed integers with a float scale a row; buffers `packed` and `scales`.
+
+    Args:
+        shape: (N, K).
+        format_: how the integers are stored.
+    """
+
+    packed: Tensor
+    scales: Tensor
+
+    def __init__(self, shape: tuple[int, int], format_: LayerFormat) -> None:
+        super().__init__()
+        self.shape = shape
+        self.format = format_
+        self.register_buffer(PACKED, torch.empty(packed_shape(shape, format_), dtype=torch.uint8))
+        self.register_buffer(SCALES, torch.empty(shape[0], dtype=torch.float32))
+
+    def fill(self, weight: Tensor, name: str, importance: Tensor | None = None) -> None:
+        """Takes over a matrix; see `pack_weight`."""
+        self.packed, self.scales = pack_weight(weight, self.format, name, importance)
+
+    def dequantize(self) -> Tensor:
+        """The matrix that the integers stand for, float32 `(N, K)`."""
+        if self.format.group is None:
+            return unpack_int8(self.packed, self.shape).float() * self.scales[:, None]
+        return unpack_int4(self.packed, self.shape, self.format.group).float() * self.scales[:, None]
+
+    def extra_repr(self) -> str:
+        num_rows, num_columns = self.shape
+        group = "" if self.format.group is None else f", group={self.format.group}"
+        return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to(dtype)` changes what the layer computes in, never its scales; other devices are refused."""
+        device = fn(torch.empty(0, device=self.packed.device)).device
+        if device.type not in ("cpu", "meta"):
+            raise DeviceError(
+                f"a quantized model runs on the CPU only, not on {device}; load the original checkpoint with "
+                "dtype='bfloat16' there."
+            )
+        scales = self._buffers.pop(SCALES)
+        super()._apply(fn, recurse)
+        assert scales is not None
+        moved = fn(scales)
+        self._buffers[SCALES] = moved if moved.dtype == scales.dtype else scales.to(moved.device)
+        return self
+
+
+class QuantizedLinear(PackedWeight):
+    """A linear layer whose weights are integers and whose activations are rounded to int8, token by token.
+
+    A token's result does not depend on the tokens beside it.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether there is one; it is a parameter of the model's dtype.
+        format_: how the weights are stored.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, format_: LayerFormat) -> None:
+        super().__init__((out_features, in_features), format_)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(..., K)` to `(..., N)` in the dtype of `x`.
+
+        Raises:
+            ArgumentError: `x` needs a gradient.
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ArgumentError(
+                "a quantized model cannot be trained, its layers carry no gradients; load the original checkpoint "
+                "without quantization."
+            )
+        dtype = x.dtype
+        if dtype not in _KERNEL_DTYPES:
+            x = x.float()
+        bias = None if self.bias is None else self.bias.float()
+        if self.format.group is None:
+            out = linear_int8(x, self.packed, self.scales, bias, self.shape)
+        else:
+            out = linear_int4(x, self.packed, self.scales, bias, self.shape, self.format.group)
+        return out.to(dtype)
+
+
+class QuantizedEmbedding(PackedWeight):
+    """Token embeddings in int8, one scale a token.
+
+    Args:
+        num_embeddings: tokens.
+        embedding_dim: width.
+        format_: how the table is stored; 8 bits.
+
+    Attributes:
+        dtype: of the result; `to(dtype)` changes it.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, format_: LayerFormat) -> None:
+        assert format_.group is None
+        super().__init__((num_embeddings, embedding_dim), format_)
+        self.dtype = torch.get_default_dtype()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Looks up ids `(...)`: `(..., D)`."""
+        return gather_int8(input_ids, self.packed, self.scales, self.shape, self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
+        return self
+
+
+def empty_layer(module: nn.Module, format_: LayerFormat) -> PackedWeight:
+    """The quantized layer in place of `module`, not filled, on the device of its weights."""
+    weight: Any = module.weight
+    with torch.device(weight.device):
+        if isinstance(module, nn.Embedding):
+            embedding = QuantizedEmbedding(module.num_embeddings, module.embedding_dim, format_)
+            embedding.dtype = weight.dtype
+            return embedding
+        assert isinstance(module, nn.Linear)
+        linear = QuantizedLinear(module.in_features, module.out_features, module.bias is not None, format_)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
+    return linear

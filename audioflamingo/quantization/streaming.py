@@ -1,0 +1,71 @@
+"""The tensors of a quantized model, made from a checkpoint one at a time.
+
+Each stored tensor is mapped alone and let go as soon as it is rounded, so that beside what the caller keeps there is
+never more than one of them in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from audioflamingo.checkpoint.weights import StoredTensor
+from audioflamingo.errors import ArgumentError, CheckpointError
+from audioflamingo.quantization.convert import packed_layers
+from audioflamingo.quantization.layers import PACKED, SCALES, pack_weight
+
+
+class QuantizingReader:
+    """Reads the tensors of a quantized model from a checkpoint that is not.
+
+    Args:
+        model: the quantized model, its tensors on the meta device.
+        stored: what the checkpoint holds, by the names of the model that is not quantized.
+        dtype: of what is not quantized.
+        importance: see `quantization.calibration`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stored: Mapping[str, StoredTensor],
+        dtype: torch.dtype,
+        importance: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._layers = packed_layers(model)
+        self._stored = stored
+        self._dtype = dtype
+        self._importance = importance or {}
+        self._scales: dict[str, Tensor] = {}  # of layers whose integers were read
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the quantized model. The integers of a layer must be read before its scales.
+
+        Raises:
+            CheckpointError: the file cannot be read, or holds NaN.
+        """
+        layer_name, _, leaf = name.rpartition(".")
+        layer = self._layers.get(layer_name)
+        if layer is None or leaf not in (PACKED, SCALES):
+            return self._read_stored(name).to(self._dtype, copy=True)
+        if leaf == SCALES:
+            return self._scales.pop(layer_name)
+        weight = self._read_stored(f"{layer_name}.weight")
+        try:
+            packed, scales = pack_weight(weight, layer.format, layer_name, self._importance.get(layer_name))
+        except ArgumentError as error:
+            raise CheckpointError(f"{self._stored[f'{layer_name}.weight'].path}: {error}") from error
+        self._scales[layer_name] = scales
+        return packed
+
+    def _read_stored(self, name: str) -> Tensor:
+        """Maps one tensor. The file is closed when the tensor goes, and with it all that was read."""
+        stored = self._stored[name]
+        try:
+            with safe_open(stored.path, framework="pt", device="cpu") as file:
+                return file.get_tensor(stored.key)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read {stored.path}: {error}; get the file again.") from error
