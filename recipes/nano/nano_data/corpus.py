@@ -47,6 +47,7 @@ PASSES = {
 SPEECH_LIKE_OTHERS = {"train": 300, "valid": 15, "test": 40}  # speech clips among the sounds
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
+LONG_S = 9.0  # longer clips have a file of their own: they cost much and are needed less often
 EXCLUDED_WORDS = 4  # a training clip that says what a human prompt of so many words says is left out
 
 
@@ -78,7 +79,10 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False) -> Maker:
     for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
         (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
     speech = [
-        clip for name in SPEECH_SPLITS[split] for clip in speech_clips(data_dir, name) if clip.duration_s < 9
+        clip
+        for name in SPEECH_SPLITS[split]
+        for clip in speech_clips(data_dir, name)
+        if clip.duration_s < LONG_S
     ]
     rng.shuffle(speech)
     if speech:
@@ -116,7 +120,9 @@ def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str
     maker = make_maker(data_dir, split)
     if split != "test":
         speech = speech_clips(data_dir, split)
-        yield "transcription", [maker.transcription(clip) for clip in speech]
+        for kind, is_long in (("transcription", False), ("transcription_long", True)):
+            clips = [clip for clip in speech if (clip.duration_s >= LONG_S) == is_long]
+            yield kind, [maker.transcription(clip) for clip in clips]
     yield "silence", list(quiet_rows(maker, QUIET_SOUNDS[split]))
     for kind in ("sound", "sound_choice", "instrument", "instrument_choice"):
         yield kind, list(about_rows(maker, kind))
