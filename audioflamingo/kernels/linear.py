@@ -7,15 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import reference
+from audioflamingo.kernels import native, reference
 from audioflamingo.kernels.layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
 
-INPUT_DTYPES = (torch.float32, torch.bfloat16)
+INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h
+MAX_BF16_ROWS = 16
 
 
 def backend() -> str:
-    """Which code runs: "avx512-bf16", "avx512-vnni", "avx2", "generic" or "torch"."""
-    return "torch"
+    """Which code runs: "avx512-bf16", "avx512-vnni", "avx2", "generic" or "torch".
+
+    Raises:
+        ArgumentError: `AF3_KERNELS` names a backend that does not exist or does not run here.
+    """
+    return native.active()
 
 
 def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
@@ -32,7 +37,7 @@ def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, 
         shape: (N, K).
 
     Returns:
-        (..., N) of x's dtype. It carries no gradient.
+        (..., N) of x's dtype. Asking for its gradient is an error.
 
     Raises:
         ArgumentError: a dtype or shape that does not fit.
@@ -40,7 +45,11 @@ def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, 
     """
     check_packed(packed, packed_int8_shape(shape))
     rows, bias = _checked(x, packed, scales, bias, shape)
-    return reference.linear_int8(rows, packed, scales, bias, shape).view(*x.shape[:-1], shape[0])
+    if native.active() == native.TORCH:
+        out = reference.linear_int8(rows, packed, scales, bias, shape)
+    else:
+        out = _run(rows, packed, scales, bias, shape, group=0)
+    return _shaped_like(x, out)
 
 
 def linear_int4(
@@ -59,7 +68,7 @@ def linear_int4(
         group: inputs that share an integer scale.
 
     Returns:
-        (..., N) of x's dtype. It carries no gradient.
+        (..., N) of x's dtype. Asking for its gradient is an error.
 
     Raises:
         ArgumentError: a dtype or shape that does not fit, or a group that does not divide K.
@@ -67,24 +76,89 @@ def linear_int4(
     """
     check_packed(packed, packed_int4_shape(shape, group))
     rows, bias = _checked(x, packed, scales, bias, shape)
-    return reference.linear_int4(rows, packed, scales, bias, shape, group).view(*x.shape[:-1], shape[0])
+    if native.active() == native.TORCH:
+        out = reference.linear_int4(rows, packed, scales, bias, shape, group)
+    else:
+        out = _run(rows, packed, scales, bias, shape, group)
+    return _shaped_like(x, out)
 
 
 def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` in bfloat16 that reads the weights once, at memory speed, for 1 to 16 rows.
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
-    16. More rows, and calls that need a gradient, run `F.linear`.
+    16. More rows, calls that need a gradient, and processors without AVX2 run `F.linear`.
 
     Args:
         x: bfloat16 (..., K) on the CPU.
-        weight: bfloat16 (N, K).
+        weight: bfloat16 (N, K), contiguous.
         bias: bfloat16 (N,), or None.
 
     Returns:
         bfloat16 (..., N).
     """
-    return F.linear(x, weight, bias)
+    num_rows = x.numel() // max(x.shape[-1], 1)
+    if not 0 < num_rows <= MAX_BF16_ROWS or not _fits_bf16(x, weight, bias) or native.active() in _NO_BF16:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(num_rows, x.shape[-1]).contiguous()
+    out = torch.empty(num_rows, len(weight), dtype=torch.bfloat16)
+    native.linear_bf16(
+        native.active(),
+        torch.get_num_threads(),
+        (num_rows, *weight.shape),
+        (rows.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
+    )
+    return out.view(*x.shape[:-1], len(weight))
+
+
+_NO_BF16 = (native.TORCH, native.LEVELS[0])
+
+
+def _fits_bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
+        and weight.ndim == 2
+        and weight.shape[1] == x.shape[-1]
+        and weight.is_contiguous()
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+
+
+def _run(
+    rows: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape, group: int
+) -> Tensor:
+    out = torch.empty(len(rows), shape[0], dtype=rows.dtype)
+    if out.numel():
+        scales = scales.contiguous()
+        pointers = (rows, packed, scales, bias, out)
+        native.linear(
+            native.active(),
+            torch.get_num_threads(),
+            INPUT_DTYPES.index(rows.dtype),
+            group,
+            (len(rows), *shape),
+            tuple(None if tensor is None else tensor.data_ptr() for tensor in pointers),
+        )
+    return out
+
+
+def _shaped_like(x: Tensor, out: Tensor) -> Tensor:
+    out = out.view(*x.shape[:-1], out.shape[1])
+    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """The identity on `out`; a backward pass through it is an error in place of a silent zero."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, out: Tensor) -> Tensor:
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise ArgumentError("quantized layers have no gradient: train the model in bfloat16 or float32.")
 
 
 def _checked(
@@ -111,4 +185,4 @@ def _checked(
             raise DeviceError(
                 f"{name} is on {tensor.device}, but quantized layers run on the CPU: move it there."
             )
-    return x.detach().reshape(-1, num_in).contiguous(), bias
+    return x.detach().reshape(x.numel() // num_in, num_in).contiguous(), bias

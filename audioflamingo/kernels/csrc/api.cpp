@@ -1,0 +1,58 @@
+// The functions that native.py calls. Its wrappers have checked every shape, dtype and device.
+
+#include <new>
+
+#include "layer.h"
+
+namespace {
+
+// From the plainest to the fastest; native.py names them in this order.
+const af3::Kernels* const kLevels[] = {
+    &af3::kGeneric,
+#if defined(__x86_64__)
+    &af3::kAvx2,
+    &af3::kAvx512Vnni,
+    &af3::kAvx512Bf16,
+#endif
+};
+
+constexpr int kOk = 0;
+constexpr int kOutOfMemory = 1;
+
+}  // namespace
+
+#define AF3_API extern "C" __attribute__((visibility("default")))
+
+// The fastest level that this processor (and its operating system) runs.
+AF3_API int af3_best_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512vnni")) {
+        return 1;
+    }
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+    return 0;
+#endif
+}
+
+// x (rows, columns) and out (rows, outputs) of `dtype`; `group` 0 is int8; `bias` may be null.
+AF3_API int af3_linear(int level, int threads, int dtype, int group, int rows, int outputs, int columns, const void* x,
+                       const uint8_t* packed, const float* scales, const float* bias, void* out) {
+    try {
+        af3::run_layer(*kLevels[level], {x, packed, scales, bias, out, af3::DType(dtype), rows, outputs, columns,
+                                         group, threads});
+        return kOk;
+    } catch (const std::bad_alloc&) {
+        return kOutOfMemory;
+    }
+}
+
+// All bfloat16; rows <= 16; `bias` may be null.
+AF3_API void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns, const uint16_t* x,
+                             const uint16_t* weight, const uint16_t* bias, uint16_t* out) {
+    af3::run_bf16(*kLevels[level], x, weight, bias, out, rows, outputs, columns, threads);
+}

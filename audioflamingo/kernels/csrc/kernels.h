@@ -1,0 +1,70 @@
+// What the parts of the extension share: the layout's constants, the work of one layer, the table of inner loops.
+//
+// The layout is described in layout.py. "Quad": four inputs of the sixteen rows of a block, 64 bytes.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace af3 {
+
+constexpr int kBlockRows = 16;
+constexpr int kLine = 64;
+constexpr int kMaxTileBlocks = 4;   // blocks that a tile of `multiply` covers
+constexpr int kMaxDecodeRows = 8;   // rows that `decode_*` takes at once
+constexpr int kMaxDotRows = 16;     // rows that linear_bf16 takes
+constexpr int kDotOutputs = 4;      // outputs that `dot_bf16` computes at once
+
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// Rows of activations, rounded to int8. K is filled up with zeros to a multiple of 4.
+struct Activations {
+    const int8_t* values;        // row r at values + r * stride
+    ptrdiff_t stride;
+    const int32_t* group_sums;   // int4 decode only: sum of row r over group g at [r * num_groups + g]
+    int num_groups;
+};
+
+// The inner loops of one instruction set. All integer results are exact; sums wrap at 32 bits only on the way.
+struct Kernels {
+    // Value that `multiply` and `decode_int8` leave in the weights: 128 if they multiply the stored byte as it is.
+    int weight_offset;
+    int tile_rows;  // rows that `multiply` takes at once
+
+    // Rounds a row of K floats; returns its scale (see quantize_rows in reference.py).
+    float (*quantize_row)(const void* x, DType dtype, int columns, int8_t* values);
+    // out[i] = sums[i] * (row_scale * scales[i]) + bias[i], rounded to dtype. `bias` may be null.
+    void (*finish)(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias,
+                   void* out, DType dtype);
+    // sums[r * ld + 16 * b + lane] += products of `rows` rows with `num_panels` blocks over `quads` quads.
+    void (*multiply)(const uint8_t* const* panels, int num_panels, const int8_t* values, ptrdiff_t stride, int rows,
+                     int quads, int32_t* sums, ptrdiff_t ld);
+    // Expands groups first..last of an int4 block to `value * scale + 128`, in the layout of int8.
+    void (*expand)(const uint8_t* scales, const uint8_t* nibbles, int num_groups, int group, uint8_t* panel);
+    // sums[b][r][lane] = products of 1..8 rows with one or two blocks; int8 leaves weight_offset in.
+    void (*decode_int8)(const uint8_t* const* blocks, int num_blocks, const Activations& x, int rows, int quads,
+                        int32_t (*sums)[kMaxDecodeRows][kBlockRows]);
+    void (*decode_int4)(const uint8_t* const* blocks, int num_blocks, const Activations& x, int rows, int group,
+                        int32_t (*sums)[kMaxDecodeRows][kBlockRows]);
+    // out[o * 16 + r] = dot product of weight row o (of num_outputs <= 4) and row r, in float32.
+    // Null in plain C++, which has nothing on F.linear.
+    void (*dot_bf16)(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
+                     float* out);
+};
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Bytes of a block's group scales, filled up to whole lines.
+inline size_t scale_bytes(int num_groups) { return size_t(ceil_div(num_groups * kBlockRows, kLine)) * kLine; }
+
+extern const Kernels kGeneric;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512Vnni;
+extern const Kernels kAvx512Bf16;
+void dot_bf16_avx2(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
+                   float* out);
+#endif
+
+}  // namespace af3

@@ -1,0 +1,105 @@
+"""The compiled kernels, called through ctypes, which lets other Python threads run meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import warnings
+
+from audioflamingo.errors import ArgumentError, AudioFlamingoWarning
+
+VARIABLE = "AF3_KERNELS"
+TORCH = "torch"
+LEVELS = ("generic", "avx2", "avx512-vnni", "avx512-bf16")  # in the order of api.cpp
+CHOICES = (TORCH, "generic", "avx2", "avx512", *LEVELS[2:])
+
+_OUT_OF_MEMORY = 1
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The shared library, or None where it was not built."""
+    spec = importlib.util.find_spec("audioflamingo.kernels._native")
+    if spec is None or spec.origin is None:
+        return None
+    loaded = ctypes.CDLL(spec.origin)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    loaded.af3_best_level.argtypes = []
+    loaded.af3_linear.argtypes = [integer] * 7 + [pointer] * 5
+    loaded.af3_linear_bf16.argtypes = [integer] * 5 + [pointer] * 4
+    loaded.af3_linear_bf16.restype = None
+    return loaded
+
+
+@functools.cache
+def available() -> tuple[str, ...]:
+    """Every backend that runs here, the plainest first."""
+    loaded = library()
+    return (TORCH,) if loaded is None else (TORCH, *LEVELS[: loaded.af3_best_level() + 1])
+
+
+@functools.cache
+def active() -> str:
+    """The backend in use: the fastest, or the one that `AF3_KERNELS` names. Warns once of a slow one nobody chose.
+
+    Raises:
+        ArgumentError: `AF3_KERNELS` names a backend that does not exist or does not run here.
+    """
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen:
+        return _forced(chosen)
+    best = available()[-1]
+    if best == TORCH:
+        _warn(
+            "The compiled kernels were not built, so quantized layers and bfloat16 decoding run in plain torch: "
+            "the same numbers, many times slower. Install a C++ compiler, then reinstall audioflamingo."
+        )
+    elif best == LEVELS[0]:
+        _warn(
+            "This processor has no AVX2, so quantized layers run in plain C++: the same numbers, several times "
+            "slower."
+        )
+    return best
+
+
+def linear(
+    backend: str,
+    threads: int,
+    dtype: int,
+    group: int,
+    sizes: tuple[int, int, int],
+    pointers: tuple[int | None, ...],
+) -> None:
+    """Runs a quantized layer; arguments as in api.cpp, already checked.
+
+    Raises:
+        MemoryError: no memory for the rounded activations.
+    """
+    loaded = library()
+    assert loaded is not None
+    if loaded.af3_linear(LEVELS.index(backend), threads, dtype, group, *sizes, *pointers) == _OUT_OF_MEMORY:
+        raise MemoryError(f"no memory for {sizes[0]} rows of {sizes[2]} activations")
+
+
+def linear_bf16(
+    backend: str, threads: int, sizes: tuple[int, int, int], pointers: tuple[int | None, ...]
+) -> None:
+    """Runs a bfloat16 layer of at most 16 rows; arguments as in api.cpp, already checked."""
+    loaded = library()
+    assert loaded is not None
+    loaded.af3_linear_bf16(LEVELS.index(backend), threads, *sizes, *pointers)
+
+
+def _forced(chosen: str) -> str:
+    if chosen not in CHOICES:
+        raise ArgumentError(f"{VARIABLE}={chosen} is unknown: use one of {', '.join(CHOICES)}.")
+    fitting = [name for name in available() if name == chosen or name.startswith(f"{chosen}-")]
+    if not fitting:
+        raise ArgumentError(f"{VARIABLE}={chosen} does not run here: use one of {', '.join(available())}.")
+    return fitting[-1]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, AudioFlamingoWarning, stacklevel=4)
