@@ -19,9 +19,11 @@ from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 MANY_EOS = list(range(20, 90))  # so many end-of-sequence ids that a row ends every few tokens
 
 
-def lively_model(seed: int = 0, sharpness: float = 3.0) -> AudioFlamingo3ForConditionalGeneration:
+def lively_model(
+    seed: int = 0, sharpness: float = 3.0, **text_changes: Any
+) -> AudioFlamingo3ForConditionalGeneration:
     """The tiny model, changed so that each token depends on the last ones; as it is, it repeats one token."""
-    model = tiny_model(seed)
+    model = tiny_model(seed, **text_changes)
     _enliven(model, sharpness)
     return model
 

@@ -49,7 +49,7 @@ COMPONENTS = tuple(folder for folder in PREFIXES if folder)
 OTHER_COMPONENTS = ("vision_tower", "mm_projector", "speech_tower")  # of NVIDIA's other models
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PACKED_DTYPE = "U8"  # of the tensors named `*.packed` of a quantized checkpoint, and of no others
+PACKED_DTYPE = "U8"  # of the tensors `*.packed_*` of a quantized checkpoint, and of no others
 MAX_NAMED = 5  # tensors that an error lists before it says "and n more"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
@@ -88,13 +88,13 @@ def hub_name(name: str) -> str | None:
 
 
 def is_packed(name: str) -> bool:
-    """Whether a tensor holds the integers of a quantized layer."""
-    return name.endswith(".packed")
+    """Whether a tensor holds the integers of a quantized layer; the rest of its name says in which format."""
+    return name.rpartition(".")[2].startswith("packed_")
 
 
 def is_quantized(name: str) -> bool:
     """Whether a tensor belongs to a quantized layer and keeps its dtype: integers and their scales."""
-    return name.endswith((".packed", ".scales"))
+    return is_packed(name) or name.endswith(".scales")
 
 
 def _translate(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:

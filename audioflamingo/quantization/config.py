@@ -24,7 +24,9 @@ from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.kernels import INT4_GROUPS
 
 SCHEMES = ("int8", "int4")
-QUANT_METHOD = "audioflamingo"
+# The record says who wrote it under a key of its own. With "quant_method", the key of others, transformers would skip
+# a record that it does not know and load the folder with random weights; without it, it refuses.
+LIBRARY = "audioflamingo"
 FORMAT_VERSION = 1
 DEFAULT_GROUP_SIZE = 64
 CONFIG_KEY = "quantization_config"
@@ -42,6 +44,11 @@ class LayerFormat:
 
     bits: int
     group: int | None = None
+
+    @property
+    def tensor_name(self) -> str:
+        """Name of the packed integers, which no other format shares: their shape alone would not tell groups apart."""
+        return f"packed_int{self.bits}" if self.group is None else f"packed_int{self.bits}_g{self.group}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class QuantizationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The record for `config.json`."""
-        return {"quant_method": QUANT_METHOD, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {"library": LIBRARY, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -120,11 +127,10 @@ class QuantizationConfig:
         Raises:
             CheckpointError: made by something else, by a newer version, or damaged.
         """
-        method = values.get("quant_method")
-        if method != QUANT_METHOD:
+        if values.get("library") != LIBRARY:
             raise CheckpointError(
-                f"the checkpoint is quantized by {method!r}, which this package does not read; load the original "
-                f"checkpoint with quantization={SCHEMES[0]!r} or {SCHEMES[1]!r}."
+                f"the checkpoint is quantized by {values.get('quant_method')!r}, which this package does not read; "
+                f"load the original checkpoint with quantization={SCHEMES[0]!r} or {SCHEMES[1]!r}."
             )
         version = values.get("version")
         if not isinstance(version, int) or version < 1:

@@ -28,7 +28,6 @@ from audioflamingo.kernels import (
 from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.rounding import round_int4, round_int8
 
-PACKED = "packed"
 SCALES = "scales"
 CHUNK_ELEMENTS = 1 << 19  # weights that are rounded at one time: what fits into the caches
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
@@ -76,26 +75,37 @@ def pack_weight(
 
 
 class PackedWeight(nn.Module):
-    """A matrix `(N, K)` as packed integers with a float scale a row; buffers `packed` and `scales`.
+    """A matrix `(N, K)` as packed integers with a float scale a row.
 
     Args:
         shape: (N, K).
         format_: how the integers are stored.
+
+    Attributes:
+        scales: float32 `(N,)`.
     """
 
-    packed: Tensor
     scales: Tensor
 
     def __init__(self, shape: tuple[int, int], format_: LayerFormat) -> None:
         super().__init__()
         self.shape = shape
         self.format = format_
-        self.register_buffer(PACKED, torch.empty(packed_shape(shape, format_), dtype=torch.uint8))
+        self._packed_name = format_.tensor_name
+        self.register_buffer(self._packed_name, torch.empty(packed_shape(shape, format_), dtype=torch.uint8))
         self.register_buffer(SCALES, torch.empty(shape[0], dtype=torch.float32))
+
+    @property
+    def packed(self) -> Tensor:
+        """The integers as the kernels read them, uint8; the buffer is named after the format."""
+        packed = self._buffers[self._packed_name]
+        assert packed is not None
+        return packed
 
     def fill(self, weight: Tensor, name: str, importance: Tensor | None = None) -> None:
         """Takes over a matrix; see `pack_weight`."""
-        self.packed, self.scales = pack_weight(weight, self.format, name, importance)
+        packed, self.scales = pack_weight(weight, self.format, name, importance)
+        self.register_buffer(self._packed_name, packed)
 
     def dequantize(self) -> Tensor:
         """The matrix that the integers stand for, float32 `(N, K)`."""

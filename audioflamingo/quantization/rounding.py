@@ -19,7 +19,7 @@ INT4_MIN, INT4_MAX = -8, 7
 FULL_RANGE_SCALE = INT8_MAX // -INT4_MIN  # 15
 LARGEST_SCALE = INT8_MAX // INT4_MAX  # 18
 
-INT8_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of the channel's largest weight
+INT8_CLIPS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.85, 0.8)  # of the channel's largest weight
 NUM_GROUP_SCALES = 8  # candidates for each group, from the one that clips nothing downwards
 NUM_ROUNDS = 2  # group scales for a channel scale, then a channel scale for the group scales
 _TINY = torch.finfo(torch.float32).tiny
@@ -60,20 +60,19 @@ def round_int8(weight: Tensor, importance: Tensor | None = None) -> Int8Weights:
         weight: finite, any float dtype `(N, K)`.
         importance: float32 `(K,)`, not negative; None for equal.
     """
-    w = weight.float()
+    w, sizes = _unit_rows(weight)
     h = _importance(importance, w)
-    largest = w.abs().amax(dim=1).clamp(min=_TINY)
-    best_error, values, scales = torch.full_like(largest, torch.inf), torch.empty_like(w), largest
+    values, scales = torch.zeros_like(w), torch.zeros_like(sizes)
+    best_error = torch.full_like(sizes, torch.inf)
     for clip in INT8_CLIPS:
-        scale = (largest * (clip / INT8_MAX)).clamp(min=_TINY)
-        q = (w / scale[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
+        q = (w * (INT8_MAX / clip)).round_().clamp_(-INT8_MAX, INT8_MAX)
         scale = _least_squares(w, q, h)
         error = ((w - q * scale[:, None]).square_() * h).sum(dim=1)
         is_better = error < best_error
         best_error = torch.where(is_better, error, best_error)
         values = torch.where(is_better[:, None], q, values)
         scales = torch.where(is_better, scale, scales)
-    return Int8Weights(values.to(torch.int8), scales)
+    return Int8Weights(values.to(torch.int8), scales * sizes)
 
 
 def round_int4(weight: Tensor, group: int, importance: Tensor | None = None) -> Int4Weights:
@@ -87,7 +86,8 @@ def round_int4(weight: Tensor, group: int, importance: Tensor | None = None) -> 
         group: inputs that share a group scale; divides K.
         importance: float32 `(K,)`, not negative; None for equal.
     """
-    w = weight.float().unflatten(1, (-1, group))  # (N, G, group)
+    w, sizes = _unit_rows(weight)
+    w = w.unflatten(1, (-1, group))  # (N, G, group)
     h = _importance(importance, weight).view(1, -1, group)
     widths = torch.maximum(w.amin(dim=2) / INT4_MIN, w.amax(dim=2) / INT4_MAX).clamp(min=_TINY)  # (N, G)
     scales = widths.amax(dim=1) / LARGEST_SCALE
@@ -95,7 +95,14 @@ def round_int4(weight: Tensor, group: int, importance: Tensor | None = None) -> 
         scales = scales.clamp(min=_TINY)
         values, group_scales = _round_groups(w / scales[:, None, None], h, widths / scales[:, None])
         scales = _least_squares(w, values * group_scales[..., None], h)
-    return Int4Weights(values.flatten(1).to(torch.int8), group_scales.to(torch.uint8), scales)
+    return Int4Weights(values.flatten(1).to(torch.int8), group_scales.to(torch.uint8), scales * sizes)
+
+
+def _unit_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose largest weight is 1, and what they were divided by: squares of errors then stay in range."""
+    w = weight.float()
+    sizes = w.abs().amax(dim=1).clamp(min=_TINY)
+    return w / sizes[:, None], sizes
 
 
 def _round_groups(w: Tensor, h: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

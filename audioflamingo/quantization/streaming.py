@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from audioflamingo.checkpoint.weights import StoredTensor
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.quantization.convert import packed_layers
-from audioflamingo.quantization.layers import PACKED, SCALES, pack_weight
+from audioflamingo.quantization.layers import SCALES, pack_weight
 
 
 class QuantizingReader:
@@ -49,7 +49,7 @@ class QuantizingReader:
         """
         layer_name, _, leaf = name.rpartition(".")
         layer = self._layers.get(layer_name)
-        if layer is None or leaf not in (PACKED, SCALES):
+        if layer is None or leaf not in (layer.format.tensor_name, SCALES):
             return self._read_stored(name).to(self._dtype, copy=True)
         if leaf == SCALES:
             return self._scales.pop(layer_name)

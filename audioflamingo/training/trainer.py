@@ -19,6 +19,7 @@ from audioflamingo.errors import ConfigError
 from audioflamingo.files import to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.quantization import read_quantization
 from audioflamingo.training.checkpoints import LoadedCheckpoint, Progress, list_checkpoints, read_state
 from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.data import read_dataset
@@ -123,6 +124,8 @@ class Trainer:
         self.model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
             config.model, dtype=config.weights_dtype
         )
+        if (quantization := read_quantization(self.model.config)) is not None:
+            raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
         self.processor = AudioFlamingo3Processor.from_pretrained(config.model)
         self.peft_model = add_lora(self.model, config.lora) if config.uses_lora else None
         if config.gradient_checkpointing:

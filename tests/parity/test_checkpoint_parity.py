@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import audioflamingo
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from tests.checkpoint_folders import SINGLE, assert_equal_state, make_nvidia_folder
 from tests.tiny_model import make_batch, tiny_model, tiny_reference
@@ -112,3 +113,11 @@ def test_configurations_survive_both_ways(tmp_path: Path) -> None:
     Model.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "again")
     theirs, again = (transformers.AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "again"))
     assert again.to_dict() == {**theirs.to_dict(), "_name_or_path": again.to_dict().get("_name_or_path")}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_transformers_refuses_a_quantized_folder(scheme: str, tmp_path: Path) -> None:
+    """Under another name of the record it would load the folder, with random weights."""
+    audioflamingo.quantize(tiny_model(hidden_size=64), scheme).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="quantization config"):
+        load_reference(tmp_path)
