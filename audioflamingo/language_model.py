@@ -19,6 +19,7 @@ from audioflamingo.cache import Cache, KVCache
 from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.host import to_host
+from audioflamingo.linear import Linear
 from audioflamingo.outputs import LanguageModelOutput
 
 
@@ -94,10 +95,10 @@ class Qwen2Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         self.implementation: AttentionImplementation = "sdpa"
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_key_value_heads * self.head_dim)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_key_value_heads * self.head_dim)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, self.num_heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, self.num_key_value_heads * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, self.num_key_value_heads * self.head_dim)
+        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: PackedRows, cache: Cache | None
@@ -198,9 +199,9 @@ class Qwen2MLP(nn.Module):
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., D)` to `(..., D)`."""

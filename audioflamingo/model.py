@@ -25,6 +25,7 @@ from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.generation.generate import GenerationMixin
 from audioflamingo.host import to_host
 from audioflamingo.language_model import Qwen2Attention, Qwen2Model
+from audioflamingo.linear import Linear
 from audioflamingo.outputs import AudioFeaturesOutput, CausalLMOutput, LanguageModelOutput
 from audioflamingo.projector import AudioFlamingo3MultiModalProjector
 
@@ -151,7 +152,7 @@ class AudioFlamingo3ForConditionalGeneration(GenerationMixin, PretrainedMixin, n
         self.config = config
         self.generation_config = GenerationConfig()
         self.model = AudioFlamingo3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         initialize_weights(self)
 
     @property
