@@ -39,10 +39,11 @@ def _add_commands() -> None:
     from audioflamingo.cli.info import info
     from audioflamingo.cli.inspect import inspect
     from audioflamingo.cli.quantize import quantize
+    from audioflamingo.cli.serve import serve
     from audioflamingo.cli.train import evaluate, train
     from audioflamingo.cli.transcribe import transcribe
 
-    for command in (transcribe, ask, chat, inspect, info, quantize, train, evaluate):
+    for command in (transcribe, ask, chat, serve, inspect, info, quantize, train, evaluate):
         app.command()(command)
 
 

@@ -100,4 +100,5 @@ def segment_of(window: Window, answer: Answer, processor: Any, *flags: str) -> S
         avg_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         finish_reason=answer.finish_reason,
         flags=tuple(all_flags),
+        speech_probability=window.speech_probability,
     )

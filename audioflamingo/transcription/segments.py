@@ -21,6 +21,7 @@ class Segment:
             itself, was tried again in vain, and was cut where the loop began.
         flags: what else was done: "retried" (a loop, mended by forbidding repetition), "split" (tried in
             halves), "cut" (speech went on, and was cut at its quietest place), "no_words".
+        speech_probability: of the voice detector, mean over the stretch; None if it was not asked.
     """
 
     start_s: float
@@ -30,6 +31,7 @@ class Segment:
     avg_logprob: float | None = None
     finish_reason: FinishReason = "stop"
     flags: tuple[str, ...] = ()
+    speech_probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them, times to the millisecond."""

@@ -30,11 +30,13 @@ class Window:
         start: its first sample in the source, at 16 kHz.
         waveform: float32 (samples,).
         is_cut: whether speech goes on behind it.
+        speech_probability: mean over its frames; None if nobody looked for speech.
     """
 
     start: int
     waveform: np.ndarray
     is_cut: bool = False
+    speech_probability: float | None = None
 
     @property
     def start_s(self) -> float:
@@ -56,8 +58,8 @@ class Window:
         levels = frame_levels(self.waveform)
         third = len(levels) // 3
         at = (third + quietest(levels[third : 2 * third])) * VAD_FRAME if third else len(self.waveform) // 2
-        first = Window(self.start, self.waveform[:at], is_cut=True)
-        return first, Window(self.start + at, self.waveform[at:], self.is_cut)
+        first = Window(self.start, self.waveform[:at], True, self.speech_probability)
+        return first, Window(self.start + at, self.waveform[at:], self.is_cut, self.speech_probability)
 
 
 def quietest(scores: np.ndarray) -> int:
@@ -174,7 +176,11 @@ class WindowCutter:
         after = min(self._pad, self._min_silence // 2) if pad_end else 0
         start, end = start - before, min(end + after, self.num_samples)
         samples = self._samples[start - self._offset : end - self._offset].copy()
-        return Window(start, samples, is_cut)
+        probability = None
+        if not self._cut_by_level:
+            frames = self._scores[(start - self._offset) // VAD_FRAME : -(-(end - self._offset) // VAD_FRAME)]
+            probability = min(1.0, float(frames.mean()))  # the level in the scores is at most 0.001
+        return Window(start, samples, is_cut, probability)
 
     def _forget(self) -> None:
         """Drops the samples that no later window can hold."""

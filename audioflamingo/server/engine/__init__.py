@@ -1,6 +1,6 @@
 """Many answers at once from one model: continuous batching over a bounded pool of keys and values. Knows no HTTP."""
 
-from audioflamingo.server.engine.engine import Engine, EngineOptions
+from audioflamingo.server.engine.engine import Engine
 from audioflamingo.server.engine.prompt import Prompt, build_prompt
 from audioflamingo.server.engine.request import (
     EngineRequest,
@@ -10,6 +10,7 @@ from audioflamingo.server.engine.request import (
     Share,
     TokenLogprob,
 )
+from audioflamingo.server.settings import EngineOptions
 
 __all__ = [
     "Engine",

@@ -11,13 +11,12 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from audioflamingo.clip_cache import DEFAULT_MAX_BYTES, ClipCache
-from audioflamingo.errors import ArgumentError, AudioFlamingoError, ContextLengthError
+from audioflamingo.clip_cache import ClipCache
+from audioflamingo.errors import AudioFlamingoError, ContextLengthError
 from audioflamingo.generation.options import eos_ids
 from audioflamingo.generation.sampling import NO_TOKEN
 from audioflamingo.processor.tokenizer import Tokenizer
@@ -28,32 +27,9 @@ from audioflamingo.server.engine.pool import KVPool, PooledRows
 from audioflamingo.server.engine.request import EngineRequest, EngineStoppedError
 from audioflamingo.server.engine.row import Row, embed
 from audioflamingo.server.engine.schedule import Schedule
+from audioflamingo.server.settings import EngineOptions
 
 logger = logging.getLogger("audioflamingo.server")
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How much the engine takes on.
-
-    Attributes:
-        max_rows: answers that are given at the same time.
-        cache_tokens: tokens whose keys and values are kept, of running and of finished answers together.
-        max_prefill_tokens: most prompt tokens in one step.
-        piece_s: how long a piece of a prompt or clip may hold up the answers beside it, roughly.
-        clip_cache_bytes: memory for encoded audio.
-    """
-
-    max_rows: int = 32
-    cache_tokens: int = 65536
-    max_prefill_tokens: int = 512
-    piece_s: float = 0.02
-    clip_cache_bytes: int = DEFAULT_MAX_BYTES
-
-    def __post_init__(self) -> None:
-        for name in ("max_rows", "cache_tokens", "max_prefill_tokens"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class Engine:
@@ -76,7 +52,7 @@ class Engine:
         text_config = model.config.text_config
         self._space = min(text_config.max_position_embeddings, self.options.cache_tokens)
         self._eos_token_ids = frozenset(eos_ids(model.generation_config))
-        self.encoder = WindowEncoder(model, ClipCache(model, self.options.clip_cache_bytes))
+        self.encoder = WindowEncoder(model, ClipCache(model))
         self.pool = KVPool(text_config.num_hidden_layers, self.options.cache_tokens)
         self.schedule = Schedule(self.pool, self.options.max_rows)
         self._pace = Pace(self.options.piece_s, self.options.max_prefill_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from audioflamingo.errors import AudioFlamingoError
@@ -83,6 +83,17 @@ class Output:
     error: Exception | None = None
     num_reused: int = 0
     first_token_at: float | None = None
+
+    def joined_to(self, before: Output | None) -> Output:
+        """This news and the news before it as one."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            text=before.text + self.text,
+            token_ids=before.token_ids + self.token_ids,
+            logprobs=before.logprobs + self.logprobs,
+        )
 
     @property
     def is_last(self) -> bool:

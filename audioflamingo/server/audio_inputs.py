@@ -1,0 +1,59 @@
+"""Audio that came with a request -> waveforms, within a limit of seconds. Blocking: for worker threads only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Iterator
+
+import numpy as np
+
+from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_audio
+from audioflamingo.errors import AudioTooLongError
+from audioflamingo.server.errors import bad_request
+
+
+def decode_base64(text: str, field: str) -> bytes:
+    """Bytes of base64 text, with or without a `data:` head.
+
+    Raises:
+        ApiError: it is none.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise bad_request(f"{field}: a data: address must look like 'data:audio/wav;base64,...'.", field)
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad_request(f"{field}: the data is not valid base64 ({error}).", field) from None
+    if not data:
+        raise bad_request(f"{field}: there is no audio in it.", field)
+    return data
+
+
+def limited_audio(data: bytes, max_seconds: float) -> Iterator[np.ndarray]:
+    """Decodes a file block by block, at 16 kHz; its contents say what it is, not its name.
+
+    The limit holds for what comes out, so a small file that unpacks to days of silence ends early.
+
+    Raises:
+        AudioTooLongError: more than `max_seconds`.
+        AudioError: it cannot be decoded.
+    """
+    num_samples = 0
+    for block in stream_audio(io.BytesIO(data)):
+        num_samples += len(block)
+        if num_samples > max_seconds * SAMPLING_RATE:
+            raise AudioTooLongError(
+                f"the audio is longer than the {max_seconds:g} s that are left to this request; send less."
+            )
+        yield block
+
+
+def load_clip(data: bytes, max_seconds: float, field: str) -> np.ndarray:
+    """A whole clip, float32 (samples,) at 16 kHz; see `limited_audio`."""
+    waveform = np.concatenate(list(limited_audio(data, max_seconds)))
+    check_waveform(waveform, field)
+    return waveform

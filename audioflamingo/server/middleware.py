@@ -1,0 +1,146 @@
+"""Around every request: its id, its key, its log line and metrics, and errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from audioflamingo.server.errors import ApiError, ClientGoneError, as_api_error, internal_error
+from audioflamingo.server.logs import log, request_id
+from audioflamingo.server.metrics import Metrics
+from audioflamingo.server.replies import JsonResponse, to_json
+
+GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
+PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/audio/transcriptions")
+
+
+class RequestMiddleware:
+    """Numbers, times, logs and counts requests, and turns what they raise into replies.
+
+    What a route puts into `scope["state"]["log"]` (a dict) is logged with the request.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        number = given if GOOD_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        token = request_id.set(number)
+        reply = Reply(send, number)
+        fields: dict[str, Any] = {}
+        scope.setdefault("state", {})["log"] = fields
+        start = time.monotonic()
+        scope["state"]["arrived"] = start
+        try:
+            await self._app(scope, receive, reply)
+        except ClientGoneError:
+            reply.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            reply.status = reply.status or CLIENT_GONE
+            raise
+        except Exception as error:
+            await self._answer_error(error, scope, receive, reply, number)
+        finally:
+            self._note(scope, reply.status, time.monotonic() - start, fields)
+            request_id.reset(token)
+
+    async def _answer_error(
+        self, error: Exception, scope: Scope, receive: Receive, reply: Reply, number: str
+    ) -> None:
+        found = as_api_error(error)
+        if found is None:
+            logging.getLogger("audioflamingo.server").exception("a request failed")
+            found = internal_error(number)
+        if not reply.status:
+            await JsonResponse(found.body, found.status, found.headers)(scope, receive, reply)
+            return
+        reply.status = found.status  # the head of the reply is out: tell the rest in the stream
+        await reply(
+            {
+                "type": "http.response.body",
+                "body": b"data: " + to_json(found.body) + b"\n\n",
+                "more_body": False,
+            }
+        )
+
+    def _note(self, scope: Scope, status: int, duration_s: float, fields: dict[str, Any]) -> None:
+        path = scope["path"] if scope["path"] in PATHS else "other"
+        self._metrics.requests.labels(path, str(status)).inc()
+        self._metrics.duration.labels(path).observe(duration_s)
+        level = logging.ERROR if status >= 500 else logging.INFO
+        if path in ("/health", "/metrics") and status < 400:
+            level = logging.DEBUG
+        log(
+            level,
+            "request",
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=status,
+            duration_ms=round(duration_s * 1000, 1),
+            **fields,
+        )
+
+
+class Reply:
+    """A request's `send`: adds the request's id and remembers the status."""
+
+    def __init__(self, send: Send, number: str) -> None:
+        self._send = send
+        self._number = number
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        """Sends a message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._number
+            headers["x-content-type-options"] = "nosniff"
+        await self._send(message)
+
+
+class KeyMiddleware:
+    """Lets nobody without the key use `/v1` and `/metrics`; the page and `/health` stay open."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app = app
+        self._digest = None if api_key is None else _digest(api_key)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] == "http" and self._digest is not None and _is_guarded(scope):
+            kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
+                raise ApiError(
+                    401,
+                    "send the server's key as 'Authorization: Bearer KEY'.",
+                    "invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
+                )
+        await self._app(scope, receive, send)
+
+
+def _is_guarded(scope: Scope) -> bool:
+    is_preflight = scope["method"] == "OPTIONS"
+    return not is_preflight and scope["path"].startswith(("/v1", "/metrics"))
+
+
+def _digest(key: str) -> bytes:
+    """Keys are compared by digest: in constant time, whatever their lengths."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,63 @@
+// The HTTP interface of the server, as any other client uses it. Nothing else in the page talks to it.
+
+import { ApiError, toApiError } from "./errors.js";
+
+const KEY = "audioflamingo-api-key"; // in sessionStorage: gone when the tab is closed
+
+export const setKey = (key) => sessionStorage.setItem(KEY, key);
+
+async function request(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  // Relative, so that the page also works below a path of a proxy.
+  const response = await fetch(new URL(path, document.baseURI), { ...options, headers });
+  if (!response.ok) throw await toApiError(response);
+  return response;
+}
+
+/** Names of the models. */
+export async function listModels() {
+  const content = await (await request("v1/models")).json();
+  return content.data.map((model) => model.id);
+}
+
+/** The answer to a conversation: events as they come. */
+export async function* chat(model, messages, signal) {
+  const body = JSON.stringify({ model, messages, stream: true });
+  const headers = { "Content-Type": "application/json" };
+  yield* readEvents(await request("v1/chat/completions", { method: "POST", headers, body, signal }));
+}
+
+/** The transcript of a file: events as they come. */
+export async function* transcribe(model, file, name, signal) {
+  const body = new FormData();
+  body.append("file", file, name);
+  body.append("model", model);
+  body.append("response_format", "verbose_json");
+  body.append("stream", "true");
+  yield* readEvents(await request("v1/audio/transcriptions", { method: "POST", body, signal }));
+}
+
+/** The objects of a stream of server-sent events, up to `[DONE]`. */
+async function* readEvents(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) throw new ApiError("the connection ended before the answer did; try again.");
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        if (!block.startsWith("data: ")) continue; // a sign of life
+        const data = block.slice("data: ".length);
+        if (data === "[DONE]") return;
+        const event = JSON.parse(data);
+        if (event.error) throw new ApiError(event.error.message);
+        yield event;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // it may have failed already
+  }
+}

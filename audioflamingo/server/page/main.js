@@ -1,0 +1,99 @@
+// Wires the parts of the page together.
+
+import { listModels, setKey } from "./api.js";
+import { Clips } from "./clips.js";
+import { Conversation } from "./conversation.js";
+import { byId, showText } from "./dom.js";
+import { describe, showNotice } from "./errors.js";
+
+const models = byId("model");
+const question = byId("question");
+let retryWithKey = null; // what was refused for want of a key
+
+/** Promises the name of the chosen model; asks the server for its models if that has not worked yet. */
+async function getModel() {
+  if (!models.value) {
+    models.replaceChildren(...(await listModels()).map((name) => new Option(name, name)));
+    models.disabled = models.length < 2;
+  }
+  return models.value;
+}
+
+/** Takes refusals for want of a key over: asks for it, then tries again. */
+function onRefused(error, retry) {
+  if (error.status !== 401) return false;
+  const isSecond = !byId("key-form").hidden;
+  byId("key-form").querySelector("label").textContent = isSecond
+    ? "That key was not accepted."
+    : "This server asks for an API key.";
+  byId("key-form").hidden = false;
+  byId("key").focus();
+  retryWithKey = retry;
+  return true;
+}
+
+async function connect() {
+  try {
+    await getModel();
+    byId("key-form").hidden = true;
+    question.focus();
+  } catch (error) {
+    if (!onRefused(error, connect)) showNotice(byId("server-notice"), describe(error), connect);
+  }
+}
+
+const conversation = new Conversation({ getClips: () => clips.list, getModel, onRefused, onChange: update });
+const clips = new Clips({ getModel, onRefused }, update);
+
+/** Shows what can be done now. */
+function update() {
+  const isRunning = conversation.running !== null;
+  const hadFocus = [byId("send"), byId("stop")].includes(document.activeElement);
+  byId("send").hidden = isRunning;
+  byId("stop").hidden = !isRunning;
+  if (hadFocus) question.focus();
+  byId("welcome").hidden = conversation.turns.length > 0;
+  const names = isRunning ? [] : conversation.newClips.map((clip) => clip.name);
+  showText(byId("attached"), names.length ? `Goes with your question: ${names.join(", ")}` : "");
+}
+
+byId("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  setKey(byId("key").value);
+  byId("key").value = "";
+  await connect();
+  if (byId("key-form").hidden && retryWithKey !== connect) retryWithKey?.();
+});
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = question.value.trim();
+  if (!text || conversation.running) return;
+  question.value = "";
+  conversation.ask(text);
+});
+
+question.addEventListener("keydown", (event) => {
+  // While an input method composes a character, Enter belongs to it.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  byId("ask").requestSubmit();
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !conversation.stop()) clips.stop();
+});
+
+byId("stop").addEventListener("click", () => conversation.stop());
+byId("new-conversation").addEventListener("click", () => {
+  conversation.clear();
+  question.focus();
+});
+
+byId("suggestions").addEventListener("click", (event) => {
+  if (event.target.tagName !== "BUTTON") return;
+  question.value = event.target.textContent;
+  question.focus();
+});
+
+connect();

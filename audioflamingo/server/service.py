@@ -1,0 +1,98 @@
+"""What all routes share: the engine, the processor, the limits, and threads for work that would hold up the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from audioflamingo.server.engine import Engine, Output
+from audioflamingo.server.errors import ApiError
+from audioflamingo.server.fetch import Fetcher
+from audioflamingo.server.gate import Gate
+from audioflamingo.server.metrics import Metrics
+from audioflamingo.server.settings import ServerSettings
+
+Result = TypeVar("Result")
+
+PREPARE_THREADS = 2  # parsing, templates, log-mel: short work that must not wait behind long files
+FETCH_TIMEOUT_S = 30.0
+
+
+class Service:
+    """One model behind HTTP.
+
+    Args:
+        engine: gives the answers.
+        processor: the model's `AudioFlamingo3Processor`.
+        generation_config: the checkpoint's defaults for what a request leaves open.
+        model_name: what requests call the model.
+        settings: limits.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        processor: Any,
+        generation_config: Any,
+        model_name: str,
+        settings: ServerSettings,
+    ) -> None:
+        self.engine = engine
+        self.processor = processor
+        self.generation_config = generation_config
+        self.model_name = model_name
+        self.settings = settings
+        self.created = int(time.time())
+        self.gate = Gate(settings.max_running, settings.max_queue)
+        self.metrics = Metrics(engine, self.gate)
+        self.fetcher = Fetcher(settings.fetch_hosts, settings.max_upload_bytes, FETCH_TIMEOUT_S)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._preparers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
+
+    async def decode(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs what decodes or fetches audio, in a thread of a few that do only that."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+
+    async def prepare(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs short blocking work in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparers, work, *arguments)
+
+    def check_model(self, name: str) -> None:
+        """Checks that a request means the model that is served.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name != self.model_name:
+            message = f"the model {name[:200]!r} does not exist; this server has {self.model_name!r}."
+            raise ApiError(404, message, "model_not_found", "model")
+
+    def note_answer(self, arrived: float, output: Output) -> None:
+        """Counts a complete answer."""
+        if output.first_token_at is None:
+            return
+        self.metrics.first_token.observe(output.first_token_at - arrived)
+        duration_s = time.monotonic() - output.first_token_at
+        num_tokens = len(output.token_ids)
+        if num_tokens > 1 and duration_s > 0:
+            self.metrics.token_rate.observe((num_tokens - 1) / duration_s)
+
+    async def shut_down(self) -> None:
+        """Turns away who waits, gives running answers `shutdown_seconds`, then ends."""
+        self.gate.close()
+        try:
+            async with asyncio.timeout(self.settings.shutdown_seconds):
+                await self.gate.wait_until_empty()
+        except TimeoutError:
+            pass
+        await asyncio.to_thread(self.engine.stop)
+        for executor in (self._decoders, self._preparers):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests have a chance."""
+        return self.engine.is_alive and not self.gate.is_closing
