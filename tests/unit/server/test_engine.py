@@ -16,6 +16,7 @@ from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.engine import (
     Engine,
     EngineOptions,
+    EngineRequest,
     EngineStoppedError,
     Prompt,
     Sampling,
@@ -24,22 +25,8 @@ from audioflamingo.server.engine import (
 )
 from tests.audio_files import tone
 from tests.engine_runs import greedy, seeded, submit
-from tests.generation_models import lively_model
-from tests.tiny_tokenizer import write_tiny_processor
 
 OPTIONS = EngineOptions(cache_tokens=6000, max_prefill_tokens=100)
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> AudioFlamingo3Processor:
-    return AudioFlamingo3Processor.from_pretrained(write_tiny_processor(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    model = lively_model()
-    model.generation_config.eos_token_id = [10, 11, 12, 497]
-    return model
 
 
 @pytest.fixture
@@ -291,8 +278,6 @@ def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Proce
                     order.append(name)
 
         return collect
-
-    from audioflamingo.server.engine import EngineRequest
 
     prompt = Prompt([1, 2, 3], np.array([1, 2, 3]))
     for name, share in (("rich", rich), ("poor 1", poor), ("poor 2", poor)):
