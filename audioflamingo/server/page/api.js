@@ -4,6 +4,7 @@ import { ApiError, toApiError } from "./errors.js";
 
 const KEY = "audioflamingo-api-key"; // in sessionStorage: gone when the tab is closed
 
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
 
 async function request(path, options = {}) {
@@ -30,12 +31,21 @@ export async function* chat(model, messages, signal) {
 
 /** The transcript of a file: events as they come. */
 export async function* transcribe(model, file, name, signal) {
-  const body = new FormData();
-  body.append("file", file, name);
-  body.append("model", model);
-  body.append("response_format", "verbose_json");
-  body.append("stream", "true");
+  const body = transcriptionForm(file, name, { model, stream: "true" });
   yield* readEvents(await request("v1/audio/transcriptions", { method: "POST", body, signal }));
+}
+
+/** The transcript of a file in one piece, with the times of its segments. */
+export async function transcribeWhole(model, file, name, signal) {
+  const body = transcriptionForm(file, name, { model, response_format: "verbose_json" });
+  return (await request("v1/audio/transcriptions", { method: "POST", body, signal })).json();
+}
+
+function transcriptionForm(file, name, fields) {
+  const form = new FormData();
+  form.append("file", file, name);
+  for (const [field, value] of Object.entries(fields)) form.append(field, value);
+  return form;
 }
 
 /** The objects of a stream of server-sent events, up to `[DONE]`. */

@@ -1,6 +1,6 @@
 // Times and transcripts as text. The subtitles are those of `af3 transcribe --format srt`.
 
-const oneLine = (text) => text.split(/\s+/).filter(Boolean).join(" ");
+const oneLine = (text) => text.split(/[\s\x1c-\x1f\x85]+/).filter(Boolean).join(" ");
 const spoken = (segments) => segments.filter((segment) => segment.text.trim());
 
 /** 75.4 -> "1:15"; with hours where there are some. */

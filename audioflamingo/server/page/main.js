@@ -1,6 +1,6 @@
 // Wires the parts of the page together.
 
-import { listModels, setKey } from "./api.js";
+import { hasKey, listModels, setKey } from "./api.js";
 import { Clips } from "./clips.js";
 import { Conversation } from "./conversation.js";
 import { byId, showText } from "./dom.js";
@@ -8,7 +8,7 @@ import { describe, showNotice } from "./errors.js";
 
 const models = byId("model");
 const question = byId("question");
-let retryWithKey = null; // what was refused for want of a key
+let refused = []; // what to do again once there is a key
 
 /** Promises the name of the chosen model; asks the server for its models if that has not worked yet. */
 async function getModel() {
@@ -19,16 +19,13 @@ async function getModel() {
   return models.value;
 }
 
-/** Takes refusals for want of a key over: asks for it, then tries again. */
+/** Takes refusals for want of a key over: asks for it; `retry` runs when there is one. */
 function onRefused(error, retry) {
   if (error.status !== 401) return false;
-  const isSecond = !byId("key-form").hidden;
-  byId("key-form").querySelector("label").textContent = isSecond
-    ? "That key was not accepted."
-    : "This server asks for an API key.";
+  byId("key-label").textContent = hasKey() ? "That key was not accepted." : "This server asks for an API key.";
   byId("key-form").hidden = false;
   byId("key").focus();
-  retryWithKey = retry;
+  if (retry !== connect) refused.push(retry);
   return true;
 }
 
@@ -36,7 +33,6 @@ async function connect() {
   try {
     await getModel();
     byId("key-form").hidden = true;
-    question.focus();
   } catch (error) {
     if (!onRefused(error, connect)) showNotice(byId("server-notice"), describe(error), connect);
   }
@@ -62,7 +58,11 @@ byId("key-form").addEventListener("submit", async (event) => {
   setKey(byId("key").value);
   byId("key").value = "";
   await connect();
-  if (byId("key-form").hidden && retryWithKey !== connect) retryWithKey?.();
+  if (!byId("key-form").hidden) return;
+  question.focus();
+  const retries = refused;
+  refused = [];
+  retries.forEach((retry) => retry());
 });
 
 byId("ask").addEventListener("submit", (event) => {

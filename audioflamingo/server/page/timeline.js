@@ -93,7 +93,8 @@ export class Timeline {
     for (let x = 0; x < canvas.width; x++) {
       const first = Math.floor((x * columns) / canvas.width);
       const last = Math.max(first + 1, Math.floor(((x + 1) * columns) / canvas.width));
-      const [top, bottom] = [Math.max(...this.peaks.subarray(2 * first, 2 * last)), Math.min(...this.peaks.subarray(2 * first, 2 * last))];
+      const here = this.peaks.subarray(2 * first, 2 * last);
+      const [top, bottom] = [Math.max(...here), Math.min(...here)];
       context.fillRect(x, y(top) - 0.5, 1, y(bottom) - y(top) + 1); // silence is a line
     }
   }
@@ -122,8 +123,9 @@ export class Timeline {
     for (let i = 0; i * step < this.duration; i++) {
       const x = (i * step * canvas.clientWidth) / this.duration;
       const label = step < 1 ? `${(i * step).toFixed(1)} s` : clock(i * step);
+      if (x + 3 + context.measureText(label).width > canvas.clientWidth) break;
       context.fillRect(x, 0, 1, 4);
-      if (x + context.measureText(label).width < canvas.clientWidth) context.fillText(label, x + 3, canvas.clientHeight);
+      context.fillText(label, x + 3, canvas.clientHeight);
     }
   }
 }

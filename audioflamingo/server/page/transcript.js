@@ -1,6 +1,6 @@
 // The transcript of one clip: segments as they come, each a button that plays it, and files to download.
 
-import { transcribe } from "./api.js";
+import { transcribe, transcribeWhole } from "./api.js";
 import { announce, download, fromTemplate, part, showText } from "./dom.js";
 import { describe, isStop, showNotice } from "./errors.js";
 import { clock, FORMATS } from "./formats.js";
@@ -43,17 +43,18 @@ export class Transcript {
   }
 
   async read(signal) {
-    const model = await this.getModel();
+    const request = [await this.getModel(), this.clip.upload, this.clip.name, signal];
     let text = "";
-    for await (const event of transcribe(model, this.clip.upload, this.clip.name, signal)) {
+    for await (const event of transcribe(...request)) {
       if (event.type === "transcript.text.delta") text += event.delta;
       if (event.type === "transcript.text.segment") {
         this.add(event);
         text = "";
       }
-      // What is behind the last whole segment.
       showText(part(this.root, "partial"), text.trim());
     }
+    // A server that streams words alone has the times in its whole transcript.
+    if (text) (await transcribeWhole(...request)).segments.forEach((segment) => this.add(segment));
   }
 
   add({ start, end, text }) {
