@@ -8,10 +8,10 @@ schemes and say nothing about answers. The reference is the product in float64. 
   heavy tails  weights with a Student distribution of 5 degrees of freedom
 
 "weights" is the error of the rounded weights alone; "all" rounds the tokens too, as the kernels of each do: ours to
-int8 with one scale a token, llama.cpp's to int8 in blocks of 32. Q8_0 and Q4_0 follow their public definition: blocks of
-32 weights with a float16 scale; Q8_0 `round(w / d)`, `d = max |w| / 127`; Q4_0 `floor(w / d + 8.5)` within 0..15, minus
-8, `d = m / -8` with m the weight of the largest magnitude. "calibrated" weighs errors by the mean square of each column,
-measured on other tokens.
+int8 with one scale a token, llama.cpp's to int8 in blocks of 32. Q8_0 and Q4_0 follow their public definition: blocks
+of 32 weights with a float16 scale; Q8_0 `round(w / d)`, `d = max |w| / 127`; Q4_0 `floor(w / d + 8.5)` within 0..15,
+minus 8, `d = m / -8` with m the weight of the largest magnitude. "calibrated" weighs errors by the mean square of each
+column, measured on other tokens.
 
     python benchmarks/quantization_error.py
 """
