@@ -174,7 +174,7 @@ def check_in_features(columns: int) -> None:
 
 def check_packed(packed: Tensor, shape: Shape) -> None:
     """Raises `ArgumentError` unless `packed` is a contiguous uint8 tensor of `shape`."""
-    if packed.dtype != torch.uint8 or tuple(packed.shape) != shape or not packed.is_contiguous():
+    if packed.dtype != torch.uint8 or packed.shape != shape or not packed.is_contiguous():
         raise ArgumentError(
             f"packed must be a contiguous uint8 tensor of shape {shape}, got {packed.dtype} "
             f"{tuple(packed.shape)}: pass what pack_int8 or pack_int4 returned for this layer."

@@ -44,12 +44,13 @@ def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, 
         DeviceError: a tensor that is not on the CPU.
     """
     check_packed(packed, packed_int8_shape(shape))
-    rows, bias = _checked(x, packed, scales, bias, shape)
+    bias = _checked(x, packed, scales, bias, shape)
     if native.active() == native.TORCH:
-        out = reference.linear_int8(rows, packed, scales, bias, shape)
+        rows = x.detach().reshape(x.numel() // shape[1], shape[1])
+        out = reference.linear_int8(rows, packed, scales, bias, shape).view(*x.shape[:-1], shape[0])
     else:
-        out = _run(rows, packed, scales, bias, shape, group=0)
-    return _shaped_like(x, out)
+        out = _run(x, packed, scales, bias, shape, group=0)
+    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
 
 
 def linear_int4(
@@ -75,12 +76,13 @@ def linear_int4(
         DeviceError: a tensor that is not on the CPU.
     """
     check_packed(packed, packed_int4_shape(shape, group))
-    rows, bias = _checked(x, packed, scales, bias, shape)
+    bias = _checked(x, packed, scales, bias, shape)
     if native.active() == native.TORCH:
-        out = reference.linear_int4(rows, packed, scales, bias, shape, group)
+        rows = x.detach().reshape(x.numel() // shape[1], shape[1])
+        out = reference.linear_int4(rows, packed, scales, bias, shape, group).view(*x.shape[:-1], shape[0])
     else:
-        out = _run(rows, packed, scales, bias, shape, group)
-    return _shaped_like(x, out)
+        out = _run(x, packed, scales, bias, shape, group)
+    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
 
 
 def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -126,27 +128,26 @@ def _fits_bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _run(
-    rows: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape, group: int
-) -> Tensor:
-    out = torch.empty(len(rows), shape[0], dtype=rows.dtype)
-    if out.numel():
-        scales = scales.contiguous()
-        pointers = (rows, packed, scales, bias, out)
+def _run(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape, group: int) -> Tensor:
+    num_out, num_in = shape
+    out = torch.empty(*x.shape[:-1], num_out, dtype=x.dtype)
+    if x.numel():
+        x, scales = x.contiguous(), scales.contiguous()
         native.linear(
             native.active(),
             torch.get_num_threads(),
-            INPUT_DTYPES.index(rows.dtype),
+            INPUT_DTYPES.index(x.dtype),
             group,
-            (len(rows), *shape),
-            tuple(None if tensor is None else tensor.data_ptr() for tensor in pointers),
+            (x.numel() // num_in, num_out, num_in),
+            (
+                x.data_ptr(),
+                packed.data_ptr(),
+                scales.data_ptr(),
+                None if bias is None else bias.data_ptr(),
+                out.data_ptr(),
+            ),
         )
     return out
-
-
-def _shaped_like(x: Tensor, out: Tensor) -> Tensor:
-    out = out.view(*x.shape[:-1], out.shape[1])
-    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -161,28 +162,26 @@ class _WithoutGradient(torch.autograd.Function):
         raise ArgumentError("quantized layers have no gradient: train the model in bfloat16 or float32.")
 
 
-def _checked(
-    x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape
-) -> tuple[Tensor, Tensor | None]:
-    """`x` as contiguous rows (M, K) and the bias in float32, once everything fits `shape`."""
+def _checked(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape) -> Tensor | None:
+    """The bias in float32, once everything fits `shape`. Runs for every layer of every token, so it is kept cheap."""
     num_out, num_in = shape
     if x.dtype not in INPUT_DTYPES or x.ndim == 0 or x.shape[-1] != num_in:
         raise ArgumentError(
             f"x must be float32 or bfloat16 with {num_in} features, got {x.dtype} of shape {tuple(x.shape)}."
         )
-    if scales.dtype != torch.float32 or tuple(scales.shape) != (num_out,):
+    if scales.dtype != torch.float32 or scales.shape != (num_out,):
         raise ArgumentError(
             f"scales must be float32 of shape ({num_out},), got {scales.dtype} {tuple(scales.shape)}."
         )
     if bias is not None:
-        if bias.dtype not in (torch.float32, x.dtype) or tuple(bias.shape) != (num_out,):
+        if bias.dtype not in (torch.float32, x.dtype) or bias.shape != (num_out,):
             raise ArgumentError(
                 f"bias must be float32 or {x.dtype} of shape ({num_out},), got {bias.dtype} {tuple(bias.shape)}."
             )
-        bias = bias.float().contiguous()
-    for name, tensor in (("x", x), ("packed", packed), ("scales", scales), ("bias", bias)):
-        if tensor is not None and tensor.device.type != "cpu":
-            raise DeviceError(
-                f"{name} is on {tensor.device}, but quantized layers run on the CPU: move it there."
-            )
-    return x.detach().reshape(x.numel() // num_in, num_in).contiguous(), bias
+        bias = bias.detach().float().contiguous()
+    if not (x.is_cpu and packed.is_cpu and scales.is_cpu and (bias is None or bias.is_cpu)):
+        devices = {tensor.device for tensor in (x, packed, scales, bias) if tensor is not None}
+        raise DeviceError(
+            f"quantized layers run on the CPU, but x, packed, scales and bias are on {devices}: move them there."
+        )
+    return bias

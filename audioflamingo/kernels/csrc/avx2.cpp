@@ -18,8 +18,8 @@ constexpr int kTileRows = 4;
 constexpr int kPrefetchBytes = 2048;
 constexpr int kHalves = 2;  // a 64-byte quad is two registers of eight outputs
 
-AVX2 float quantize_row(const void* x, DType dtype, int columns, int8_t* values) {
-    return quantize_row_any(x, dtype, columns, values);
+AVX2 float quantize_row(const void* x, DType dtype, int columns, int group, int8_t* values, int32_t* sums) {
+    return quantize_row_any(x, dtype, columns, group, values, sums);
 }
 
 AVX2 void finish(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias, void* out,
@@ -47,23 +47,23 @@ template <int R>
 AVX2 void multiply_tile(const uint8_t* panel, const int8_t* values, ptrdiff_t stride, int quads, int32_t* sums,
                         ptrdiff_t ld) {
     __m256i total[R][kHalves];
-    for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < kHalves; ++h) total[r][h] = load(sums + r * ld + h * 8);
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int h = 0; h < kHalves; ++h) total[r][h] = load(sums + r * ld + h * 8);
     }
     for (ptrdiff_t q = 0; q < quads; ++q) {
         _mm_prefetch(reinterpret_cast<const char*>(panel + q * kLine + kPrefetchBytes), _MM_HINT_T0);
         __m256i weights[kHalves], sizes[kHalves];
-        for (int h = 0; h < kHalves; ++h) {
+        AF3_UNROLL for (int h = 0; h < kHalves; ++h) {
             weights[h] = _mm256_xor_si256(load(panel + q * kLine + h * 32), _mm256_set1_epi8(-128));
             sizes[h] = _mm256_abs_epi8(weights[h]);
         }
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             const __m256i x = broadcast_quad(values + r * stride + q * 4);
-            for (int h = 0; h < kHalves; ++h) total[r][h] = add_products(total[r][h], weights[h], sizes[h], x);
+            AF3_UNROLL for (int h = 0; h < kHalves; ++h) total[r][h] = add_products(total[r][h], weights[h], sizes[h], x);
         }
     }
-    for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < kHalves; ++h) save(sums + r * ld + h * 8, total[r][h]);
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int h = 0; h < kHalves; ++h) save(sums + r * ld + h * 8, total[r][h]);
     }
 }
 
@@ -90,7 +90,7 @@ AVX2 AF3_INLINE __m256i widen_scales(const uint8_t* scales) {
 AVX2 void expand(const uint8_t* scales, const uint8_t* nibbles, int num_groups, int group, uint8_t* panel) {
     for (int g = 0; g < num_groups; ++g, scales += kBlockRows) {
         __m256i words[kHalves], offsets[kHalves];
-        for (int h = 0; h < kHalves; ++h) {
+        AF3_UNROLL for (int h = 0; h < kHalves; ++h) {
             const __m256i wide = widen_scales(scales + h * 8);
             words[h] = _mm256_or_si256(wide, _mm256_slli_epi32(wide, 16));
             const __m256i low = _mm256_and_si256(_mm256_slli_epi16(words[h], 3), _mm256_set1_epi16(0x00ff));
@@ -98,7 +98,7 @@ AVX2 void expand(const uint8_t* scales, const uint8_t* nibbles, int num_groups, 
             offsets[h] = _mm256_sub_epi8(_mm256_set1_epi8(-128), repeated);
         }
         for (int pair = 0; pair < group / 8; ++pair, nibbles += kLine, panel += 2 * kLine) {
-            for (int h = 0; h < kHalves; ++h) {
+            AF3_UNROLL for (int h = 0; h < kHalves; ++h) {
                 const __m256i both = load(nibbles + h * 32);
                 save(panel + h * 32, scaled(both, words[h], offsets[h]));
                 save(panel + kLine + h * 32, scaled(_mm256_srli_epi16(both, 4), words[h], offsets[h]));
@@ -129,7 +129,7 @@ AVX2 void decode_int4_tile(const uint8_t* block, int half, const Activations& x,
     __m256i total[R] = {};
     for (int g = 0; g < x.num_groups; ++g) {
         __m256i dot[R];
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             dot[r] = _mm256_set1_epi32(-8 * x.group_sums[(first_row + r) * x.num_groups + g]);
         }
         for (int run = 0; run < group / (8 * kPairs); ++run) {
@@ -139,20 +139,20 @@ AVX2 void decode_int4_tile(const uint8_t* block, int half, const Activations& x,
                 const __m256i both = load(nibbles);
                 const __m256i first = _mm256_and_si256(both, low);
                 const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-                for (int r = 0; r < R; ++r) {
+                AF3_UNROLL for (int r = 0; r < R; ++r) {
                     const __m256i one = _mm256_maddubs_epi16(first, broadcast_quad(values + r * x.stride));
                     const __m256i two = _mm256_maddubs_epi16(second, broadcast_quad(values + r * x.stride + 4));
                     pairs[r] = _mm256_add_epi16(pairs[r], _mm256_add_epi16(one, two));
                 }
             }
-            for (int r = 0; r < R; ++r) {
+            AF3_UNROLL for (int r = 0; r < R; ++r) {
                 dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1)));
             }
         }
         const __m256i scales = widen_scales(block + g * kBlockRows + half * 8);
-        for (int r = 0; r < R; ++r) total[r] = _mm256_add_epi32(total[r], _mm256_mullo_epi32(dot[r], scales));
+        AF3_UNROLL for (int r = 0; r < R; ++r) total[r] = _mm256_add_epi32(total[r], _mm256_mullo_epi32(dot[r], scales));
     }
-    for (int r = 0; r < R; ++r) save(sums[r] + half * 8, total[r]);
+    AF3_UNROLL for (int r = 0; r < R; ++r) save(sums[r] + half * 8, total[r]);
 }
 
 void decode_int4(const uint8_t* const* blocks, int num_blocks, const Activations& x, int rows, int group,
@@ -191,12 +191,12 @@ AVX2 void dot_tile(const uint16_t* const* weights, int num_outputs, const uint16
         for (; k + 16 <= columns; k += 16) {
             _mm_prefetch(reinterpret_cast<const char*>(w + k) + kPrefetchBytes, _MM_HINT_T0);
             const __m256 first = widen8(w + k), second = widen8(w + k + 8);
-            for (int r = 0; r < R; ++r) {
+            AF3_UNROLL for (int r = 0; r < R; ++r) {
                 even[r] = _mm256_fmadd_ps(first, widen8(x + r * columns + k), even[r]);
                 odd[r] = _mm256_fmadd_ps(second, widen8(x + r * columns + k + 8), odd[r]);
             }
         }
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             float sum = sum8(_mm256_add_ps(even[r], odd[r]));
             for (ptrdiff_t rest = k; rest < columns; ++rest) sum += widen(w[rest]) * widen(x[r * columns + rest]);
             out[o * kMaxDotRows + r] = sum;

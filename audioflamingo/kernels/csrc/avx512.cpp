@@ -19,8 +19,8 @@ namespace {
 constexpr int kTileRows = 6;           // 6 rows x 4 blocks of sums fill 24 of the 32 registers
 constexpr int kPrefetchBytes = 2048;   // how far ahead of the decode streams
 
-VNNI float quantize_row(const void* x, DType dtype, int columns, int8_t* values) {
-    return quantize_row_any(x, dtype, columns, values);
+VNNI float quantize_row(const void* x, DType dtype, int columns, int group, int8_t* values, int32_t* sums) {
+    return quantize_row_any(x, dtype, columns, group, values, sums);
 }
 
 VNNI void finish(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias, void* out,
@@ -40,19 +40,19 @@ template <int R, int P>
 VNNI void multiply_tile(const uint8_t* const* panels, const int8_t* values, ptrdiff_t stride, int quads,
                         int32_t* sums, ptrdiff_t ld) {
     __m512i total[R][P];
-    for (int r = 0; r < R; ++r) {
-        for (int p = 0; p < P; ++p) total[r][p] = load(sums + r * ld + p * kBlockRows);
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int p = 0; p < P; ++p) total[r][p] = load(sums + r * ld + p * kBlockRows);
     }
     for (ptrdiff_t q = 0; q < quads; ++q) {
         __m512i weights[P];
-        for (int p = 0; p < P; ++p) weights[p] = load(panels[p] + q * kLine);
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int p = 0; p < P; ++p) weights[p] = load(panels[p] + q * kLine);
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             const __m512i x = broadcast_quad(values + r * stride + q * 4);
-            for (int p = 0; p < P; ++p) total[r][p] = _mm512_dpbusd_epi32(total[r][p], weights[p], x);
+            AF3_UNROLL for (int p = 0; p < P; ++p) total[r][p] = _mm512_dpbusd_epi32(total[r][p], weights[p], x);
         }
     }
-    for (int r = 0; r < R; ++r) {
-        for (int p = 0; p < P; ++p) _mm512_storeu_si512(sums + r * ld + p * kBlockRows, total[r][p]);
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int p = 0; p < P; ++p) _mm512_storeu_si512(sums + r * ld + p * kBlockRows, total[r][p]);
     }
 }
 
@@ -95,17 +95,17 @@ VNNI void decode_int8_tile(const uint8_t* const* blocks, const Activations& x, i
                            int32_t (*sums)[kMaxDecodeRows][kBlockRows]) {
     __m512i total[B][R] = {};
     for (ptrdiff_t q = 0; q < quads; ++q) {
-        for (int b = 0; b < B; ++b) {
-            _mm_prefetch(reinterpret_cast<const char*>(blocks[b] + q * kLine + kPrefetchBytes), _MM_HINT_T0);
+        AF3_UNROLL for (int b = 0; b < B; ++b) {
+            _mm_prefetch(reinterpret_cast<const char*>(blocks[b] + q * kLine + kPrefetchBytes), _MM_HINT_NTA);
             const __m512i weights = load(blocks[b] + q * kLine);
-            for (int r = 0; r < R; ++r) {
+            AF3_UNROLL for (int r = 0; r < R; ++r) {
                 total[b][r] =
                     _mm512_dpbusd_epi32(total[b][r], weights, broadcast_quad(x.values + r * x.stride + q * 4));
             }
         }
     }
-    for (int b = 0; b < B; ++b) {
-        for (int r = 0; r < R; ++r) _mm512_storeu_si512(sums[b][r], total[b][r]);
+    AF3_UNROLL for (int b = 0; b < B; ++b) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) _mm512_storeu_si512(sums[b][r], total[b][r]);
     }
 }
 
@@ -114,37 +114,37 @@ VNNI void decode_int4_tile(const uint8_t* const* blocks, const Activations& x, i
                            int32_t (*sums)[kMaxDecodeRows][kBlockRows]) {
     const __m512i low = _mm512_set1_epi8(15);
     const uint8_t* nibbles[B];
-    for (int b = 0; b < B; ++b) nibbles[b] = blocks[b] + scale_bytes(x.num_groups);
+    AF3_UNROLL for (int b = 0; b < B; ++b) nibbles[b] = blocks[b] + scale_bytes(x.num_groups);
     const int8_t* values = x.values;
     __m512i total[B][R] = {};
     for (int g = 0; g < x.num_groups; ++g) {
         __m512i dot[B][R];
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             const __m512i start = _mm512_set1_epi32(-8 * x.group_sums[r * x.num_groups + g]);
-            for (int b = 0; b < B; ++b) dot[b][r] = start;
+            AF3_UNROLL for (int b = 0; b < B; ++b) dot[b][r] = start;
         }
         for (int pair = 0; pair < group / 8; ++pair, values += 8) {
-            for (int b = 0; b < B; ++b, nibbles[b - 1] += kLine) {
-                _mm_prefetch(reinterpret_cast<const char*>(nibbles[b] + kPrefetchBytes), _MM_HINT_T0);
+            AF3_UNROLL for (int b = 0; b < B; ++b, nibbles[b - 1] += kLine) {
+                _mm_prefetch(reinterpret_cast<const char*>(nibbles[b] + kPrefetchBytes), _MM_HINT_NTA);
                 const __m512i both = load(nibbles[b]);
                 const __m512i first = _mm512_and_si512(both, low);
                 const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-                for (int r = 0; r < R; ++r) {
+                AF3_UNROLL for (int r = 0; r < R; ++r) {
                     dot[b][r] = _mm512_dpbusd_epi32(dot[b][r], first, broadcast_quad(values + r * x.stride));
                     dot[b][r] = _mm512_dpbusd_epi32(dot[b][r], second, broadcast_quad(values + r * x.stride + 4));
                 }
             }
         }
-        for (int b = 0; b < B; ++b) {
+        AF3_UNROLL for (int b = 0; b < B; ++b) {
             const auto* bytes = reinterpret_cast<const __m128i*>(blocks[b] + g * kBlockRows);
             const __m512i scales = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes));
-            for (int r = 0; r < R; ++r) {
+            AF3_UNROLL for (int r = 0; r < R; ++r) {
                 total[b][r] = _mm512_add_epi32(total[b][r], _mm512_mullo_epi32(dot[b][r], scales));
             }
         }
     }
-    for (int b = 0; b < B; ++b) {
-        for (int r = 0; r < R; ++r) _mm512_storeu_si512(sums[b][r], total[b][r]);
+    AF3_UNROLL for (int b = 0; b < B; ++b) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) _mm512_storeu_si512(sums[b][r], total[b][r]);
     }
 }
 
@@ -152,14 +152,14 @@ VNNI void decode_int4_tile(const uint8_t* const* blocks, const Activations& x, i
 template <int R>
 void decode_int8_rows(const uint8_t* const* blocks, int num_blocks, const Activations& x, int quads,
                       int32_t (*sums)[kMaxDecodeRows][kBlockRows]) {
-    if (R <= 4 && num_blocks == 2) return decode_int8_tile<R, 2>(blocks, x, quads, sums);
+    if (num_blocks == 2) return decode_int8_tile<R, 2>(blocks, x, quads, sums);
     for (int b = 0; b < num_blocks; ++b) decode_int8_tile<R, 1>(blocks + b, x, quads, sums + b);
 }
 
 template <int R>
 void decode_int4_rows(const uint8_t* const* blocks, int num_blocks, const Activations& x, int group,
                       int32_t (*sums)[kMaxDecodeRows][kBlockRows]) {
-    if (R <= 4 && num_blocks == 2) return decode_int4_tile<R, 2>(blocks, x, group, sums);
+    if (num_blocks == 2) return decode_int4_tile<R, 2>(blocks, x, group, sums);
     for (int b = 0; b < num_blocks; ++b) decode_int4_tile<R, 1>(blocks + b, x, group, sums + b);
 }
 
@@ -186,19 +186,19 @@ BF16 void dot_tile(const uint16_t* const* weights, const uint16_t* x, ptrdiff_t 
     ptrdiff_t k = 0;
     for (; k + 32 <= columns; k += 32) {
         __m512bh w[O];
-        for (int o = 0; o < O; ++o) {
+        AF3_UNROLL for (int o = 0; o < O; ++o) {
             _mm_prefetch(reinterpret_cast<const char*>(weights[o] + k) + kPrefetchBytes, _MM_HINT_T0);
             w[o] = (__m512bh)_mm512_loadu_si512(weights[o] + k);
         }
-        for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
             const auto row = (__m512bh)_mm512_loadu_si512(x + r * columns + k);
-            for (int o = 0; o < O; ++o) total[r][o] = _mm512_dpbf16_ps(total[r][o], w[o], row);
+            AF3_UNROLL for (int o = 0; o < O; ++o) total[r][o] = _mm512_dpbf16_ps(total[r][o], w[o], row);
         }
     }
     const auto rest = __mmask32((uint64_t(1) << (columns - k)) - 1);
-    for (int r = 0; r < R; ++r) {
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
         const auto row = (__m512bh)_mm512_maskz_loadu_epi16(rest, x + r * columns + k);
-        for (int o = 0; o < O; ++o) {
+        AF3_UNROLL for (int o = 0; o < O; ++o) {
             const auto w = (__m512bh)_mm512_maskz_loadu_epi16(rest, weights[o] + k);
             total[r][o] = _mm512_dpbf16_ps(total[r][o], w, row);
             out[o * kMaxDotRows + r] = _mm512_reduce_add_ps(total[r][o]);

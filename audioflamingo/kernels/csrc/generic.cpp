@@ -5,8 +5,8 @@
 namespace af3 {
 namespace {
 
-float quantize_row(const void* x, DType dtype, int columns, int8_t* values) {
-    return quantize_row_any(x, dtype, columns, values);
+float quantize_row(const void* x, DType dtype, int columns, int group, int8_t* values, int32_t* sums) {
+    return quantize_row_any(x, dtype, columns, group, values, sums);
 }
 
 void finish(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias, void* out,

@@ -22,7 +22,7 @@ enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 struct Activations {
     const int8_t* values;        // row r at values + r * stride
     ptrdiff_t stride;
-    const int32_t* group_sums;   // int4 decode only: sum of row r over group g at [r * num_groups + g]
+    const int32_t* group_sums;   // sum of row r over group g at [r * num_groups + g]
     int num_groups;
 };
 
@@ -32,8 +32,8 @@ struct Kernels {
     int weight_offset;
     int tile_rows;  // rows that `multiply` takes at once
 
-    // Rounds a row of K floats; returns its scale (see quantize_rows in reference.py).
-    float (*quantize_row)(const void* x, DType dtype, int columns, int8_t* values);
+    // Rounds a row; returns its scale (see quantize_rows in reference.py). `sums`: of each `group` rounded values.
+    float (*quantize_row)(const void* x, DType dtype, int columns, int group, int8_t* values, int32_t* sums);
     // out[i] = sums[i] * (row_scale * scales[i]) + bias[i], rounded to dtype. `bias` may be null.
     void (*finish)(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias,
                    void* out, DType dtype);

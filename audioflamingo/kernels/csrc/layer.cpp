@@ -10,22 +10,19 @@ namespace {
 
 constexpr int kTileColumns = 2048;             // inputs of a panel: four blocks of it stay in a core's second-level cache
 constexpr int kPartRows = 240;                 // rows of a work item, where there are enough items without more
+constexpr int kWalkRows = 128;                 // up to here, expanding int4 blocks costs more than decoding them again
 constexpr size_t kDecodeChunk = size_t(1) << 17;  // bytes of each of the two streams of a decode item
 
 void quantize_rows(const Kernels& kernels, const Layer& layer, const QuantizedRows& rows) {
     auto quantize = [&](int64_t row, int) {
         int8_t* values = rows.values + row * rows.stride;
         const auto* x = static_cast<const uint8_t*>(layer.x) + size_t(row) * layer.columns * layer.element_bytes();
-        rows.scales[row] = kernels.quantize_row(x, layer.dtype, layer.columns, values);
+        int32_t* sums = rows.group_sums + row * layer.num_groups();
+        const int group = layer.group ? layer.group : layer.columns;
+        rows.scales[row] = kernels.quantize_row(x, layer.dtype, layer.columns, group, values, sums);
         memset(values + layer.columns, 0, size_t(rows.stride - layer.columns));
-        int32_t sum = 0;
-        for (int k = 0; k < layer.columns; ++k) sum += values[k];
-        rows.sums[row] = sum;
-        for (int g = 0; g < layer.num_groups(); ++g) {
-            int32_t group_sum = 0;
-            for (int k = g * layer.group; k < (g + 1) * layer.group; ++k) group_sum += values[k];
-            rows.group_sums[row * layer.num_groups() + g] = group_sum;
-        }
+        rows.sums[row] = 0;
+        for (int g = 0; g < layer.num_groups(); ++g) rows.sums[row] += sums[g];
     };
     parallel_for(layer.rows < 8 ? 1 : layer.threads, layer.rows, quantize);
 }
@@ -46,7 +43,8 @@ void decode(const Kernels& kernels, const Layer& layer, const QuantizedRows& qua
     const int num_blocks = layer.num_blocks();
     const int half = ceil_div(num_blocks, 2);
     const size_t width = layer.block_bytes();
-    const int run = int(kDecodeChunk / width) + 1;
+    const int fair = half / (4 * layer.threads) + 1;  // several items a thread, so that none waits long for another
+    const int run = int(kDecodeChunk / width) < fair ? int(kDecodeChunk / width) + 1 : fair;
     auto walk = [&](int64_t item, int) {
         const int end = int(item + 1) * run < half ? int(item + 1) * run : half;
         for (int block = int(item) * run; block < end; ++block) {
@@ -147,7 +145,7 @@ void run_layer(const Kernels& kernels, const Layer& layer) {
     const Buffer<int32_t> group_sums(size_t(layer.rows) * layer.num_groups());
     const QuantizedRows rows = {values.get(), stride, scales.get(), sums.get(), group_sums.get()};
     quantize_rows(kernels, layer, rows);
-    if (layer.rows <= kMaxDecodeRows) {
+    if (layer.rows <= kWalkRows) {
         decode(kernels, layer, rows);
     } else {
         prefill(kernels, layer, rows);

@@ -17,7 +17,7 @@ struct Layer {
     int rows, outputs, columns, group, threads;
 
     int num_blocks() const { return ceil_div(outputs, kBlockRows); }
-    int num_groups() const { return group ? columns / group : 0; }
+    int num_groups() const { return group ? columns / group : 1; }
     size_t block_bytes() const {
         return group ? scale_bytes(num_groups()) + size_t(columns) * kBlockRows / 2
                      : size_t(ceil_div(columns, 4)) * kLine;
@@ -25,13 +25,13 @@ struct Layer {
     size_t element_bytes() const { return dtype == kFloat32 ? 4 : 2; }
 };
 
-// The layer's rows in int8, with the sums that cancel the offsets of stored weights.
+// The layer's rows in int8, with the sums that take off the offsets of stored weights.
 struct QuantizedRows {
     int8_t* values;
     ptrdiff_t stride;
     float* scales;        // rows
     int32_t* sums;        // rows
-    int32_t* group_sums;  // rows x groups; int4 only
+    int32_t* group_sums;  // rows x groups
 };
 
 void run_layer(const Kernels& kernels, const Layer& layer);

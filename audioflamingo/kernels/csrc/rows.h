@@ -9,6 +9,8 @@
 #include "kernels.h"
 
 #define AF3_INLINE static inline __attribute__((always_inline))
+// Before a loop over registers: GCC keeps an array of sums in registers only if the loops are unrolled early.
+#define AF3_UNROLL _Pragma("GCC unroll 16")
 
 namespace af3 {
 
@@ -67,9 +69,15 @@ AF3_INLINE void finish_as(const int32_t* sums, int count, float row_scale, const
     }
 }
 
-AF3_INLINE float quantize_row_any(const void* x, DType dtype, int columns, int8_t* values) {
-    return dtype == kFloat32 ? quantize_row_as(static_cast<const float*>(x), columns, values)
-                             : quantize_row_as(static_cast<const uint16_t*>(x), columns, values);
+AF3_INLINE float quantize_row_any(const void* x, DType dtype, int columns, int group, int8_t* values, int32_t* sums) {
+    const float scale = dtype == kFloat32 ? quantize_row_as(static_cast<const float*>(x), columns, values)
+                                          : quantize_row_as(static_cast<const uint16_t*>(x), columns, values);
+    for (int first = 0; first < columns; first += group) {
+        int32_t sum = 0;
+        for (int k = first; k < first + group; ++k) sum += values[k];
+        *sums++ = sum;
+    }
+    return scale;
 }
 
 AF3_INLINE void finish_any(const int32_t* sums, int count, float row_scale, const float* scales, const float* bias,

@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.linear_int8(x, packed, scales, bias.bfloat16(), shape)
     with pytest.raises(ArgumentError, match="bias"):
         kernels.linear_int8(x, packed, scales, bias[:5], shape)
-    with pytest.raises(DeviceError, match="packed is on meta"):
+    with pytest.raises(DeviceError, match="meta"):
         kernels.linear_int8(x, packed.to("meta"), scales, bias, shape)
 
 
