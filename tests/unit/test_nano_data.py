@@ -373,3 +373,48 @@ def test_families_of_sounds_make_sound():
             assert waveform.shape == (16000,)
             assert np.isfinite(waveform).all()
             assert waveform.std() > 1e-5, (label, family.__name__)
+
+
+def test_an_encoder_is_read_from_a_ctranslate2_file() -> None:
+    import struct
+
+    from recipes.nano.nano_data.encoder import convert
+
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    def array(name: str, values: np.ndarray) -> bytes:
+        shape = struct.pack(f"<{values.ndim}I", *values.shape)
+        return (
+            text(name)
+            + struct.pack("<B", values.ndim)
+            + shape
+            + struct.pack("<BI", 4, values.nbytes)
+            + values.tobytes()
+        )
+
+    joined, bias = np.arange(24, dtype=np.float16).reshape(6, 4), np.arange(6, dtype=np.float16)
+    arrays = {
+        "decoder/conv1/weight": joined,
+        "encoder/conv1/weight": joined,
+        "encoder/layer_norm/gamma": bias,
+        "encoder/layer_0/self_attention/linear_0/weight": joined,
+        "encoder/layer_0/self_attention/linear_0/bias": bias,
+        "encoder/layer_0/ffn/linear_0/bias": bias,
+        "encoder/position_encodings/encodings": joined,
+    }
+    scalar = text("encoder/num_heads") + struct.pack("<BBIh", 0, 2, 2, 6)
+    header = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(arrays) + 1)
+    tensors = convert(header + scalar + b"".join(array(*item) for item in arrays.items()))
+    prefix = "audio_tower.layers.0.self_attn."
+    assert set(tensors) == {
+        "audio_tower.conv1.weight",
+        "audio_tower.layer_norm.weight",
+        "audio_tower.layers.0.fc1.bias",
+        "audio_tower.embed_positions.weight",
+        *(f"{prefix}{part}_proj.weight" for part in "qkv"),
+        f"{prefix}q_proj.bias",
+        f"{prefix}v_proj.bias",
+    }
+    assert np.array_equal(tensors[f"{prefix}k_proj.weight"], joined[2:4])
+    assert np.array_equal(tensors[f"{prefix}v_proj.bias"], bias[4:])
