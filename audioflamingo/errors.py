@@ -54,6 +54,10 @@ class MissingDependencyError(AudioFlamingoError, ImportError):
     """An optional package is needed: the message holds the line that installs it."""
 
 
+class ClusterError(AudioFlamingoError, RuntimeError):
+    """A Ray cluster that cannot be reached, or that stopped in the middle of a job."""
+
+
 class AudioFlamingoWarning(UserWarning):
     """Category of every warning of the package: truncation, fallbacks, options without effect."""
 

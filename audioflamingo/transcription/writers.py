@@ -73,9 +73,14 @@ def _tsv(_: int, segment: Segment, __: str | None) -> str:
 _LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
+def json_line(content: dict[str, Any]) -> str:
+    """An object as a line of JSON that every reader takes for one line."""
+    return json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
+
+
 def _jsonl(_: int, segment: Segment, source: str | None) -> str:
     named: dict[str, Any] = {} if source is None else {"source": source}
-    return json.dumps({**named, **segment.to_dict()}, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
+    return json_line({**named, **segment.to_dict()})
 
 
 FORMATS: dict[str, Format] = {
@@ -122,16 +127,23 @@ def format_transcript(
         duration_s: seconds of audio; json holds it.
     """
     if FORMATS[name].is_whole:
-        segments = list(segments)
-        content = {
-            "source": source,
-            "duration_s": None if duration_s is None else round(duration_s, 3),
-            "text": " ".join(filter(None, (_one_line(segment.text) for segment in segments))),
-            "segments": [segment.to_dict() for segment in segments],
-        }
+        content = transcript_content(segments, source, duration_s)
         return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     formatter = Formatter(name, source)
     return formatter.head + "".join(map(formatter.piece, segments))
+
+
+def transcript_content(
+    segments: Iterable[Segment], source: str | None, duration_s: float | None
+) -> dict[str, Any]:
+    """A whole transcript as JSON takes it; see `format_transcript`."""
+    segments = list(segments)
+    return {
+        "source": source,
+        "duration_s": None if duration_s is None else round(duration_s, 3),
+        "text": " ".join(filter(None, (_one_line(segment.text) for segment in segments))),
+        "segments": [segment.to_dict() for segment in segments],
+    }
 
 
 def write_transcript(
@@ -149,8 +161,12 @@ def write_transcript(
     write_whole(path, format_transcript(segments, name, source, duration_s).encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Writes a file under a temporary name beside it, flushes it to the disk, and renames it.
+
+    Args:
+        path: where it goes.
+        content: all of it, or its pieces in order.
 
     Raises:
         OutputError: it cannot be written. What was there before is unchanged.
@@ -158,14 +174,14 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or isinstance(error, OutputError):
             raise
         raise OutputError(
             f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "
