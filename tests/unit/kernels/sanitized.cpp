@@ -1,0 +1,122 @@
+// Runs the kernels on random shapes with buffers of the exact size, at odd addresses, on every level of this
+// processor; the sanitizers that it is built with end it at the first byte read or written outside. Also: each level
+// gives the bits of the plainest.
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include <sys/mman.h>
+
+extern "C" {
+int af3_best_level();
+int af3_linear(int level, int threads, int dtype, int group, int rows, int outputs, int columns, const void* x,
+               const uint8_t* packed, const float* scales, const float* bias, void* out);
+void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns, const uint16_t* x,
+                     const uint16_t* weight, const uint16_t* bias, uint16_t* out);
+}
+
+static uint32_t state = 1;
+
+static int draw(int low, int high) {
+    state = state * 1664525u + 1013904223u;
+    return low + int((state >> 8) % uint32_t(high - low + 1));
+}
+
+// Exactly `size` bytes on the heap, `offset` bytes past an aligned address.
+struct Bytes {
+    explicit Bytes(size_t size, size_t offset = 0)
+        : block(static_cast<uint8_t*>(malloc(size + offset))), data(block + offset), size(size) {}
+    ~Bytes() { free(block); }
+    Bytes(const Bytes&) = delete;
+    uint8_t* block;
+    uint8_t* data;
+    size_t size;
+};
+
+// `size` bytes that end where an unreadable page starts: the address sanitizer does not see masked vector loads.
+struct GuardedBytes {
+    static constexpr size_t kPage = 4096;
+    explicit GuardedBytes(size_t size) : size(size), span((size + kPage - 1) / kPage * kPage) {
+        void* pages = mmap(nullptr, span + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        block = static_cast<uint8_t*>(pages);
+        if (pages == MAP_FAILED || mprotect(block + span, kPage, PROT_NONE)) abort();
+        data = block + span - size;
+    }
+    ~GuardedBytes() { munmap(block, span + kPage); }
+    GuardedBytes(const GuardedBytes&) = delete;
+    uint8_t *block, *data;
+    size_t size, span;
+};
+
+template <class Memory>
+static void fill_floats(Memory& bytes, int dtype) {
+    for (size_t i = 0; i < bytes.size / (dtype ? 2 : 4); ++i) {
+        const float value = float(draw(-1000, 1000)) / 37.0f;
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        if (dtype) bits >>= 16;
+        memcpy(bytes.data + i * (dtype ? 2 : 4), &bits, dtype ? 2 : 4);
+    }
+}
+
+static void fill_packed(Bytes& bytes, int group, int blocks, int columns) {
+    const size_t width = bytes.size / blocks;
+    for (size_t i = 0; i < bytes.size; ++i) {
+        const bool is_scale = group && i % width < size_t(columns / group) * 16;
+        bytes.data[i] = uint8_t(is_scale ? draw(0, 15) : group ? draw(0, 255) : draw(1, 255));
+    }
+}
+
+static int quantized(int best) {
+    const int groups[] = {0, 32, 64, 128};
+    const int group = groups[draw(0, 3)], dtype = draw(0, 1), threads = draw(1, 3);
+    const int columns = group ? group * draw(1, 40) : draw(1, 2500);
+    const int rows = draw(0, 3) ? draw(1, 20) : draw(129, 150), outputs = draw(1, 150);
+    const int blocks = (outputs + 15) / 16, groups_of_row = group ? columns / group : 0;
+    const size_t width = group ? size_t((groups_of_row * 16 + 63) / 64) * 64 + size_t(columns) * 8
+                               : size_t((columns + 3) / 4) * 64;
+    const size_t element = dtype ? 2 : 4;
+    Bytes x(size_t(rows) * columns * element), packed(blocks * width, size_t(draw(0, 7)));
+    Bytes scales(size_t(outputs) * 4), bias(size_t(outputs) * 4), expected(size_t(rows) * outputs * element);
+    fill_floats(x, dtype), fill_floats(scales, 0), fill_floats(bias, 0);
+    fill_packed(packed, group, blocks, columns);
+    const auto* shift = draw(0, 1) ? reinterpret_cast<const float*>(bias.data) : nullptr;
+    for (int level = 0; level <= best; ++level) {
+        Bytes out(expected.size);
+        memset(out.data, 0xa5, out.size);
+        if (af3_linear(level, threads, dtype, group, rows, outputs, columns, x.data, packed.data,
+                       reinterpret_cast<const float*>(scales.data), shift, out.data)) {
+            return printf("level %d reports that memory ran out\n", level);
+        }
+        if (level == 0) memcpy(expected.data, out.data, out.size);
+        if (memcmp(out.data, expected.data, out.size)) {
+            return printf("level %d differs: group %d, dtype %d, %d rows, %d x %d\n", level, group, dtype, rows,
+                          outputs, columns);
+        }
+    }
+    return 0;
+}
+
+static void bfloat16(int best) {
+    const int rows = draw(1, 16), outputs = draw(1, 70), columns = draw(1, 300);
+    GuardedBytes x(size_t(rows) * columns * 2), weight(size_t(outputs) * columns * 2), bias(size_t(outputs) * 2);
+    fill_floats(x, 1), fill_floats(weight, 1), fill_floats(bias, 1);
+    for (int level = 1; level <= best; ++level) {
+        Bytes out(size_t(rows) * outputs * 2);
+        af3_linear_bf16(level, draw(1, 3), rows, outputs, columns, reinterpret_cast<uint16_t*>(x.data),
+                        reinterpret_cast<uint16_t*>(weight.data),
+                        draw(0, 1) ? reinterpret_cast<uint16_t*>(bias.data) : nullptr,
+                        reinterpret_cast<uint16_t*>(out.data));
+    }
+}
+
+int main() {
+    const int best = af3_best_level();
+    for (int i = 0; i < 40; ++i) {
+        if (quantized(best)) return 1;
+        bfloat16(best);
+    }
+    printf("levels 0 to %d\n", best);
+}
