@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .PHONY: demo test lint format bench clean
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt setup.py $(wildcard audioflamingo/kernels/csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -34,4 +34,4 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/load.py
 
 clean:
-	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache audioflamingo/kernels/*.so
