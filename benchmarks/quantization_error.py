@@ -10,8 +10,8 @@ schemes and say nothing about answers. The reference is the product in float64. 
 "weights" is the error of the rounded weights alone; "all" rounds the tokens too, as the kernels of each do: ours to
 int8 with one scale a token, llama.cpp's to int8 in blocks of 32. Q8_0 and Q4_0 follow their public definition: blocks
 of 32 weights with a float16 scale; Q8_0 `round(w / d)`, `d = max |w| / 127`; Q4_0 `floor(w / d + 8.5)` within 0..15,
-minus 8, `d = m / -8` with m the weight of the largest magnitude. "calibrated" weighs errors by the mean square of each
-column, measured on other tokens.
+minus 8, `d = m / -8` with m the weight of the largest magnitude. "calibrated" knows other tokens of the same kind: it
+weighs errors by the mean square of each column, and may scale columns first.
 
     python benchmarks/quantization_error.py
 """
@@ -26,15 +26,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audioflamingo.kernels import quantize_rows, unpack_int4, unpack_int8
+from audioflamingo.kernels import quantize_rows
+from audioflamingo.quantization.calibration import NUM_TOKENS, LayerInputs
 from audioflamingo.quantization.config import LayerFormat
-from audioflamingo.quantization.layers import pack_weight
+from audioflamingo.quantization.layers import QuantizedLinear
 
 BLOCK = 32
 OUTLIER_SIZE = 30.0
 NUM_OUTLIERS = 8
 DEGREES_OF_FREEDOM = 5.0
 LAYERS = {"encoder fc2": 5120, "q_proj": 3584, "down_proj": 18944}  # inputs
+CALIBRATED = ", calibrated"
 KINDS = ("even", "outliers", "heavy tails")
 
 
@@ -45,14 +47,12 @@ class Scheme:
     Attributes:
         name: for the table.
         bits: stored bits a weight, scales included.
-        weights: the rounded weights `(N, K)`, given the weights and the mean square of each column.
-        tokens: the rounded tokens `(M, K)`.
+        round: the rounded weights `(N, K)` and tokens `(M, K)`, given both and other tokens of the same kind.
     """
 
     name: str
     bits: float
-    weights: Callable[[Tensor, Tensor], Tensor]
-    tokens: Callable[[Tensor], Tensor]
+    round: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def blocks_of(x: Tensor) -> Tensor:
@@ -73,35 +73,43 @@ def q4_0(x: Tensor) -> Tensor:
     return (((blocks * inverse + 8.5).floor().clamp(0, 15) - 8) * scales.half().float()).flatten(-2)
 
 
-def ours(format_: LayerFormat, is_calibrated: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-    def round_weights(weight: Tensor, mean_squares: Tensor) -> Tensor:
-        packed, scales = pack_weight(weight, format_, "layer", mean_squares if is_calibrated else None)
-        shape = (weight.shape[0], weight.shape[1])
-        group = format_.group
-        values = unpack_int8(packed, shape) if group is None else unpack_int4(packed, shape, group)
-        return values.float() * scales[:, None]
-
-    return round_weights
-
-
 def by_token(x: Tensor) -> Tensor:
     values, scales = quantize_rows(x)
     return values.float() * scales[:, None]
 
 
+def peer(
+    round_weights: Callable[[Tensor], Tensor], round_tokens: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return lambda weight, tokens, _: (round_weights(weight), round_tokens(tokens))
+
+
+def ours(format_: LayerFormat) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def round_both(weight: Tensor, tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        layer = QuantizedLinear(weight.shape[1], weight.shape[0], bias=False, format_=format_)
+        inputs = LayerInputs(others.square().mean(0), others.abs().amax(0), others[:NUM_TOKENS].bfloat16())
+        layer.fill(weight, "layer", inputs if format_.is_smoothed else None)
+        factors = torch.ones(1) if layer.smoothing is None else layer.smoothing
+        return layer.dequantize(), by_token(tokens * factors) / factors
+
+    return round_both
+
+
 def schemes() -> Iterator[Scheme]:
-    yield Scheme("bfloat16", 16, lambda w, _: w.bfloat16().float(), lambda x: x.bfloat16().float())
-    yield Scheme("llama.cpp Q8_0", 8.5, lambda w, _: q8_0(w), q8_0)
-    yield Scheme("int8", 8, ours(LayerFormat(8)), by_token)
-    yield Scheme("llama.cpp Q4_0", 4.5, lambda w, _: q4_0(w), q8_0)
+    bfloat16 = peer(lambda w: w.bfloat16().float(), lambda x: x.bfloat16().float())
+    yield Scheme("bfloat16", 16, bfloat16)
+    yield Scheme("llama.cpp Q8_0", 8.5, peer(q8_0, q8_0))
+    for is_calibrated in (False, True):
+        yield Scheme(f"int8{CALIBRATED * is_calibrated}", 8, ours(LayerFormat(8, None, is_calibrated)))
+    yield Scheme("llama.cpp Q4_0", 4.5, peer(q4_0, q8_0))
     for group in (32, 64, 128):
-        format_ = LayerFormat(4, group)
-        yield Scheme(f"int4, group {group}", 4 + 8 / group, ours(format_), by_token)
-        yield Scheme(f"  calibrated, group {group}", 4 + 8 / group, ours(format_, True), by_token)
+        for is_calibrated in (False, True):
+            name = f"int4, group {group}{CALIBRATED * is_calibrated}"
+            yield Scheme(name, 4 + 8 / group, ours(LayerFormat(4, group, is_calibrated)))
 
 
 def make_inputs(kind: str, num_in: int, num_out: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights `(N, K)`, tokens `(M, K)`, and the mean squares of the columns of other tokens."""
+    """Weights `(N, K)`, tokens `(M, K)`, and other tokens like them."""
     torch.manual_seed(0)
     weight = torch.randn(num_out, num_in)
     if kind == "heavy tails":
@@ -109,7 +117,7 @@ def make_inputs(kind: str, num_in: int, num_out: int, num_tokens: int) -> tuple[
     tokens = torch.randn(2 * num_tokens, num_in)
     if kind == "outliers":
         tokens[:, torch.randperm(num_in)[:NUM_OUTLIERS]] *= OUTLIER_SIZE
-    return weight, tokens[:num_tokens], tokens[num_tokens:].square().mean(0)
+    return weight, tokens[:num_tokens], tokens[num_tokens:]
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -117,19 +125,19 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def measure(kind: str, num_in: int, num_out: int, num_tokens: int) -> list[dict[str, float | str]]:
-    weight, tokens, mean_squares = make_inputs(kind, num_in, num_out, num_tokens)
+    weight, tokens, others = make_inputs(kind, num_in, num_out, num_tokens)
     exact = tokens.double() @ weight.double().T
     rows: list[dict[str, float | str]] = []
     for scheme in schemes():
-        rounded = scheme.weights(weight, mean_squares).double()
+        rounded, rounded_tokens = (part.double() for part in scheme.round(weight, tokens, others))
         rows.append(
             {
                 "kind": kind,
                 "inputs": num_in,
-                "scheme": scheme.name.strip(),
+                "scheme": scheme.name,
                 "bits": scheme.bits,
                 "weights": relative_error(tokens.double() @ rounded.T, exact),
-                "all": relative_error(scheme.tokens(tokens).double() @ rounded.T, exact),
+                "all": relative_error(rounded_tokens @ rounded.T, exact),
             }
         )
     return rows

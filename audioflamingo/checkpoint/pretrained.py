@@ -1,8 +1,7 @@
 """Loading and saving: `from_pretrained` and `save_pretrained` of the model.
 
 Loading is strict: every tensor of the folder is used, every parameter of the model is filled, or an error
-names what is wrong. The model is built without memory; on the CPU and in the stored dtype its weights then
-*are* the mapped file, otherwise they are copied a few tensors at a time.
+names what is wrong.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from audioflamingo.checkpoint.device_map import (
     DeviceMap,
@@ -32,6 +28,7 @@ from audioflamingo.checkpoint.device_map import (
     parse_dtype,
     plan_placement,
 )
+from audioflamingo.checkpoint.filling import build_empty, fill_from_files, fill_quantizing
 from audioflamingo.checkpoint.hub import resolve_folder
 from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import (
@@ -62,12 +59,10 @@ from audioflamingo.quantization.config import (
     read_quantization,
     with_quantization,
 )
-from audioflamingo.quantization.convert import packed_layers, replace_layers, set_embedding_dtype
-from audioflamingo.quantization.streaming import QuantizingReader
+from audioflamingo.quantization.convert import packed_layers
 
 ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 DEFAULT_SHARD_SIZE = "5GB"
-NUM_READERS = 4  # tensors that are converted or moved at one time
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
 _QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
@@ -150,19 +145,16 @@ class PretrainedMixin:
         if is_quantized_folder:
             _check_recorded(folder, config, quantization)
         elif requested_quantization is not None:
-            config = with_quantization(config, requested_quantization)
+            config = with_quantization(config, as_config(requested_quantization, is_calibrated=False))
             model = build_empty(cls, config)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
 
         placement = _place(device_map, model, found_dtype)
         if requested_quantization is None or is_quantized_folder:
-            _load(model, stored, found_dtype, placement)
+            fill_from_files(model, stored, found_dtype, placement)
         else:
-            reader = QuantizingReader(model, stored, found_dtype)
-            for name in model.state_dict():
-                _assign(model, name, reader.read(name))
-        set_embedding_dtype(model, found_dtype)
+            fill_quantizing(model, stored, found_dtype)
         config.dtype = _name(found_dtype)
         model.generation_config = read_generation_config(folder, config)
         if placement.is_split:
@@ -317,39 +309,13 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class _SkipInitialization(TorchFunctionMode):
-    """Makes the functions of `torch.nn.init` do nothing.
-
-    On the meta device they have nothing to do, but the first of them loads torch's compiler: 2 s and 70 MB.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def build_empty(cls: type, config: AudioFlamingo3Config) -> Any:
-    """Builds the model without memory for its weights, which are on the meta device.
-
-    Its layers are quantized ones if the configuration says so.
-    """
-    quantization = read_quantization(config)
-    with torch.device("meta"), _SkipInitialization():
-        model = cls(config)
-    if quantization is not None:
-        replace_layers(model, quantization)
-    return model
-
-
 def _check_recorded(
     folder: Path, config: AudioFlamingo3Config, asked: str | QuantizationConfig | None
 ) -> None:
     """Refuses a scheme that is not the one of a quantized folder."""
     recorded = read_quantization(config)
     assert recorded is not None
-    if asked not in (None, recorded, recorded.scheme):
+    if asked not in (None, recorded.scheme, recorded, replace(recorded, is_calibrated=False)):
         raise CheckpointError(
             f"{folder} is quantized as {recorded}, but quantization={str(asked)!r} was asked for: leave that out, or "
             "load the original checkpoint."
@@ -368,58 +334,6 @@ def _place(device_map: DeviceMap | None, model: nn.Module, dtype: torch.dtype) -
             "checkpoint there."
         )
     return placement
-
-
-def _load(
-    model: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype, placement: Placement
-) -> None:
-    """Fills the model, file by file and a few tensors at a time.
-
-    `to` returns the mapped tensor itself when neither device nor dtype changes. The mapping is private:
-    writing to a weight later copies the touched pages and leaves the file alone.
-    """
-    by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
-    for name, tensor in stored.items():
-        by_path.setdefault(tensor.path, []).append((name, tensor))
-    try:
-        for path, tensors in by_path.items():
-            with (
-                safe_open(path, framework="pt", device="cpu") as file,
-                ThreadPoolExecutor(NUM_READERS) as pool,
-            ):
-
-                def read(item: tuple[str, StoredTensor], file: Any = file) -> torch.Tensor:
-                    name, tensor = item
-                    value = file.get_tensor(tensor.key)
-                    if is_quantized(name):
-                        return value.to(placement.device_of(name))
-                    return value.to(placement.device_of(name), dtype)
-
-                for (name, _), value in zip(tensors, pool.map(read, tensors), strict=True):
-                    _assign(model, name, value)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; download the file again.") from error
-    except torch.OutOfMemoryError as error:
-        needed = sum(math.prod(tensor.shape) for tensor in stored.values()) * dtype.itemsize
-        raise DeviceError(
-            f"the weights take {needed / 1e9:.1f} GB in {_name(dtype)}, more than the device has free; pass "
-            f"a smaller dtype, several devices, or device_map='cpu'. ({error})"
-        ) from error
-    empty = [
-        name for name, tensor in chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta
-    ]
-    if empty:
-        raise CheckpointError(f"these tensors of the model were not filled: {shorten(empty)}.")
-
-
-def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Puts a tensor in the place of a parameter or buffer that is on the meta device."""
-    module_name, _, leaf = name.rpartition(".")
-    module = model.get_submodule(module_name)
-    if leaf in module._buffers:
-        module._buffers[leaf] = value
-    else:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=module.get_parameter(leaf).requires_grad)
 
 
 def _check_complete(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -59,7 +59,8 @@ def collect_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
-    from audioflamingo.checkpoint.pretrained import build_empty, read_config
+    from audioflamingo.checkpoint.filling import build_empty
+    from audioflamingo.checkpoint.pretrained import read_config
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.quantization import read_quantization
     from audioflamingo.quantization.config import with_quantization
@@ -138,7 +139,7 @@ def _cache_bytes(text: Any) -> dict[str, int]:
 
 def _quantized_bytes(config: Any) -> dict[str, int]:
     """Bytes of the weights in each scheme that the model's sizes allow, what is not quantized in bfloat16."""
-    from audioflamingo.checkpoint.pretrained import build_empty
+    from audioflamingo.checkpoint.filling import build_empty
     from audioflamingo.checkpoint.weights import is_quantized
     from audioflamingo.errors import ArgumentError
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration

@@ -1,7 +1,8 @@
 """int8 and int4: the same model with smaller weights, for CPUs.
 
-config (schemes, their record) -> rounding (weights to integers) -> layers (packed integers that run) -> convert (a
-model in memory), streaming (a checkpoint, tensor by tensor) and folders (from one folder to another).
+config (schemes, their record), calibration (what layers get to see) -> smoothing, rounding, packing (weights to
+integers) -> layers (packed integers that run) -> convert (a model in memory), streaming (a checkpoint, tensor by
+tensor) and folders (from one folder to another).
 """
 
 from audioflamingo.quantization.config import (

@@ -1,11 +1,9 @@
-"""How much each input of each layer matters, measured on a few prompts.
-
-The mean square of an input is what an error in its weights is multiplied by, as long as inputs are uncorrelated.
-"""
+"""What each linear layer gets to see, measured on a few prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +12,53 @@ from torch import Tensor, nn
 from audioflamingo.errors import ArgumentError
 
 MAX_NEW_TOKENS = 64  # the model's own answers count too, as far as this
-FLOOR = 0.01  # of a layer's mean: inputs that the prompts did not use still matter
+NUM_TOKENS = 32  # at least, and less than twice as many are kept of each layer, evenly spread
+FLOOR = 0.01  # of a layer's mean square: inputs that the prompts did not use still matter
 
 
-class _MeanSquares:
-    """Sums the squares of the inputs of one layer."""
+@dataclass(frozen=True)
+class LayerInputs:
+    """The inputs of one layer.
+
+    Attributes:
+        mean_squares: float32 `(K,)`: what an error in the weights of an input is multiplied by, as long as inputs are
+            uncorrelated.
+        largest: float32 `(K,)`, the largest magnitude of each.
+        tokens: a sample, bfloat16 `(T, K)`.
+    """
+
+    mean_squares: Tensor
+    largest: Tensor
+    tokens: Tensor
+
+
+class _Recorder:
+    """Watches the inputs of one layer."""
 
     def __init__(self, num_inputs: int) -> None:
-        self.total = torch.zeros(num_inputs, dtype=torch.float64)
-        self.num_rows = 0
+        self._squares = torch.zeros(num_inputs, dtype=torch.float64)
+        self._largest = torch.zeros(num_inputs)
+        self._tokens = torch.empty(0, num_inputs, dtype=torch.bfloat16)
+        self._stride = 1  # of the tokens that are kept
+        self.num_tokens = 0
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        self.total += rows.square().sum(dim=0, dtype=torch.float64)
-        self.num_rows += len(rows)
+        self._squares += rows.square().sum(dim=0, dtype=torch.float64)
+        self._largest = torch.maximum(self._largest, rows.abs().amax(dim=0))
+        first = -self.num_tokens % self._stride
+        self._tokens = torch.cat([self._tokens, rows[first :: self._stride].bfloat16()])
+        self.num_tokens += len(rows)
+        while len(self._tokens) >= 2 * NUM_TOKENS:
+            self._tokens, self._stride = self._tokens[::2].clone(), 2 * self._stride
 
-    def importance(self) -> Tensor:
-        mean = (self.total / self.num_rows).float()
-        return mean + FLOOR * mean.mean()
+    def inputs(self) -> LayerInputs:
+        mean = (self._squares / self.num_tokens).float()
+        return LayerInputs(mean + FLOOR * mean.mean(), self._largest, self._tokens)
 
 
-def measure_importance(model: Any, prompts: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+@torch.no_grad()
+def measure_inputs(model: Any, prompts: Iterable[Mapping[str, Any]]) -> dict[str, LayerInputs]:
     """Answers prompts and measures what the linear layers get.
 
     Args:
@@ -42,27 +66,27 @@ def measure_importance(model: Any, prompts: Iterable[Mapping[str, Any]]) -> dict
         prompts: batches as the processor returns them.
 
     Returns:
-        For each linear layer that ran, the mean square of its inputs, float32 `(K,)`.
+        The inputs of each linear layer that ran, by its name.
 
     Raises:
         ArgumentError: there are no prompts, or they drive the model to NaN.
     """
-    sums = {
-        name: _MeanSquares(module.in_features)
+    recorders = {
+        name: _Recorder(module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in sums.items()]
+    handles = [model.get_submodule(name).register_forward_pre_hook(r) for name, r in recorders.items()]
     try:
         for prompt in prompts:
             model.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
     finally:
         for handle in handles:
             handle.remove()
-    measured = {name: found.importance() for name, found in sums.items() if found.num_rows}
+    measured = {name: recorder.inputs() for name, recorder in recorders.items() if recorder.num_tokens}
     if not measured:
         raise ArgumentError("calibration holds no prompts; pass batches of the processor.")
-    bad = [name for name, importance in measured.items() if not importance.isfinite().all()]
+    bad = [name for name, inputs in measured.items() if not inputs.mean_squares.isfinite().all()]
     if bad:
         raise ArgumentError(f"the calibration prompts give NaN or infinity in {bad[0]}.")
     return measured

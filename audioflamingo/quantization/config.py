@@ -40,10 +40,12 @@ class LayerFormat:
     Attributes:
         bits: 8 or 4.
         group: inputs that share a group scale; None for 8 bits.
+        is_smoothed: inputs are multiplied by factors first (see `smoothing`).
     """
 
     bits: int
     group: int | None = None
+    is_smoothed: bool = False
 
     @property
     def tensor_name(self) -> str:
@@ -59,10 +61,12 @@ class QuantizationConfig:
         scheme: `"int8"` or `"int4"`.
         group_size: largest number of inputs that share a group scale (`"int4"` only). Layers whose inputs it does not
             divide take the largest smaller size that does.
+        is_calibrated: rounding followed measured prompts, and layers hold factors of their inputs.
     """
 
     scheme: str
     group_size: int | None = None
+    is_calibrated: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -71,11 +75,14 @@ class QuantizationConfig:
             raise ArgumentError("group_size belongs to 'int4'; 'int8' has one scale a channel: leave it out.")
         if self.scheme == "int4" and self.group_size is None:
             object.__setattr__(self, "group_size", DEFAULT_GROUP_SIZE)
+        if not isinstance(self.is_calibrated, bool):
+            raise ArgumentError(f"is_calibrated must be true or false, got {self.is_calibrated!r}.")
         if self.scheme == "int4" and self.group_size not in INT4_GROUPS:
             raise ArgumentError(f"group_size must be one of {INT4_GROUPS}, got {self.group_size!r}.")
 
     def __str__(self) -> str:
-        return self.scheme if self.group_size is None else f"{self.scheme}, group {self.group_size}"
+        group = "" if self.group_size is None else f", group {self.group_size}"
+        return self.scheme + group + (", calibrated" if self.is_calibrated else "")
 
     def layer_format(self, name: str, module: nn.Module) -> LayerFormat | None:
         """Format of a module of the model by its name; None if it stays as it is.
@@ -86,10 +93,12 @@ class QuantizationConfig:
         is_embedding = isinstance(module, nn.Embedding) and name.endswith("embed_tokens")
         if not (is_embedding or isinstance(module, nn.Linear)):
             return None
-        if self.scheme == "int8" or not name.startswith(_INT4_PREFIX):
+        if is_embedding:
             return LayerFormat(8)
         assert isinstance(module, nn.Linear)
-        return LayerFormat(4, self._group(name, module.in_features))
+        is_4_bit = self.scheme == "int4" and name.startswith(_INT4_PREFIX)
+        group = self._group(name, module.in_features) if is_4_bit else None
+        return LayerFormat(4 if is_4_bit else 8, group, self.is_calibrated)
 
     def _group(self, name: str, in_features: int) -> int:
         assert self.group_size is not None
@@ -141,18 +150,30 @@ class QuantizationConfig:
                 "update audioflamingo (pip install -U audioflamingo), or quantize the original checkpoint again."
             )
         try:
-            return cls(str(values.get("scheme")), values.get("group_size"))
+            return cls(
+                str(values.get("scheme")), values.get("group_size"), values.get("is_calibrated", False)
+            )
         except ArgumentError as error:
             raise CheckpointError(f"{CONFIG_KEY}: {error}") from error
 
 
-def as_config(quantization: str | QuantizationConfig, group_size: int | None = None) -> QuantizationConfig:
-    """A scheme by its name, or as it is."""
+def as_config(
+    quantization: str | QuantizationConfig, group_size: int | None = None, is_calibrated: bool | None = None
+) -> QuantizationConfig:
+    """A scheme by its name, or as it is; `is_calibrated` says whether there are prompts, None when nobody asks.
+
+    Raises:
+        ArgumentError: no such scheme, or a calibrated one without prompts.
+    """
     if isinstance(quantization, QuantizationConfig):
-        return quantization
+        if quantization.is_calibrated and is_calibrated is False:
+            raise ArgumentError(
+                f"{str(quantization)!r} needs prompts: quantize(model, ..., calibration=prompts)."
+            )
+        return dataclasses.replace(quantization, is_calibrated=is_calibrated or quantization.is_calibrated)
     if not isinstance(quantization, str):
         raise ArgumentError(f"quantization must be one of {SCHEMES}, got {quantization!r}.")
-    return QuantizationConfig(quantization, group_size)
+    return QuantizationConfig(quantization, group_size, bool(is_calibrated))
 
 
 def read_quantization(config: Any) -> QuantizationConfig | None:

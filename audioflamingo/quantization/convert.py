@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.quantization.calibration import measure_importance
+from audioflamingo.quantization.calibration import measure_inputs
 from audioflamingo.quantization.config import (
     LayerFormat,
     QuantizationConfig,
@@ -41,8 +41,8 @@ def quantize(
             groups, the rest in int8.
         group_size: inputs that share a scale in `"int4"`: 32, 64 or 128. By default `DEFAULT_GROUP_SIZE`, or less in
             layers that it does not divide.
-        calibration: prompts as the processor returns them. They are answered once, and the rounding then favours the
-            inputs of each layer that were large.
+        calibration: prompts as the processor returns them. They are answered once, and the rounding then follows what
+            each layer got to see (see `calibration`, `smoothing`).
 
     Returns:
         The model.
@@ -52,16 +52,16 @@ def quantize(
             already or holds adapters, or weights that are NaN.
         DeviceError: the model is not on the CPU.
     """
-    config = as_config(scheme, group_size)
+    config = as_config(scheme, group_size, is_calibrated=calibration is not None)
     _check_model(model)
     if group_size is not None:
         config.check_divides(model)
     formats = layer_formats(model, config)
-    importance = {} if calibration is None else measure_importance(model, calibration)
+    measured = {} if calibration is None else measure_inputs(model, calibration)
     for name, format_ in formats.items():
         module: Any = model.get_submodule(name)
         layer = empty_layer(module, format_)
-        layer.fill(module.weight, name, importance.get(name))
+        layer.fill(module.weight, name, measured.get(name))
         model.set_submodule(name, layer)
     model.requires_grad_(False)
     model.config = model.model.config = with_quantization(model.config, config)

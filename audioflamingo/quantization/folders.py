@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audioflamingo.checkpoint.filling import build_empty
 from audioflamingo.checkpoint.hub import resolve_folder
 from audioflamingo.checkpoint.pretrained import (
     DEFAULT_SHARD_SIZE,
-    build_empty,
     config_to_save,
     read_config,
     read_generation_config,
@@ -26,7 +26,7 @@ from audioflamingo.checkpoint.weights import check_tensors, find_tensors, hub_na
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, CheckpointError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.quantization.calibration import measure_importance
+from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
 from audioflamingo.quantization.config import as_config, read_quantization, with_quantization
 from audioflamingo.quantization.streaming import QuantizingReader
 
@@ -61,7 +61,7 @@ def quantize_checkpoint(
         CheckpointError: there is no such checkpoint, it is damaged or quantized already, or `folder` cannot be written.
         ArgumentError: an unknown scheme, or a group size that does not divide a layer's inputs.
     """
-    quantization = as_config(scheme, group_size)
+    quantization = as_config(scheme, group_size, is_calibrated=calibration is not None)
     max_shard_bytes = parse_size(max_shard_size)
     source, target = resolve_folder(id_or_path), Path(folder).expanduser()
     if target.exists() and target.resolve() == source.resolve():
@@ -77,9 +77,9 @@ def quantize_checkpoint(
 
     quantized_config = with_quantization(config, quantization)
     model = build_empty(AudioFlamingo3ForConditionalGeneration, quantized_config)
-    importance = None if calibration is None else _measure(source, calibration)
+    measured = None if calibration is None else _measure(source, calibration)
     dtype = stored_dtype(config, source, stored)
-    reader = QuantizingReader(model, stored, dtype, importance)
+    reader = QuantizingReader(model, stored, dtype, measured)
     names, tensors = _hub_layout(model.state_dict(), dtype)
     write_checkpoint(
         target,
@@ -91,9 +91,9 @@ def quantize_checkpoint(
     )
 
 
-def _measure(source: Path, calibration: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+def _measure(source: Path, calibration: Iterable[Mapping[str, Any]]) -> dict[str, LayerInputs]:
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(source)
-    return measure_importance(model, calibration)
+    return measure_inputs(model, calibration)
 
 
 def _hub_layout(state: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Tensor]]:

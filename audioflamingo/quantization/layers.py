@@ -13,65 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import (
-    BLOCK_ROWS,
-    gather_int8,
-    linear_int4,
-    linear_int8,
-    pack_int4,
-    pack_int8,
-    packed_int4_shape,
-    packed_int8_shape,
-    unpack_int4,
-    unpack_int8,
-)
+from audioflamingo.kernels import gather_int8, linear_int4, linear_int8, unpack_int4, unpack_int8
+from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.config import LayerFormat
-from audioflamingo.quantization.rounding import round_int4, round_int8
+from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer, packed_shape
 
-SCALES = "scales"
-CHUNK_ELEMENTS = 1 << 19  # weights that are rounded at one time: what fits into the caches
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def packed_shape(shape: tuple[int, int], format_: LayerFormat) -> tuple[int, int]:
-    """Shape of the packed uint8 tensor of weights `(N, K)`."""
-    return packed_int8_shape(shape) if format_.group is None else packed_int4_shape(shape, format_.group)
-
-
-def pack_weight(
-    weight: Tensor, format_: LayerFormat, name: str, importance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Rounds and packs a matrix, a few rows at a time.
-
-    Args:
-        weight: any float dtype `(N, K)`, on the CPU.
-        format_: how.
-        name: of the layer, for messages.
-        importance: float32 `(K,)`, the weight of each input's error; None for equal.
-
-    Returns:
-        The packed weights, uint8 of `packed_shape`, and the scales, float32 `(N,)`.
-
-    Raises:
-        ArgumentError: weights that are NaN or infinite.
-    """
-    num_rows, num_columns = weight.shape
-    packed = torch.empty(packed_shape((num_rows, num_columns), format_), dtype=torch.uint8)
-    scales = torch.empty(num_rows)
-    blocks = max(1, CHUNK_ELEMENTS // (num_columns * BLOCK_ROWS))
-    for block in range(0, len(packed), blocks):
-        rows = slice(block * BLOCK_ROWS, (block + blocks) * BLOCK_ROWS)
-        chunk = weight[rows].float()
-        if not chunk.isfinite().all():
-            raise ArgumentError(f"the weights of {name} hold NaN or infinity; they cannot be quantized.")
-        if format_.group is None:
-            int8 = round_int8(chunk, importance)
-            packed[block : block + blocks], scales[rows] = pack_int8(int8.values), int8.scales
-        else:
-            int4 = round_int4(chunk, format_.group, importance)
-            packed[block : block + blocks] = pack_int4(int4.values, int4.group_scales, format_.group)
-            scales[rows] = int4.scales
-    return packed, scales
 
 
 class PackedWeight(nn.Module):
@@ -102,13 +49,13 @@ class PackedWeight(nn.Module):
         assert packed is not None
         return packed
 
-    def fill(self, weight: Tensor, name: str, importance: Tensor | None = None) -> None:
-        """Takes over a matrix; see `pack_weight`."""
-        packed, self.scales = pack_weight(weight, self.format, name, importance)
-        self.register_buffer(self._packed_name, packed)
+    def fill(self, weight: Tensor, name: str, inputs: LayerInputs | None = None) -> None:
+        """Takes over a matrix; see `pack_layer`."""
+        for leaf, tensor in pack_layer(weight, self.format, name, inputs).items():
+            self._buffers[leaf] = tensor.to(weight.dtype) if leaf == SMOOTHING else tensor
 
     def dequantize(self) -> Tensor:
-        """The matrix that the integers stand for, float32 `(N, K)`."""
+        """The matrix that the integers and their scales stand for, float32 `(N, K)`."""
         if self.format.group is None:
             return unpack_int8(self.packed, self.shape).float() * self.scales[:, None]
         return unpack_int4(self.packed, self.shape, self.format.group).float() * self.scales[:, None]
@@ -139,6 +86,9 @@ class QuantizedLinear(PackedWeight):
 
     A token's result does not depend on the tokens beside it.
 
+    Attributes:
+        smoothing: powers of two `(K,)` in the model's dtype, which activations are multiplied by; None for 1.
+
     Args:
         in_features: K.
         out_features: N.
@@ -146,11 +96,18 @@ class QuantizedLinear(PackedWeight):
         format_: how the weights are stored.
     """
 
+    smoothing: Tensor | None
+
     def __init__(self, in_features: int, out_features: int, bias: bool, format_: LayerFormat) -> None:
         super().__init__((out_features, in_features), format_)
         self.in_features = in_features
         self.out_features = out_features
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.register_buffer(SMOOTHING, torch.ones(in_features) if format_.is_smoothed else None)
+
+    def dequantize(self) -> Tensor:
+        values = super().dequantize()
+        return values if self.smoothing is None else values * self.smoothing.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., K)` to `(..., N)` in the dtype of `x`.
@@ -164,6 +121,8 @@ class QuantizedLinear(PackedWeight):
                 "without quantization."
             )
         dtype = x.dtype
+        if self.smoothing is not None:
+            x = x * self.smoothing
         if dtype not in _KERNEL_DTYPES:
             x = x.float()
         bias = None if self.bias is None else self.bias.float()
@@ -211,6 +170,7 @@ def empty_layer(module: nn.Module, format_: LayerFormat) -> PackedWeight:
             return embedding
         assert isinstance(module, nn.Linear)
         linear = QuantizedLinear(module.in_features, module.out_features, module.bias is not None, format_)
+        linear.to(weight.dtype)
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
     return linear

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from audioflamingo.checkpoint.weights import StoredTensor
 from audioflamingo.errors import ArgumentError, CheckpointError
+from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.convert import packed_layers
-from audioflamingo.quantization.layers import SCALES, pack_weight
+from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer
 
 
 class QuantizingReader:
@@ -25,7 +26,7 @@ class QuantizingReader:
         model: the quantized model, its tensors on the meta device.
         stored: what the checkpoint holds, by the names of the model that is not quantized.
         dtype: of what is not quantized.
-        importance: see `quantization.calibration`.
+        measured: see `quantization.calibration`.
     """
 
     def __init__(
@@ -33,32 +34,34 @@ class QuantizingReader:
         model: nn.Module,
         stored: Mapping[str, StoredTensor],
         dtype: torch.dtype,
-        importance: Mapping[str, Tensor] | None = None,
+        measured: Mapping[str, LayerInputs] | None = None,
     ) -> None:
         self._layers = packed_layers(model)
         self._stored = stored
         self._dtype = dtype
-        self._importance = importance or {}
-        self._scales: dict[str, Tensor] = {}  # of layers whose integers were read
+        self._measured = measured or {}
+        self._small: dict[str, Tensor] = {}  # what else belongs to layers whose integers were read
 
     def read(self, name: str) -> Tensor:
-        """A tensor of the quantized model. The integers of a layer must be read before its scales.
+        """A tensor of the quantized model. The integers of a layer must be read before its other tensors.
 
         Raises:
             CheckpointError: the file cannot be read, or holds NaN.
         """
         layer_name, _, leaf = name.rpartition(".")
         layer = self._layers.get(layer_name)
-        if layer is None or leaf not in (layer.format.tensor_name, SCALES):
+        if layer is None or leaf not in (layer.format.tensor_name, SCALES, SMOOTHING):
             return self._read_stored(name).to(self._dtype, copy=True)
-        if leaf == SCALES:
-            return self._scales.pop(layer_name)
+        if leaf != layer.format.tensor_name:
+            tensor = self._small.pop(name)
+            return tensor.to(self._dtype) if leaf == SMOOTHING else tensor
         weight = self._read_stored(f"{layer_name}.weight")
         try:
-            packed, scales = pack_weight(weight, layer.format, layer_name, self._importance.get(layer_name))
+            tensors = pack_layer(weight, layer.format, layer_name, self._measured.get(layer_name))
         except ArgumentError as error:
             raise CheckpointError(f"{self._stored[f'{layer_name}.weight'].path}: {error}") from error
-        self._scales[layer_name] = scales
+        packed = tensors.pop(leaf)
+        self._small |= {f"{layer_name}.{other}": tensor for other, tensor in tensors.items()}
         return packed
 
     def _read_stored(self, name: str) -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audioflamingo.checkpoint.pretrained import build_empty
+from audioflamingo.checkpoint.filling import build_empty
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import (
     ArgumentError,
@@ -244,7 +244,10 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n"
             _put("vision_tower.weight", torch.zeros(1)),
             r"no part of Audio Flamingo 3: vision_tower.weight \[1\]",
         ),
-        (_put(LM_HEAD, torch.zeros(512, 48, dtype=torch.int8)), rf"a dtype that they cannot have.*{LM_HEAD} \(I8\)"),
+        (
+            _put(LM_HEAD, torch.zeros(512, 48, dtype=torch.int8)),
+            rf"a dtype that they cannot have.*{LM_HEAD} \(I8\)",
+        ),
         (_cut, "cut off or damaged"),
         (_damage_header, "header of .* is damaged"),
         (_damage_offsets, "cannot read .*model.safetensors"),

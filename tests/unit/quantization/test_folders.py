@@ -103,7 +103,13 @@ def test_packed_weights_are_mapped_and_aligned(folders: dict[str, Path]) -> None
 
 def test_what_is_recorded(folders: dict[str, Path]) -> None:
     record = json.loads((folders["int4"] / "config.json").read_text())["quantization_config"]
-    assert record == {"library": "audioflamingo", "version": 1, "scheme": "int4", "group_size": 64}
+    assert record == {
+        "library": "audioflamingo",
+        "version": 1,
+        "scheme": "int4",
+        "group_size": 64,
+        "is_calibrated": False,
+    }
     dtypes = {name: tensor.dtype for name, tensor in find_tensors(folders["int4"]).items()}
     assert {dtype for name, dtype in dtypes.items() if is_packed(name)} == {"U8"}
     assert {dtype for name, dtype in dtypes.items() if not is_packed(name)} == {"F32"}
@@ -124,11 +130,20 @@ def test_without_a_processor_the_model_is_written_with_a_warning(tmp_path: Path)
     )
 
 
-def test_calibration_changes_the_rounding(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_calibrated_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     prompts = [make_batch([([300], 5)])]
     quantize_checkpoint(folders["plain"], tmp_path, "int4", calibration=prompts)
     expected = audioflamingo.quantize(small_model(), "int4", calibration=prompts)
-    assert_equal_state(Model.from_pretrained(tmp_path), expected)
+    model = Model.from_pretrained(tmp_path, quantization="int4")
+    assert_equal_state(model, expected)
+    Model.from_pretrained(tmp_path, quantization=read_quantization(model.config))
+    with pytest.raises(ArgumentError, match="needs prompts"):
+        Model.from_pretrained(folders["plain"], quantization=read_quantization(model.config))
+    model.save_pretrained(tmp_path / "again")
+    assert_equal_state(Model.from_pretrained(tmp_path / "again"), expected)
+    edit_json(tmp_path / "config.json", quantization_config=QuantizationConfig("int4").to_dict())
+    with pytest.raises(CheckpointError, match=r"unexpected: .*\.smoothing"):
+        Model.from_pretrained(tmp_path)
     plain = Model.from_pretrained(folders["int4"])
     name = "model.language_model.layers.0.mlp.up_proj.packed_int4_g64"
     assert not torch.equal(plain.state_dict()[name], expected.state_dict()[name])

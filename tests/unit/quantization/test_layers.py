@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import quantize_rows
-from audioflamingo.quantization import layers
+from audioflamingo.quantization import packing
 from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear, empty_layer
 
@@ -77,7 +77,7 @@ def test_a_matrix_is_packed_a_few_rows_at_a_time(
 ) -> None:
     linear = random_linear(num_out=75)
     whole = quantized(linear, format_)
-    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 32 * 192)
+    monkeypatch.setattr(packing, "CHUNK_ELEMENTS", 32 * 192)
     in_parts = quantized(linear, format_)
     assert torch.equal(whole.packed, in_parts.packed)
     assert torch.equal(whole.scales, in_parts.scales)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from audioflamingo.checkpoint.pretrained import build_empty, config_to_save
+from audioflamingo.checkpoint.filling import build_empty
+from audioflamingo.checkpoint.pretrained import config_to_save
 from audioflamingo.checkpoint.saving import plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import hub_name
 from audioflamingo.config import AudioFlamingo3Config
