@@ -126,7 +126,7 @@ async def read_form(request: Request, receive: Receive, max_bytes: int) -> FormD
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise bad_request("send the audio as multipart/form-data, with a part named 'file'.")
-    parser = MultiPartParser(
+    parser = WholeFormParser(
         request.headers,
         Request(request.scope, receive).stream(),
         max_files=MAX_FIELDS,
@@ -135,8 +135,22 @@ async def read_form(request: Request, receive: Receive, max_bytes: int) -> FormD
     )
     parser.spool_max_size = max_bytes + 1
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise bad_request(f"the form cannot be read: {error.message}") from None
     except (LookupError, ValueError) as error:  # an unknown charset, bytes that are not in it
         raise bad_request(f"the form cannot be read: {error!r}") from None
+    if not parser.is_whole:
+        await form.close()
+        raise bad_request("the form ends in the middle of a part; send all of it.")
+    return form
+
+
+class WholeFormParser(MultiPartParser):
+    """Knows whether it saw the end of the form; Starlette's takes half a file for a whole one."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        """Called at the last boundary."""
+        self.is_whole = True

@@ -86,23 +86,23 @@ class Fetcher:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             headers = {"User-Agent": "audioflamingo", "Accept": "audio/*", "Accept-Encoding": "identity"}
             connection.request("GET", path, headers=headers)
+            socket_ = connection.sock  # http.client lets go of it where the answer ends with the connection
             response = connection.getresponse()
             if response.status in REDIRECTS:
                 return response.getheader("Location", ""), b""
             if response.status != 200:
                 raise _refused(f"the other server answered with status {response.status}")
-            return None, self._read(response, connection, end)
+            return None, self._read(response, socket_, end)
         finally:
             connection.close()
 
-    def _read(self, response: http.client.HTTPResponse, connection: PinnedConnection, end: float) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, socket_: socket.socket, end: float) -> bytes:
         announced = response.getheader("Content-Length", "")
         body = b""
         if announced.isdigit() and int(announced) > self._max_bytes:
             raise _refused(f"the file is larger than {self._max_bytes} bytes")
         while True:
-            if connection.sock is not None:
-                connection.sock.settimeout(_left(end))
+            socket_.settimeout(_left(end))
             block = response.read1(READ_BYTES)
             if not block:
                 return body

@@ -81,7 +81,10 @@ class Transcriptions:
                 raise timed_out(settings.timeout_seconds) from None
 
     async def _check(self, form: FormData) -> TranscriptionRequest:
-        self._service.check_model(_text(form, "model") or "")
+        model = _text(form, "model")
+        if model is None:
+            raise bad_request("model is missing.", "model")
+        self._service.check_model(model)
         for name in form:
             if name not in FIELDS and name.removesuffix("[]") not in LISTS:
                 raise bad_request(f"there is no field {name[:100]!r}.", name[:100], "unknown_parameter")

@@ -44,17 +44,15 @@ export class Transcript {
 
   async read(signal) {
     const request = [await this.getModel(), this.clip.upload, this.clip.name, signal];
-    let text = "";
+    let words = "";
     for await (const event of transcribe(...request)) {
-      if (event.type === "transcript.text.delta") text += event.delta;
-      if (event.type === "transcript.text.segment") {
-        this.add(event);
-        text = "";
-      }
-      showText(part(this.root, "partial"), text.trim());
+      if (event.type === "transcript.text.delta") words += event.delta;
+      if (event.type === "transcript.text.segment") this.add(event);
+      showText(part(this.root, "partial"), this.segments.length ? "" : words.trim());
     }
+    if (this.segments.length || !words) return;
     // A server that streams words alone has the times in its whole transcript.
-    if (text) (await transcribeWhole(...request)).segments.forEach((segment) => this.add(segment));
+    (await transcribeWhole(...request)).segments.forEach((segment) => this.add(segment));
   }
 
   add({ start, end, text }) {
