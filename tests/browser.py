@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -27,7 +27,8 @@ FLAGS = (
 
 @contextlib.contextmanager
 def running_browser() -> Iterator[Browser]:
-    """Starts the Chromium of this machine; ends it with the block."""
+    """Starts the Chromium of this machine; ends it with the block. Expectations are given time on a busy one."""
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser

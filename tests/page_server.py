@@ -23,14 +23,14 @@ class Reply:
     Attributes:
         events: what is streamed, as JSON objects; None in the place of one holds the stream there until the test
             sets `go` or the client hangs up.
-        error: sent in place of a stream: the `error` object, with `status`.
+        whole: sent in place of a stream: a JSON object, with `status`.
         is_whole: whether `[DONE]` follows.
     """
 
     events: list[dict[str, Any] | None] = field(default_factory=list)
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    error: dict[str, Any] | None = None
+    whole: dict[str, Any] | None = None
     is_whole: bool = True
     go: threading.Event = field(default_factory=threading.Event)
     client_left: threading.Event = field(default_factory=threading.Event)
@@ -62,7 +62,8 @@ def transcript(*segments: tuple[float, float, str] | None) -> Reply:
 
 def refusal(status: int, message: str, headers: dict[str, str] | None = None) -> Reply:
     """An error in OpenAI's shape."""
-    return Reply(status=status, error={"message": message, "type": "test"}, headers=headers or {})
+    error = {"message": message, "type": "test"}
+    return Reply(status=status, whole={"error": error}, headers=headers or {})
 
 
 class PageServer:
@@ -127,8 +128,8 @@ class _Handler(SimpleHTTPRequestHandler):
         if not self._is_let_in():
             return
         reply = self.script.replies[self.path].pop(0)
-        if reply.error is not None:
-            self._send_json(reply.status, {"error": reply.error}, reply.headers)
+        if reply.whole is not None:
+            self._send_json(reply.status, reply.whole, reply.headers)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

@@ -13,12 +13,9 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 from playwright.sync_api import Browser, Page, expect
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.browser import CHROMIUM, running_browser
 from tests.generation_models import lively_model
 from tests.server_runs import RunningServer, audio_part, running_server
 from tests.tiny_tokenizer import write_tiny_processor
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 SPEECH = Path(__file__).parents[1] / "data" / "directory_prompt.flac"
 
@@ -30,12 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     model.generation_config.eos_token_id = [10, 11, 12, 497]
     model.generation_config.max_new_tokens = 40
     with running_server(model, processor) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
         yield running
 
 
