@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sys
 from collections import Counter
@@ -12,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from audioflamingo.errors import AudioError
+from audioflamingo.errors import ArgumentError, AudioError
 
 STDIN = "-"
 _SUFFIX_NAMES = """
 wav wave w64 rf64 aif aiff aifc caf flac ogg oga opus mp3 m4a m4b mp4 aac webm mka mkv mov amr 3gp
 """
+MANIFEST_SUFFIX = ".jsonl"
+MANIFEST_KEYS = ("path", "audio_filepath")  # the second is NeMo's
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIX_NAMES.split())
 
 
@@ -46,9 +49,12 @@ class Input:
 
 
 def find_inputs(arguments: Sequence[str]) -> list[Input]:
-    """Expands files, folders (with all below them), patterns, URLs and `-`; each audio once, in order.
+    """Expands files, folders (with all below them), patterns, lists of files, URLs and `-`; each audio once, in order.
 
     What does not exist becomes an `Input` with an error, so that the others go on.
+
+    Raises:
+        ArgumentError: a list of files cannot be read.
     """
     found: dict[str, Input] = {}
     for argument in arguments:
@@ -70,6 +76,8 @@ def _expand(argument: str) -> Iterator[Input]:
     path = Path(argument).expanduser()
     if path.is_dir():
         yield from _expand_folder(path)
+    elif path.suffix.lower() == MANIFEST_SUFFIX:
+        yield from _expand_manifest(path)
     elif path.exists() or not glob.has_magic(argument):
         yield Input(argument, PurePosixPath(path.name), path)  # a file that is not there is found out later
     else:
@@ -92,6 +100,38 @@ def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root) / name for name in files if not name.startswith("."))
+
+
+def _expand_manifest(manifest: Path) -> Iterator[Input]:
+    """The files of a list: a JSON object a line, paths relative to the list's own folder."""
+    try:
+        lines = manifest.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"cannot read the list of files {str(manifest)!r}: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name = _manifest_entry(line)
+        if name is None:
+            raise ArgumentError(
+                f"line {number} of {str(manifest)!r} must be a JSON object with the path of a file under "
+                f"{' or '.join(map(repr, MANIFEST_KEYS))}, got {line[:80]!r}."
+            )
+        if "://" in name:
+            yield from _expand(name)
+        else:
+            path = manifest.parent / Path(name).expanduser()
+            yield Input(str(path), PurePosixPath(path.name), path)
+
+
+def _manifest_entry(line: str) -> str | None:
+    """The path that a line of a list names; None if there is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    names = [entry[key] for key in MANIFEST_KEYS if key in entry] if isinstance(entry, dict) else []
+    return names[0] if names and isinstance(names[0], str) and names[0] else None
 
 
 def _expand_pattern(pattern: str) -> Iterator[Input]:

@@ -9,6 +9,19 @@ from typing import Annotated
 
 import typer
 
+from audioflamingo.cli.corpus_jobs import (
+    AddressOption,
+    CorpusJob,
+    CpusPerWorkerOption,
+    Engine,
+    EngineOption,
+    GpusPerWorkerOption,
+    NumWorkersOption,
+    ShardSizeOption,
+    check_ray_output,
+    corpus_files,
+    refuse_ray_options,
+)
 from audioflamingo.cli.options import (
     DEFAULT_MODEL,
     DebugOption,
@@ -20,6 +33,8 @@ from audioflamingo.cli.options import (
     QuietOption,
     VerboseOption,
 )
+from audioflamingo.corpus.cluster import LOCAL
+from audioflamingo.corpus.job import SHARD_SIZE
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
 
 
@@ -43,8 +58,8 @@ def transcribe(
         list[str],
         typer.Argument(
             metavar="PATH",
-            help="Files, folders (with all below them), quoted patterns such as 'calls/**/*.wav', URLs, or - "
-            "for standard input.",
+            help="Files, folders (with all below them), quoted patterns such as 'calls/**/*.wav', URLs, lists of files "
+            "(.jsonl, see below), or - for standard input.",
             show_default=False,
         ),
     ],
@@ -99,6 +114,12 @@ def transcribe(
     max_window_s: Annotated[
         float, typer.Option(help="Longest segment, at most 30.", rich_help_panel=_SPEECH)
     ] = VadOptions.max_window_s,
+    engine: EngineOption = Engine.LOCAL,
+    address: AddressOption = LOCAL,
+    num_workers: NumWorkersOption = None,
+    cpus_per_worker: CpusPerWorkerOption = None,
+    gpus_per_worker: GpusPerWorkerOption = None,
+    shard_size: ShardSizeOption = SHARD_SIZE,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -110,12 +131,16 @@ def transcribe(
     After an interruption the same command goes on where it was. A file that cannot be read is reported, the
     others go on, and the exit code is 1.
 
+    A list of files holds one JSON object a line, {"path": "a.wav"} or {"audio_filepath": "a.wav"}, relative to
+    its own folder.
+
     \b
     Examples:
       af3 transcribe meeting.mp3
       af3 transcribe recordings/ -f srt -o subtitles/
       af3 transcribe 'calls/2024-*/*.wav' -f jsonl -o calls-json/ --batch-size 16
       ffmpeg -i film.mkv -f wav - | af3 transcribe - -f vtt > film.vtt
+      af3 transcribe corpus.jsonl -o corpus-out/ --engine ray --address 10.0.0.1:6379
     """
     from audioflamingo.cli.inputs import find_inputs
     from audioflamingo.cli.jobs import TranscriptionJob
@@ -131,6 +156,25 @@ def transcribe(
         vad=vad,
     )
     inputs = find_inputs(paths)
+    if engine is Engine.RAY:
+        folder = check_ray_output(ctx, output_format.value, output_dir)
+        if device == "cpu" and gpus_per_worker is None:
+            gpus_per_worker = 0.0
+        CorpusJob(corpus_files(inputs), folder, quiet, verbose).run(
+            model,
+            device,
+            dtype,
+            quantization,
+            options,
+            address=address,
+            shard_size=shard_size,
+            num_workers=num_workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            overwrite=overwrite,
+        )
+        return
+    refuse_ray_options(ctx)
     if output_dir is None and len(inputs) > 1 and output_format not in (FormatName.TXT, FormatName.JSONL):
         raise typer.BadParameter(
             f"{len(inputs)} transcripts as {output_format.value} cannot share one output; add --output-dir, "

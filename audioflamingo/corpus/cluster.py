@@ -128,13 +128,10 @@ def plan_workers(
     Raises:
         ArgumentError: there is no room for that.
     """
-    cpus = [node.get("CPU", 0.0) for node in nodes]
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
     if cpus_per_worker is None:
-        share = sum(cpus) // (num_workers or max(1, sum(count > 0 for count in cpus)))
-        smallest = min((count for count in cpus if count > 0), default=1.0)
-        cpus_per_worker = 1.0 if gpus_per_worker else max(1.0, min(share, smallest))
+        cpus_per_worker = 1.0 if gpus_per_worker else _cpu_share(nodes, num_workers)
     room = sum(_room(node, cpus_per_worker, gpus_per_worker) for node in nodes)
     if room < (num_workers or 1):
         raise ArgumentError(
@@ -142,6 +139,17 @@ def plan_workers(
             f"each, {num_workers or 1} asked for. Change --num-workers, --cpus-per-worker or --gpus-per-worker."
         )
     return WorkerPlan(num_workers or room, cpus_per_worker, gpus_per_worker)
+
+
+def _cpu_share(nodes: Sequence[dict[str, float]], num_workers: int | None) -> float:
+    """The most CPUs that each worker can have: of all CPUs its share, of its node no more than that has."""
+    counts = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+    if not counts:
+        return 1.0
+    share = min(min(counts), sum(counts) // (num_workers or len(counts)))
+    while share > 1 and sum(count // share for count in counts) < (num_workers or 1):
+        share -= 1
+    return max(1.0, share)
 
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:

@@ -1,0 +1,144 @@
+"""A corpus on a real Ray cluster of two nodes: a killed worker, Ctrl-C, going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
+from audioflamingo.cli.loading import load
+from audioflamingo.cli.options import Dtype
+from audioflamingo.corpus import CorpusFile, transcribe_corpus
+from audioflamingo.corpus.records import transcribe_files
+from audioflamingo.transcription.options import TranscriptionOptions
+from tests.cli_runs import af3, af3_process, write_tiny_model
+
+pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
+
+DATA = Path(__file__).parents[2] / "data"
+NUM_FILES = 24
+BROKEN = "07.wav"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two nodes, each with room for one worker."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that differ in length and loudness, and one that is broken."""
+    folder = tmp_path_factory.mktemp("corpus")
+    speech = load_audio(DATA / "directory_prompt.flac")
+    for number in range(NUM_FILES):
+        waveform = speech[: SAMPLING_RATE * 3 // 2 + 1000 * number] * (0.5 + number / 50)
+        soundfile.write(folder / f"{number:02d}.wav", waveform, SAMPLING_RATE)
+    (folder / BROKEN).write_bytes(b"RIFF----WAVEnothing")
+    return folder
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def what_was_heard(record: dict[str, Any]) -> list[Any]:
+    """All but the log-probabilities, whose last digits depend on the batch."""
+    segments = [(part["start_s"], part["end_s"], part["tokens"]) for part in record["segments"]]
+    return [record["source"], record["error"], record["duration_s"], record["text"], segments]
+
+
+def test_a_worker_is_killed_in_the_middle(address: str, model: Path, corpus: Path, tmp_path: Path) -> None:
+    """Nothing is lost or doubled, and the transcripts are those of this process alone."""
+    marker = tmp_path / "killed"
+
+    def load_deadly() -> tuple[Any, Any]:
+        loaded, processor = load(str(model), "cpu", Dtype.AUTO)
+        stream = loaded.stream
+        num_calls = 0
+
+        def die_once(**inputs: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == 2 and not marker.exists():
+                marker.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return stream(**inputs)
+
+        loaded.stream = die_once
+        return loaded, processor
+
+    files = [CorpusFile(path.name, str(path)) for path in sorted(corpus.iterdir())]
+    options = TranscriptionOptions(max_new_tokens=12)
+    taken: list[str] = []
+    summary = transcribe_corpus(
+        files,
+        tmp_path / "out",
+        load_deadly,
+        model={"model": "tiny"},
+        options=options,
+        address=address,
+        shard_size=3,
+        on_records=taken.extend,
+    )
+    assert int(marker.read_text()) != os.getpid()
+    assert (summary.num_files, summary.num_failed, summary.num_kept) == (NUM_FILES, 1, 0)
+    assert sorted(taken) == sorted(summary.path.read_text().splitlines(keepends=True))
+    records = read(summary.path)
+    expected = [json.loads(r) for r in transcribe_files(*load(str(model), "cpu", Dtype.AUTO), files, options)]
+    assert [record["source"] for record in records] == [file.name for file in files]
+    assert [record["source"] for record in records if record["error"]] == [BROKEN]
+    assert [what_was_heard(record) for record in records] == [what_was_heard(record) for record in expected]
+    assert len({record["duration_s"] for record in records}) == NUM_FILES  # so that a mix-up shows
+
+
+def test_ctrl_c_then_the_same_command_again(address: str, model: Path, corpus: Path, tmp_path: Path) -> None:
+    """A real process, a real signal: parts are whole and kept, and the second run does the rest."""
+    out = tmp_path / "out"
+    command = ["transcribe", corpus, "-o", out, "--engine", "ray", "--address", address, "--model", model]
+    command += ["--max-new-tokens", 60, "--shard-size", 1]
+    process = af3_process(*command)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("parts/*.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    done = sorted(out.glob("parts/*"))
+    assert process.returncode == 130, errors.decode()
+    assert b"The same command goes on with the rest." in errors
+    assert 0 < len(done) < NUM_FILES
+    assert not (out / "transcripts.jsonl").exists()
+    times = {path: path.stat().st_mtime_ns for path in done}
+
+    result = af3(*command)
+    assert result.exit_code == 1, result.output  # one file is broken
+    assert f"{len(done)} already transcribed" in result.stderr
+    assert f"{NUM_FILES - 1} transcribed, 1 failed -> {out / 'transcripts.jsonl'}" in result.stderr
+    records = read(out / "transcripts.jsonl")
+    assert [record["source"] for record in records] == [str(path) for path in sorted(corpus.iterdir())]
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in times.items())
+
+    result = af3(*command, "--prompt", "Translate.")
+    assert result.exit_code == 1
+    assert 'holds the transcripts of another run: other prompt (null, now "Translate.")' in result.stderr
