@@ -59,7 +59,9 @@ AVX2 void multiply_tile(const uint8_t* panel, const int8_t* values, ptrdiff_t st
         }
         AF3_UNROLL for (int r = 0; r < R; ++r) {
             const __m256i x = broadcast_quad(values + r * stride + q * 4);
-            AF3_UNROLL for (int h = 0; h < kHalves; ++h) total[r][h] = add_products(total[r][h], weights[h], sizes[h], x);
+            AF3_UNROLL for (int h = 0; h < kHalves; ++h) {
+                total[r][h] = add_products(total[r][h], weights[h], sizes[h], x);
+            }
         }
     }
     AF3_UNROLL for (int r = 0; r < R; ++r) {
@@ -118,7 +120,7 @@ void decode_int8(const uint8_t* const* blocks, int num_blocks, const Activations
     }
 }
 
-// One row with eight outputs of a block, over all groups.
+// R rows with eight outputs of a block, over all groups.
 template <int R>
 AVX2 void decode_int4_tile(const uint8_t* block, int half, const Activations& x, int first_row, int group,
                            int32_t (*sums)[kBlockRows]) {
@@ -150,7 +152,9 @@ AVX2 void decode_int4_tile(const uint8_t* block, int half, const Activations& x,
             }
         }
         const __m256i scales = widen_scales(block + g * kBlockRows + half * 8);
-        AF3_UNROLL for (int r = 0; r < R; ++r) total[r] = _mm256_add_epi32(total[r], _mm256_mullo_epi32(dot[r], scales));
+        AF3_UNROLL for (int r = 0; r < R; ++r) {
+            total[r] = _mm256_add_epi32(total[r], _mm256_mullo_epi32(dot[r], scales));
+        }
     }
     AF3_UNROLL for (int r = 0; r < R; ++r) save(sums[r] + half * 8, total[r]);
 }
