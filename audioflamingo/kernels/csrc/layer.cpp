@@ -9,7 +9,7 @@ namespace af3 {
 namespace {
 
 constexpr int kTileColumns = 2048;                // inputs of a panel: four blocks of it stay in a core's cache
-constexpr int kPartRows = 240;                    // rows of a work item, where there are enough items without more
+constexpr int kPartRows = 240;                    // rows of a work item: their sums stay in a core's cache
 constexpr int kWalkRows = 128;                    // up to here, expanding int4 blocks costs more than it saves
 constexpr size_t kDecodeChunk = size_t(1) << 19;  // bytes of each of the two streams of a decode item
 
