@@ -48,13 +48,17 @@ def create_app(service: Service) -> Starlette:
         service.check_model(request.path_params["name"])
         return JsonResponse(_model(service))
 
+    interface = [
+        Route("/models", models),
+        Route("/models/{name:path}", model),
+        Route("/chat/completions", ChatCompletions(service), methods=["POST"]),
+        Route("/audio/transcriptions", Transcriptions(service), methods=["POST"]),
+    ]
+    # A mount of its own, so that a wrong method there is not taken for a file of the page.
     routes: list[BaseRoute] = [
         Route("/health", health),
         Route("/metrics", metrics),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", model),
-        Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
-        Route("/v1/audio/transcriptions", Transcriptions(service), methods=["POST"]),
+        Mount("/v1", routes=interface),
     ]
     if (PAGE / "index.html").exists():
         routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))

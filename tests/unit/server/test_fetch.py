@@ -186,9 +186,7 @@ def test_other_schemes_and_broken_addresses_are_refused(monkeypatch: pytest.Monk
 def test_every_redirect_is_checked_again(
     monkeypatch: pytest.MonkeyPatch, lead_to_loopback: list[str], port: int
 ) -> None:
-    resolve(
-        monkeypatch, {"audio.example": [PUBLIC], "inside.example": ["10.0.0.1"]}
-    )
+    resolve(monkeypatch, {"audio.example": [PUBLIC], "inside.example": ["10.0.0.1"]})
     fetcher = Fetcher(["*"], 1_000_000, 5.0)
     assert fetcher.fetch("http://audio.example/to?/a.wav") == wav()
     for target in (
