@@ -23,7 +23,14 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import QuantizationConfig, read_quantization
 from audioflamingo.quantization.folders import quantize_checkpoint
-from tests.checkpoint_folders import INDEX, SINGLE, assert_equal_state, edit_json, edit_tensors
+from tests.checkpoint_folders import (
+    INDEX,
+    SINGLE,
+    assert_equal_state,
+    edit_json,
+    edit_tensors,
+    make_nvidia_folder,
+)
 from tests.tiny_model import make_batch, tiny_model
 from tests.tiny_tokenizer import write_tiny_processor
 
@@ -128,6 +135,15 @@ def test_without_a_processor_the_model_is_written_with_a_warning(tmp_path: Path)
     assert_equal_state(
         Model.from_pretrained(tmp_path / "int8"), audioflamingo.quantize(small_model(), "int8")
     )
+
+
+def test_nvidias_layout(tmp_path: Path) -> None:
+    make_nvidia_folder(tmp_path / "nvidia", tiny_model())
+    with pytest.warns(AudioFlamingoWarning, match="only the model is written"):
+        quantize_checkpoint(tmp_path / "nvidia", tmp_path / "int8", "int8")
+    expected = audioflamingo.quantize(tiny_model(), "int8")
+    for folder in ("nvidia", "int8"):
+        assert_equal_state(Model.from_pretrained(tmp_path / folder, quantization="int8"), expected)
 
 
 def test_a_calibrated_folder(folders: dict[str, Path], tmp_path: Path) -> None:
