@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True, help="the folder that build_data.py filled")
     parser.add_argument("--model", default="nano", help="folder or id (default: the built-in model)")
     parser.add_argument("--output-dir", type=Path, help="default: DATA_DIR/evaluation")
+    parser.add_argument("--tests", nargs="+", choices=TESTS, default=list(TESTS), help="only these")
     parser.add_argument("--max-rows", type=int, help="only a fixed random sample of each test")
     parser.add_argument("--overwrite", action="store_true", help="start again")
     return parser.parse_args()
@@ -58,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     processor = AutoProcessor.from_pretrained(arguments.model)
     output_dir = arguments.output_dir or arguments.data_dir / "evaluation"
     results = {}
-    for name, title in TESTS.items():
+    for name in arguments.tests:
         start = time.perf_counter()
         result = evaluate(
             model,
@@ -69,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             progress=True,
         )
         is_right = [item.is_correct for item in result.items]
-        results[name] = {"title": title, "items": len(is_right), "right": sum(is_right) / len(is_right)}
+        results[name] = {"title": TESTS[name], "items": len(is_right), "right": sum(is_right) / len(is_right)}
         if name != "silence" and result.summary.wer is not None:
             results[name]["wer"] = result.summary.wer
         print(f"[{name}] {time.perf_counter() - start:.0f} s", flush=True)
