@@ -142,7 +142,10 @@ class Transcriptions:
                 await send_text(scope, receive, send, text, "text/plain")
         finally:
             scope["state"]["log"].update(
-                audio_s=round(work.duration_s, 2), model_s=round(work.share.service_s, 4), **usage_of(work)
+                audio_s=round(work.duration_s, 2),
+                prompt_tokens=work.num_text_tokens + work.num_audio_tokens,
+                completion_tokens=work.num_output_tokens,
+                model_s=round(work.share.service_s, 4),
             )
 
 
