@@ -12,6 +12,7 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 
 from playwright.sync_api import Page, expect
 
+from tests.audio_files import encode, tone
 from tests.page_runs import RATE, SEGMENTS, ask, clip, expect_said, place, wait_until_behind
 from tests.page_server import PageServer, Reply, answer, transcript
 
@@ -173,3 +174,16 @@ def test_a_recording_is_sent_as_wav(page: Page, page_server: PageServer) -> None
     samples = np.frombuffer(data[44:], np.int16)
     assert len(samples) > RATE // 2
     assert np.abs(samples).max() > 1000  # the browser's microphone beeps
+
+
+def test_a_large_file_is_sent_as_the_model_hears_it(page: Page, page_server: PageServer) -> None:
+    large = encode(tone(11.0, rate=96000, channels=2), 96000, "wav_float")
+    assert len(large) > 8_000_000
+    page.set_input_files("#files", {"name": "large.wav", "mimeType": "audio/wav", "buffer": large})
+    page_server.will_transcribe(transcript(*SEGMENTS))
+    page.get_by_role("button", name="Transcribe").click()
+    expect(page.locator(".segment")).to_have_count(2)
+    ((_, _, body),) = page_server.bodies
+    start = body.index(b"RIFF")
+    assert int.from_bytes(body[start + 24 : start + 28], "little") == RATE
+    assert int.from_bytes(body[start + 40 : start + 44], "little") == pytest.approx(11 * RATE * 2, abs=10)

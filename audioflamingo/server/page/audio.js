@@ -16,12 +16,14 @@ export async function decode(blob) {
   return samples.map((value) => value / buffer.numberOfChannels);
 }
 
+export const isLarge = (file) => file.size >= LARGE_BYTES;
+
 /**
  * What goes to the server. It decodes more kinds than the browser and resamples better, so files go as they are;
  * only a large one is sent as 16 kHz mono where that is smaller.
  */
 export function toUpload(file, samples) {
-  if (samples === null || file.size < LARGE_BYTES) return file;
+  if (!isLarge(file)) return file;
   const wav = encodeWav(samples, RATE);
   return wav.size < file.size ? wav : file;
 }

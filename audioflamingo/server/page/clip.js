@@ -1,6 +1,6 @@
 // One clip: its file, its card on the page, its player and its transcript.
 
-import { decode, toBase64, toUpload } from "./audio.js";
+import { decode, isLarge, toBase64, toUpload } from "./audio.js";
 import { fromTemplate, part, showText } from "./dom.js";
 import { clock } from "./formats.js";
 import { Timeline } from "./timeline.js";
@@ -47,14 +47,22 @@ export class Clip {
       showText(part(this.root, "note"), "Too long for a picture; everything else works.");
       return;
     }
+    showText(part(this.root, "note"), "Drawing …");
     try {
       const samples = await decode(file);
       this.upload = toUpload(file, samples);
       this.timeline.show(samples, this.name);
       this.showPlace();
+      showText(part(this.root, "note"), "");
     } catch {
       showText(part(this.root, "note"), "This browser cannot draw the file; everything else works.");
     }
+  }
+
+  /** Promises what goes to the server. */
+  async getUpload() {
+    if (isLarge(this.upload)) await this.ready; // there may be something smaller then
+    return this.upload;
   }
 
   /** Promises the seconds of the clip; null if the browser cannot play it. */
@@ -68,10 +76,9 @@ export class Clip {
 
   /** Promises the clip as a part of a message. */
   async toPart() {
-    await this.ready;
-    this.base64 ??= toBase64(this.upload);
-    const isWav = this.upload.type === "audio/wav";
-    const format = isWav ? "wav" : this.name.split(".").pop().toLowerCase();
+    const upload = await this.getUpload();
+    this.base64 ??= toBase64(upload);
+    const format = upload.type === "audio/wav" ? "wav" : this.name.split(".").pop().toLowerCase();
     return { type: "input_audio", input_audio: { data: await this.base64, format } };
   }
 

@@ -10,6 +10,8 @@ const FRAMES_PER_COLUMN = 4; // at most: of long audio a column shows a sample o
 const RANGE = 8; // powers of ten below the loudest
 
 const HANN = Float32Array.from({ length: WINDOW }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / WINDOW));
+const COS = Float32Array.from({ length: FFT / 2 }, (_, i) => Math.cos((2 * Math.PI * i) / FFT));
+const SIN = Float32Array.from({ length: FFT / 2 }, (_, i) => -Math.sin((2 * Math.PI * i) / FFT));
 const toMel = (hz) => 2595 * Math.log10(1 + hz / 700);
 const toHz = (mel) => 700 * (10 ** (mel / 2595) - 1);
 const FILTERS = makeFilters();
@@ -40,13 +42,16 @@ function transform(re, im) {
   }
   for (let size = 2; size <= FFT; size *= 2) {
     for (let k = 0; k < size / 2; k++) {
-      const angle = (-2 * Math.PI * k) / size;
-      const [c, s] = [Math.cos(angle), Math.sin(angle)];
+      const c = COS[(k * FFT) / size];
+      const s = SIN[(k * FFT) / size];
       for (let a = k; a < FFT; a += size) {
         const b = a + size / 2;
-        const [x, y] = [re[b] * c - im[b] * s, re[b] * s + im[b] * c];
-        [re[b], im[b]] = [re[a] - x, im[a] - y];
-        [re[a], im[a]] = [re[a] + x, im[a] + y];
+        const x = re[b] * c - im[b] * s;
+        const y = re[b] * s + im[b] * c;
+        re[b] = re[a] - x;
+        im[b] = im[a] - y;
+        re[a] += x;
+        im[a] += y;
       }
     }
   }

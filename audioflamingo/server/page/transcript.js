@@ -7,7 +7,7 @@ import { clock, FORMATS } from "./formats.js";
 
 export class Transcript {
   /**
-   * `root` is the clip's element, `clip` has `upload` (a file) and `name`, `play(seconds)` plays from there,
+   * `root` is the clip's element, `clip` has `getUpload()`, which promises a file, and `name`, `play(seconds)` plays from there,
    * `getModel()` promises the model's name and `onRefused(error, retry)` may take an error over.
    */
   constructor(root, clip, { play, getModel, onRefused }) {
@@ -43,7 +43,7 @@ export class Transcript {
   }
 
   async read(signal) {
-    const request = [await this.getModel(), this.clip.upload, this.clip.name, signal];
+    const request = [await this.getModel(), await this.clip.getUpload(), this.clip.name, signal];
     let words = "";
     for await (const event of transcribe(...request)) {
       if (event.type === "transcript.text.delta") words += event.delta;
