@@ -60,11 +60,12 @@ class Row:
         return len(self.prompt.token_ids) + self.max_new_tokens - 1
 
     @property
-    def is_plain(self) -> bool:
-        """Whether its choices depend on nothing but logits, rules and random numbers."""
+    def alike(self) -> object:
+        """Rows for which this is equal can be given their next token together: it depends on nothing of their own."""
         rules, sampling = self.sampling.rules, self.sampling
-        has_penalty = sampling.frequency_penalty or sampling.presence_penalty
-        return not (rules.needs_history or rules.min_new_tokens or has_penalty)
+        if rules.needs_history or sampling.frequency_penalty or sampling.presence_penalty:
+            return id(self)
+        return rules, len(self.new_ids) < rules.min_new_tokens
 
     @property
     def identity(self) -> np.ndarray:

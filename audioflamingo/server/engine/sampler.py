@@ -28,7 +28,7 @@ def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     """
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row.sampling.rules if row.is_plain else index, []).append(index)
+        groups.setdefault(row.alike, []).append(index)
     tokens = [NO_TOKEN] * len(rows)
     for members in groups.values():
         found = logits if len(members) == len(rows) else logits[torch.tensor(members, device=logits.device)]
@@ -42,11 +42,10 @@ def _choose_alike(rows: Sequence[Row], logits: Tensor) -> Tensor:
     """One token a row, `(R,)`, for rows with the same rules."""
     first, rules = rows[0], rows[0].sampling.rules
     history = None
-    if not first.is_plain:
+    if len(rows) == 1:
         logits = _penalize(first, logits)
-        if rules.needs_history:
-            ids = [*first.prompt.token_ids, *first.new_ids]
-            history = torch.tensor([ids], device=logits.device)
+    if rules.needs_history:
+        history = torch.tensor([[*first.prompt.token_ids, *first.new_ids]], device=logits.device)
     scores = rules(logits, history, len(first.new_ids))
     uniforms = None
     if rules.do_sample:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from audioflamingo.errors import ContextLengthError
+from audioflamingo.generation.sampling import LogitsRules
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.engine import (
     Engine,
@@ -253,6 +254,24 @@ def test_log_probabilities_are_the_models_own(
         len(logprob.top) == 3 and logprob.top[0] == (logprob.token_id, logprob.logprob) for logprob in found
     )
     assert len(answer.outputs) == 1
+
+
+def test_rows_with_a_least_length_share_a_batch_with_others(
+    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+) -> None:
+    rules = LogitsRules(min_new_tokens=15, eos_token_ids=(10, 11, 12, 497))
+    answers = [
+        submit(
+            engine,
+            build_prompt(processor, user(f"the {i}")),
+            greedy(20, rules=rules if i % 2 else LogitsRules()),
+        )
+        for i in range(6)
+    ]
+    for i, answer in enumerate(answers):
+        options = {"min_new_tokens": 15} if i % 2 else {}
+        expected = alone(model, processor, user(f"the {i}"), max_new_tokens=20, do_sample=False, **options)
+        assert answer.token_ids == expected
 
 
 def test_penalties_lower_what_was_said(
