@@ -38,10 +38,14 @@ def log(level: int, message: str, **fields: Any) -> None:
 
 
 def set_up_logs(level: str) -> None:
-    """Sends this package's and the HTTP server's logs to the error stream, as JSON lines."""
+    """Sends this package's and the HTTP server's logs, and warnings, to the error stream as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name in ("audioflamingo.server", "uvicorn"):
+    logging.captureWarnings(True)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of every bad form; the client is told
+    for name in ("audioflamingo.server", "uvicorn", "py.warnings"):
         target = logging.getLogger(name)
         target.handlers = [handler]
         target.setLevel(level.upper())
