@@ -149,3 +149,15 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(page: Page, page_server: PageSe
     expect(page.get_by_label("Model")).to_have_value("scripted")
     expect(page.locator("#key-form")).to_be_hidden()
     assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_a_suggestion_becomes_the_question(page: Page, page_server: PageServer) -> None:
+    suggestion = page.locator("#suggestions button").first
+    text = suggestion.text_content()
+    suggestion.click()
+    expect(page.get_by_label("Your question")).to_be_focused()
+    page_server.will_chat(answer("Yes."))
+    page.keyboard.press("Enter")
+    expect_said(page, "Yes.")
+    assert page_server.chats()[0]["messages"] == [{"role": "user", "content": text}]
+    expect(suggestion).to_be_hidden()
