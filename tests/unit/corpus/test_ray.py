@@ -14,9 +14,10 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
+from audioflamingo.cli import corpus_jobs
 from audioflamingo.cli.loading import load
 from audioflamingo.cli.options import Dtype
-from audioflamingo.corpus import CorpusFile, transcribe_corpus
+from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
 from audioflamingo.transcription.options import TranscriptionOptions
 from tests.cli_runs import af3, af3_process, write_tiny_model
@@ -59,23 +60,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def what_was_heard(record: dict[str, Any]) -> list[Any]:
     """All but the log-probabilities, whose last digits depend on the batch."""
     segments = [(part["start_s"], part["end_s"], part["tokens"]) for part in record["segments"]]
     return [record["source"], record["error"], record["duration_s"], record["text"], segments]
 
 
-def test_a_worker_is_killed_in_the_middle(address: str, model: Path, corpus: Path, tmp_path: Path) -> None:
-    """Nothing is lost or doubled, and the transcripts are those of this process alone."""
-    marker = tmp_path / "killed"
+def deadly_load(marker: Path) -> Any:
+    """A `load` whose model kills its process at the second batch, once in all."""
 
-    def load_deadly() -> tuple[Any, Any]:
-        loaded, processor = load(str(model), "cpu", Dtype.AUTO)
-        stream = loaded.stream
+    def load_deadly(*arguments: Any) -> tuple[Any, Any]:
+        model, processor = load(*arguments)
+        stream = model.stream
         num_calls = 0
 
         def die_once(**inputs: Any) -> Any:
@@ -86,58 +82,47 @@ def test_a_worker_is_killed_in_the_middle(address: str, model: Path, corpus: Pat
                 os.kill(os.getpid(), signal.SIGKILL)
             return stream(**inputs)
 
-        loaded.stream = die_once
-        return loaded, processor
+        model.stream = die_once
+        return model, processor
 
-    files = [CorpusFile(path.name, str(path)) for path in sorted(corpus.iterdir())]
-    options = TranscriptionOptions(max_new_tokens=12)
-    taken: list[str] = []
-    summary = transcribe_corpus(
-        files,
-        tmp_path / "out",
-        load_deadly,
-        model={"model": "tiny"},
-        options=options,
-        address=address,
-        shard_size=3,
-        on_records=taken.extend,
-    )
-    assert int(marker.read_text()) != os.getpid()
-    assert (summary.num_files, summary.num_failed, summary.num_kept) == (NUM_FILES, 1, 0)
-    assert sorted(taken) == sorted(summary.path.read_text().splitlines(keepends=True))
-    records = read(summary.path)
-    expected = [json.loads(r) for r in transcribe_files(*load(str(model), "cpu", Dtype.AUTO), files, options)]
-    assert [record["source"] for record in records] == [file.name for file in files]
-    assert [record["source"] for record in records if record["error"]] == [BROKEN]
-    assert [what_was_heard(record) for record in records] == [what_was_heard(record) for record in expected]
-    assert len({record["duration_s"] for record in records}) == NUM_FILES  # so that a mix-up shows
+    return load_deadly
 
 
-def test_ctrl_c_then_the_same_command_again(address: str, model: Path, corpus: Path, tmp_path: Path) -> None:
-    """A real process, a real signal: parts are whole and kept, and the second run does the rest."""
-    out = tmp_path / "out"
+def test_nothing_is_lost_or_doubled(
+    address: str, model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a real process; then the same command, with a worker that is killed in the middle."""
+    out, marker = tmp_path / "out", tmp_path / "killed"
     command = ["transcribe", corpus, "-o", out, "--engine", "ray", "--address", address, "--model", model]
-    command += ["--max-new-tokens", 60, "--shard-size", 1]
+    command += ["--max-new-tokens", 20, "--shard-size", 2]
     process = af3_process(*command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(out.glob("parts/*.jsonl")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     done = sorted(out.glob("parts/*"))
     assert process.returncode == 130, errors.decode()
     assert b"The same command goes on with the rest." in errors
-    assert 0 < len(done) < NUM_FILES
+    assert 0 < len(done) < NUM_FILES / 2
     assert not (out / "transcripts.jsonl").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
+    monkeypatch.setattr(corpus_jobs, "load", deadly_load(marker))
     result = af3(*command)
     assert result.exit_code == 1, result.output  # one file is broken
-    assert f"{len(done)} already transcribed" in result.stderr
+    assert int(marker.read_text()) != os.getpid()
+    assert f"{2 * len(done)} already transcribed" in result.stderr
     assert f"{NUM_FILES - 1} transcribed, 1 failed -> {out / 'transcripts.jsonl'}" in result.stderr
-    records = read(out / "transcripts.jsonl")
-    assert [record["source"] for record in records] == [str(path) for path in sorted(corpus.iterdir())]
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in times.items())
+
+    records = [json.loads(line) for line in (out / "transcripts.jsonl").read_text().splitlines()]
+    assert [Path(record["source"]).name for record in records if record["error"]] == [BROKEN]
+    files = [CorpusFile(str(path), str(path)) for path in sorted(corpus.iterdir())]
+    options = TranscriptionOptions(max_new_tokens=20)
+    expected = map(json.loads, transcribe_files(*load(str(model), "cpu", Dtype.AUTO), files, options))
+    assert [what_was_heard(record) for record in records] == [what_was_heard(record) for record in expected]
+    assert len({record["duration_s"] for record in records}) == NUM_FILES  # so that a mix-up shows
 
     result = af3(*command, "--prompt", "Translate.")
     assert result.exit_code == 1
