@@ -7,7 +7,7 @@ a window's audio tokens are dropped by the model anyway.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -157,21 +157,46 @@ class AudioFlamingo3Encoder(nn.Module):
         Raises:
             ArgumentError: shapes that do not fit, or a mask whose ones do not all come first.
         """
-        lengths = self._valid_lengths(input_features, input_features_mask)
-        counts = [num_audio_tokens(length) for length in lengths]
-        order = sorted((w for w, count in enumerate(counts) if count > 0), key=lambda w: -lengths[w])
-        if order:
-            conv_lengths = [conv_length(lengths[w]) for w in order]
-            x = torch.cat(
-                [self._embed(input_features[w], n) for w, n in zip(order, conv_lengths, strict=True)]
-            )
-            x = F.dropout(x, self.config.dropout, self.training)  # (P, D)
-            x = self._run_layers(x, [WindowGroup(len(list(same)), n) for n, same in groupby(conv_lengths)])
-            parts = dict(zip(order, x.split(conv_lengths), strict=True))
-            tokens = self.layer_norm(torch.cat([_pool(parts[w]) for w in sorted(order)]))  # (A, D)
-        else:
-            tokens = input_features.new_zeros((0, self.config.hidden_size), dtype=self.dtype)
+        x, lengths = self.first_layers(input_features, input_features_mask)
+        tokens = self.last_layers(x, lengths)  # (A, D)
+        counts = [length // POOL for length in lengths]
         return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+
+    def first_layers(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None, num_layers: int = 0
+    ) -> tuple[Tensor, list[int]]:
+        """The convolutions and so many layers: what need not be computed again while later layers are trained.
+
+        Args:
+            input_features, input_features_mask: as for `forward`.
+            num_layers: how many layers.
+
+        Returns:
+            Positions of all windows in order, `(P, D)`, and how many each window has: one every 20 ms, none for a
+            window without audio tokens.
+        """
+        frames = self._valid_lengths(input_features, input_features_mask)
+        lengths = [conv_length(n) if num_audio_tokens(n) > 0 else 0 for n in frames]
+        embedded = [self._embed(input_features[w], length) for w, length in enumerate(lengths) if length]
+        if not embedded:
+            return input_features.new_zeros((0, self.config.hidden_size), dtype=self.dtype), lengths
+        x = F.dropout(torch.cat(embedded), self.config.dropout, self.training)  # (P, D)
+        return self._run_layers(x, lengths, self.layers[:num_layers]), lengths
+
+    def last_layers(self, x: Tensor, lengths: list[int], first_layer: int = 0) -> Tensor:
+        """The layers from `first_layer` on, pooling and LayerNorm: from `first_layers` to the audio tokens.
+
+        Args:
+            x: `(P, D)`.
+            lengths: positions of each window.
+            first_layer: the layers before it were run.
+
+        Returns:
+            The rows that are audio tokens, of all windows in order, `(A, D)`.
+        """
+        x = self._run_layers(x, lengths, self.layers[first_layer:])
+        pooled = [_pool(part) for part in x.split(lengths)] if lengths else [x]
+        return self.layer_norm(torch.cat(pooled))
 
     def in_pieces(
         self, features: Tensor, num_frames: int, num_positions: int
@@ -226,15 +251,23 @@ class AudioFlamingo3Encoder(nn.Module):
         x = F.gelu(self.conv2(x))[0].transpose(0, 1)  # (length, D)
         return x + self.embed_positions.weight[:length]
 
-    def _run_layers(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
-        for layer in self.layers:
+    def _run_layers(self, x: Tensor, lengths: list[int], layers: Iterable[nn.Module]) -> Tensor:
+        """Layers over packed windows `(P, D)`, those of equal length side by side while they run."""
+        order = sorted((w for w, length in enumerate(lengths) if length), key=lambda w: -lengths[w])
+        if not order:
+            return x
+        parts = x.split(lengths)
+        x = torch.cat([parts[w] for w in order])
+        groups = [WindowGroup(len(list(same)), n) for n, same in groupby(lengths[w] for w in order)]
+        for layer in layers:
             if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
                 continue
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, groups, use_reentrant=False)
             else:
                 x = layer(x, groups)
-        return x
+        done = dict(zip(order, x.split([lengths[w] for w in order]), strict=True))
+        return torch.cat([done[w] for w in sorted(order)])
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -62,8 +62,10 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def write_dataset(folder: Path, num_rows: int = 12, name: str = "train.jsonl", seed: int = 0) -> Path:
-    """Clips of 0.2 to 0.9 s with made-up transcripts; every fourth row is text only."""
+def write_dataset(
+    folder: Path, num_rows: int = 12, name: str = "train.jsonl", seed: int = 0, extra_s: float = 0.0
+) -> Path:
+    """Clips of 0.2 to 0.9 s, and `extra_s` more, with made-up transcripts; every fourth row is text only."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     rows = []
@@ -76,7 +78,7 @@ def write_dataset(folder: Path, num_rows: int = 12, name: str = "train.jsonl", s
             ]
             rows.append({"id": row_id, "audio": [], "duration_s": 0, "messages": text})
             continue
-        duration = round(0.2 + 0.7 * rng.random(), 3)
+        duration = round(0.2 + 0.7 * rng.random() + extra_s, 3)
         write_clip(folder / f"{row_id}.wav", duration, seed * 1000 + number)
         rows.append(conversation(row_id, " ".join(rng.choice(WORDS, 3)), duration))
     return write_rows(folder / name, rows)

@@ -20,6 +20,7 @@ def prepare_cache(
     processor: AudioFlamingo3Processor,
     datasets: Sequence[Dataset],
     validation_rows: Sequence[DataRow],
+    num_layers: int | None,
     should_stop: Callable[[], bool],
     show_progress: bool = True,
 ) -> FeatureCache:
@@ -31,7 +32,8 @@ def prepare_cache(
     """
     assert config.feature_cache is not None
     width = model.config.audio_config.hidden_size
-    cache = FeatureCache(config.feature_cache, config.augmentation, encoder_hash(model, processor), width)
+    encoder_id = encoder_hash(model, processor, num_layers)
+    cache = FeatureCache(config.feature_cache, config.augmentation, encoder_id, width, num_layers)
     training_rows = sorted((r for dataset in datasets for r in dataset.rows), key=lambda row: row.duration_s)
     jobs = cache.missing(list(dict.fromkeys(path for row in training_rows for path in row.audio)))
     known = set(jobs)

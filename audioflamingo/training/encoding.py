@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioflamingo.audio.loading import load_audio, split_windows
+from audioflamingo.audio.loading import N_FRAMES, conv_length, load_audio, split_windows
 from audioflamingo.config import IGNORED_LABEL
+from audioflamingo.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.batch import Row, expand_audio, pad_rows
 from audioflamingo.processor.chat_template import render_conversation
@@ -25,8 +26,10 @@ from audioflamingo.training.augmentation import augment_waveform, mask_features,
 from audioflamingo.training.config import CTC_ALPHABET, AugmentationConfig
 from audioflamingo.training.data import DataRow
 from audioflamingo.training.feature_cache import FeatureCache
+from audioflamingo.training.sampler import AUDIO_TOKENS_PER_S
 
 CTC_BLANK = 0
+POSITIONS_PER_WINDOW = conv_length(N_FRAMES)
 
 Batch = dict[str, Any]
 
@@ -35,7 +38,8 @@ class BatchEncoder:
     """Turns rows into batches.
 
     A batch holds `input_ids`, `attention_mask`, `labels` (B, S); `input_features` and `input_features_mask`, or
-    `audio_rows` (A, D_audio) from the cache; for CTC `ctc_spans` (K, 2), start and number of each clip's audio rows,
+    `audio_rows` from the cache, either (A, D_audio) or, if later layers of the encoder are trained, (P, D_audio) with
+    `audio_lengths`, the positions of each window, and `audio_layers`, the number of layers behind them; for CTC `ctc_spans` (K, 2), start and number of each clip's audio rows,
     `ctc_targets` and `ctc_lengths`; `num_labels`, `num_characters`, `num_rows`, `audio_s`; and `ids`.
 
     Args:
@@ -117,15 +121,21 @@ class BatchEncoder:
         """Text and cached encoder outputs. Returns the audio tokens of each clip."""
         assert self.cache is not None
         features: list[np.ndarray] = []
+        rows_per_s = AUDIO_TOKENS_PER_S if self.cache.num_layers is None else POOL * AUDIO_TOKENS_PER_S
         for row, rng in zip(rows, rngs, strict=True):
             for path in row.audio:
                 audio_rows = self.cache.get(path, self.cache.draw_variant(rng))
                 if rng is not None and self.augmentation is not None and self.augmentation.spec.time_masks:
-                    audio_rows = mask_rows(audio_rows, self.augmentation.spec, rng)
+                    audio_rows = mask_rows(audio_rows, self.augmentation.spec, rng, rows_per_s)
                 features.append(audio_rows)
         counts = [len(item) for item in features]
         if features:
-            batch["audio_rows"] = torch.from_numpy(np.concatenate(features))  # (A, D_audio) float16
+            batch["audio_rows"] = torch.from_numpy(np.concatenate(features))  # (A or P, D_audio) float16
+        if features and self.cache.num_layers is not None:
+            windows = [_window_lengths(len(item)) for item in features]
+            batch["audio_lengths"] = [length for lengths in windows for length in lengths]
+            batch["audio_layers"] = self.cache.num_layers
+            counts = [sum(length // POOL for length in lengths) for lengths in windows]
         if self.uses_answers:
             batch.update(self.encode_text(rows, counts))
         return counts
@@ -150,6 +160,12 @@ class BatchEncoder:
             ids, labels = prompt.encode(self.processor.tokenizer)
             self._encoded[row.place] = np.array(ids, np.int32), np.array(labels, np.int32)
         return self._encoded[row.place]
+
+
+def _window_lengths(num_positions: int) -> list[int]:
+    """Positions of each window of a clip: only the last one is not full."""
+    whole, rest = divmod(num_positions, POSITIONS_PER_WINDOW)
+    return [POSITIONS_PER_WINDOW] * whole + ([rest] if rest else [])
 
 
 def _with_waveforms(

@@ -1,4 +1,4 @@
-"""Encoder outputs on disk, for training with a frozen encoder.
+"""Encoder outputs on disk, for training with a frozen encoder, or one whose first layers are frozen.
 
 A clip's rows are stored in float16 in shards that are complete or absent. A clip is known by the SHA-256 of its file,
 an encoder by that of its weights and front end, an augmentation by its settings, so runs share what fits and nothing
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.loading import load_audio, split_windows
+from audioflamingo.encoder import POOL
 from audioflamingo.errors import AudioError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
@@ -47,18 +48,25 @@ class FeatureCache:
         augmentation: of the variants from 1 on.
         encoder_id: `encoder_hash` of the model.
         width: D_audio.
+        num_layers: cache what leaves so many layers of the encoder, a row every 20 ms; None: its audio tokens.
 
     Attributes:
         failed: path to message of the clips that could not be read.
     """
 
     def __init__(
-        self, config: FeatureCacheConfig, augmentation: AugmentationConfig, encoder_id: str, width: int
+        self,
+        config: FeatureCacheConfig,
+        augmentation: AugmentationConfig,
+        encoder_id: str,
+        width: int,
+        num_layers: int | None = None,
     ) -> None:
         self.config = config
         self.augmentation = augmentation
         self.folder = Path(config.folder).expanduser() / f"{encoder_id[:16]}-{config.precision}"
         self.width = width
+        self.num_layers = num_layers
         self.failed: dict[str, str] = {}
         settings = dataclasses.asdict(dataclasses.replace(augmentation, spec=type(augmentation.spec)()))
         self._augmentation_id = _sha256(json.dumps(settings, sort_keys=True).encode())[:12]
@@ -81,7 +89,7 @@ class FeatureCache:
         return CLEAN if rng is None else variants[int(rng.integers(len(variants)))]
 
     def get(self, path: str, variant: int = CLEAN) -> np.ndarray:
-        """Rows of a clip, float16 `(A, D_audio)`, mapped from disk; do not write to it.
+        """Rows of a clip, float16 `(A or P, D_audio)`, mapped from disk; do not write to it.
 
         Raises:
             KeyError: it is not in the cache.
@@ -132,12 +140,12 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         shard: list[tuple[str, np.ndarray]] = []
         try:
-            for group, features, frames, counts, errors in self._load_groups(jobs, processor, num_workers):
+            for group, features, frames, num_windows, errors in self._load_groups(jobs, processor, num_workers):
                 self.failed.update(errors)
                 for path, message in errors.items():
                     logger.warning("not cached: %s: %s", path, message)
                 if group:
-                    rows = np.split(self._encode(model, features, frames), np.cumsum(counts)[:-1])
+                    rows = _by_clip(*self._encode(model, features, frames), num_windows)
                     shard += zip((self._key(*job) for job in group), rows, strict=True)
                 progress(len(group) + len(errors))
                 if len(shard) >= self.config.shard_clips:
@@ -160,18 +168,22 @@ class FeatureCache:
         return iter(loader)
 
     @torch.no_grad()
-    def _encode(self, model: Any, features: torch.Tensor, frames: torch.Tensor) -> np.ndarray:
-        """Encoder outputs (A, D_audio), clip after clip, in float16."""
+    def _encode(
+        self, model: Any, features: torch.Tensor, frames: torch.Tensor
+    ) -> tuple[np.ndarray, list[int]]:
+        """Rows of all windows in order, (A or P, D_audio) in float16, and how many each window has."""
         tower: Any = model.model.audio_tower
         device = next(tower.parameters()).device
         mask = torch.arange(features.shape[-1]) < frames[:, None]
         was_training = tower.training
         tower.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            rows = tower(features.to(device), mask.to(device)).audio_tokens
+            rows, lengths = tower.first_layers(features.to(device), mask.to(device), self.num_layers or 0)
+            if self.num_layers is None:
+                rows, lengths = tower.last_layers(rows, lengths), [length // POOL for length in lengths]
         tower.train(was_training)
         limit = torch.finfo(torch.float16).max
-        return rows.float().clamp(-limit, limit).half().cpu().numpy()
+        return rows.float().clamp(-limit, limit).half().cpu().numpy(), lengths
 
     def load_clip(self, path: str, variant: int) -> np.ndarray:
         """The waveform of a variant: its chance comes from the clip's content and the variant's number alone."""
@@ -216,26 +228,30 @@ class _ClipLoader(torch.utils.data.Dataset):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> tuple[list[Job], Any, Any, list[int], dict[str, str]]:
-        from audioflamingo.processor.clips import count_audio_tokens
-
         windows: list[np.ndarray] = []
         done: list[Job] = []
-        counts: list[int] = []
+        num_windows: list[int] = []
         errors: dict[str, str] = {}
         for path, variant in self.groups[index]:
             try:
                 cut = split_windows(self.cache.load_clip(path, variant), on_long="error", name=repr(path))
-                counts.append(count_audio_tokens(cut))
             except AudioError as error:
                 errors[path] = str(error)
                 continue
             windows += cut
+            num_windows.append(len(cut))
             done.append((path, variant))
         if not windows:
-            return done, None, None, counts, errors
+            return done, None, None, num_windows, errors
         features, mask = self.processor.feature_extractor(windows)
         frames = mask.sum(-1)
-        return done, features[:, :, : int(frames.max())].clone(), frames, counts, errors
+        return done, features[:, :, : int(frames.max())].clone(), frames, num_windows, errors
+
+
+def _by_clip(rows: np.ndarray, lengths: list[int], num_windows: list[int]) -> list[np.ndarray]:
+    """Cuts the rows of all windows into those of each clip."""
+    ends = np.cumsum([0, *lengths])[np.cumsum(num_windows)]
+    return np.split(rows, ends[:-1])
 
 
 class _FileTable:
@@ -274,14 +290,23 @@ class _FileTable:
         os.replace(temporary, self._path)
 
 
-def encoder_hash(model: Any, processor: AudioFlamingo3Processor) -> str:
-    """SHA-256 of the encoder's weights and of the front end's settings."""
+def encoder_hash(model: Any, processor: AudioFlamingo3Processor, num_layers: int | None = None) -> str:
+    """SHA-256 of the front end's settings and of the encoder's weights, or of those up to so many layers."""
     digest = hashlib.sha256(json.dumps(processor.feature_extractor.to_dict(), sort_keys=True).encode())
     tower: Any = model.model.audio_tower
+    digest.update(f"{num_layers}".encode() if num_layers is not None else b"")
     for name, tensor in sorted(tower.state_dict().items()):
+        if num_layers is not None and not _is_below(name, num_layers):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _is_below(name: str, num_layers: int) -> bool:
+    """Whether a parameter of the encoder is used before layer `num_layers`."""
+    first, _, rest = name.partition(".")
+    return first != "layer_norm" and (first != "layers" or int(rest.partition(".")[0]) < num_layers)
 
 
 def _sha256(data: bytes) -> str:

@@ -49,9 +49,11 @@ class TrainingModule(nn.Module):
         losses: dict[str, Tensor] = {}
         projected = None
         if "audio_rows" in batch:
-            projected = self.model.model.multi_modal_projector(
-                batch["audio_rows"].to(self.model.dtype)
-            )  # (A, D)
+            rows = batch["audio_rows"].to(self.model.dtype)
+            if "audio_lengths" in batch:
+                tower: Any = self.model.model.audio_tower
+                rows = tower.last_layers(rows, batch["audio_lengths"], batch["audio_layers"])
+            projected = self.model.model.multi_modal_projector(rows)  # (A, D)
         if uses_answers:
             num_labels = (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
             if projected is not None or "input_features" not in batch:

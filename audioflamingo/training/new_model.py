@@ -17,6 +17,7 @@ import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.config import (
@@ -26,6 +27,7 @@ from audioflamingo.config import (
     GenerationConfig,
     Qwen2Config,
 )
+from audioflamingo.encoder import AudioFlamingo3EncoderLayer
 from audioflamingo.errors import AudioFlamingoError, CheckpointError, ConfigError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
@@ -58,6 +60,7 @@ class NewModelConfig:
         vocab_size: tokens, control tokens included.
         hidden_size, num_layers, num_heads, num_key_value_heads, intermediate_size: of the language model.
         max_position_embeddings: its context: 600 s of audio are 15,000 tokens.
+        extra_encoder_layers: layers after the given encoder's, which change nothing until they are trained.
         fixed_phrase_weight: how often the fixed phrases count, as a share of the texts: they are in every prompt, so
             each of their words should be one token.
         seed: of the random weights.
@@ -70,6 +73,7 @@ class NewModelConfig:
     num_key_value_heads: int = 2
     intermediate_size: int = 1024
     max_position_embeddings: int = 16384
+    extra_encoder_layers: int = 0
     fixed_phrase_weight: float = 1.0
     seed: int = 0
 
@@ -114,6 +118,8 @@ def new_model(
         model.model.audio_tower.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{encoder} does not hold a whole encoder: {error}") from error
+    if config.extra_encoder_layers:
+        add_encoder_layers(model, config.extra_encoder_layers)
     model.generation_config = GenerationConfig(
         max_new_tokens=1024,
         eos_token_id=[tokenizer.control_tokens[TURN_END], tokenizer.control_tokens[END_OF_TEXT]],
@@ -125,6 +131,18 @@ def new_model(
         features, tokenizer, DEFAULT_CHAT_TEMPLATE.replace("audio_token", f"'{AUDIO_TOKEN}'")
     ).save_pretrained(folder)
     return model
+
+
+def add_encoder_layers(model: AudioFlamingo3ForConditionalGeneration, num_layers: int) -> None:
+    """Appends layers to the encoder, in place, that pass on what they get until they are trained."""
+    tower = model.model.audio_tower
+    for _ in range(num_layers):
+        layer = AudioFlamingo3EncoderLayer(tower.config)
+        for linear in (layer.self_attn.out_proj, layer.fc2):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        tower.layers.append(layer)
+    tower.config.num_hidden_layers += num_layers
 
 
 def read_encoder(path: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,6 +102,19 @@ def select_parameters(model: nn.Module, stage: StageConfig) -> dict[str, list[st
         if not names:
             raise ConfigError(f"learning_rates.{part}: the model has no such parameters.")
     return trained
+
+
+def frozen_layers(stage: StageConfig, num_layers: int) -> int:
+    """Layers of the encoder, from the first on, that a stage leaves as they are; `num_layers` if it trains none."""
+    if "encoder" not in stage.learning_rates:
+        return num_layers
+    return num_layers - (stage.encoder_last_layers or num_layers)
+
+
+def cached_layers(stages: Sequence[StageConfig], num_layers: int) -> int | None:
+    """Layers whose output every stage with cached features can start from; None: the encoder's audio tokens."""
+    frozen = [count for stage in stages if (count := frozen_layers(stage, num_layers)) > 0]
+    return None if min(frozen, default=num_layers) == num_layers else min(frozen)
 
 
 def build_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:

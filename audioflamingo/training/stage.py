@@ -18,7 +18,7 @@ from audioflamingo.training.display import ProgressBar
 from audioflamingo.training.encoding import Batch, BatchEncoder
 from audioflamingo.training.errors import NonFiniteLossError
 from audioflamingo.training.module import move_batch
-from audioflamingo.training.parts import base_rate, build_optimizer, select_parameters
+from audioflamingo.training.parts import base_rate, build_optimizer, frozen_layers, select_parameters
 from audioflamingo.training.schedule import Schedule
 from audioflamingo.training.steps import StageData
 from audioflamingo.training.validation import Validation, validate
@@ -41,7 +41,8 @@ class StageRun:
         skip_bad = self.config.data.on_bad_row == "skip"
         datasets, validation_rows = trainer.datasets, trainer.validation_rows
         cache = None
-        if self.config.feature_cache is not None and "encoder" not in self.stage.learning_rates:
+        num_layers = trainer.model.config.audio_config.num_hidden_layers
+        if self.config.feature_cache is not None and frozen_layers(self.stage, num_layers) > 0:
             cache = prepare_cache(
                 self.config,
                 self.accelerator,
@@ -49,6 +50,7 @@ class StageRun:
                 trainer.processor,
                 datasets,
                 validation_rows,
+                trainer.cached_layers,
                 should_stop=lambda: trainer.stop_signal.is_set,
                 show_progress=trainer.show_progress,
             )

@@ -28,7 +28,7 @@ from audioflamingo.training.errors import require
 from audioflamingo.training.exporting import export
 from audioflamingo.training.metrics import MetricsLog
 from audioflamingo.training.module import TrainingModule
-from audioflamingo.training.parts import add_lora, select_parameters
+from audioflamingo.training.parts import add_lora, cached_layers, select_parameters
 from audioflamingo.training.stage import StageRun
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -149,6 +149,11 @@ class Trainer:
             raise ConfigError(
                 "FSDP runs one stage a config: give each stage its own run, each from the last's model."
             )
+
+    @property
+    def cached_layers(self) -> int | None:
+        """What the feature cache holds: see `parts.cached_layers`."""
+        return cached_layers(self.config.stages, self.model.config.audio_config.num_hidden_layers)
 
     @property
     def is_fsdp(self) -> bool:

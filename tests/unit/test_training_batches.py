@@ -33,7 +33,13 @@ from audioflamingo.training.data import read_dataset
 from audioflamingo.training.encoding import BatchEncoder, ctc_targets
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
-from audioflamingo.training.parts import add_lora, build_optimizer, select_parameters
+from audioflamingo.training.parts import (
+    add_lora,
+    build_optimizer,
+    cached_layers,
+    frozen_layers,
+    select_parameters,
+)
 from tests.tiny_model import tiny_model
 from tests.tiny_tokenizer import write_tiny_processor
 from tests.tiny_training import write_dataset
@@ -47,9 +53,12 @@ def parts(tmp_path_factory):
     return folder, processor, rows
 
 
-def make_cache(folder: Path, model, processor, rows, augmentation=None, **options) -> FeatureCache:
+def make_cache(
+    folder: Path, model, processor, rows, augmentation=None, num_layers=None, **options
+) -> FeatureCache:
     config = FeatureCacheConfig(str(folder / "cache"), **options)
-    cache = FeatureCache(config, augmentation or AugmentationConfig(), encoder_hash(model, processor), 32)
+    encoder_id = encoder_hash(model, processor, num_layers)
+    cache = FeatureCache(config, augmentation or AugmentationConfig(), encoder_id, 32, num_layers)
     paths = [path for row in rows for path in row.audio]
     cache.build(cache.missing(paths), model, processor)
     return cache
@@ -87,6 +96,58 @@ def test_gradients_are_those_of_the_plain_forward_with_and_without_cache(parts) 
         for name, gradient in expected.items():  # the cache holds float16
             error = (found[f"model.{name}"] - gradient).norm() / gradient.norm().clamp(min=1e-6)
             assert error < tolerance, name
+
+
+def test_the_last_layers_learn_from_the_cached_output_of_the_first(parts, tmp_path: Path) -> None:
+    """Gradients of the trained layer equal those of the plain forward, over clips of one window and of two."""
+    _, processor, _ = parts
+    rows = read_dataset(DatasetConfig(str(write_dataset(tmp_path / "data", 3, extra_s=29.9)))).rows
+    assert max(row.duration_s for row in rows) > 30
+    model = tiny_model().train()
+    stage = StageConfig({"encoder": 1.0, "projector": 1.0}, max_steps=1, encoder_last_layers=1)
+    select_parameters(model, stage)
+    assert cached_layers([stage], 2) == 1
+    inputs = processor.apply_chat_template(
+        [row.messages for row in rows],
+        tokenize=True,
+        return_dict=True,
+        output_labels="assistant",
+        padding_side="right",
+    )
+    plain = model(**inputs, logits_to_keep=1).loss
+    expected = gradients(model, plain)
+    assert any("audio_tower.layers.1." in name for name in expected)
+    batch = BatchEncoder(processor, None, make_cache(tmp_path, model, processor, rows, num_layers=1))(rows)
+    assert torch.equal(batch["input_ids"], inputs["input_ids"])
+    module = TrainingModule(model)
+    loss = module(batch)["answer"] / batch["num_labels"]
+    torch.testing.assert_close(loss, plain, rtol=2e-3, atol=1e-6)
+    found = gradients(module, loss)
+    assert set(found) == {f"model.{name}" for name in expected}
+    for name, gradient in expected.items():  # the cache holds float16
+        error = (found[f"model.{name}"] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 2e-2, name
+
+
+def test_the_cache_holds_what_no_stage_trains() -> None:
+    frozen = StageConfig({"projector": 1.0}, max_steps=1)
+    last = StageConfig({"encoder": 1.0}, max_steps=1, encoder_last_layers=3)
+    whole = StageConfig({"encoder": 1.0}, max_steps=1)
+    assert cached_layers([frozen], 4) is None
+    assert cached_layers([frozen, last], 4) == 1
+    assert cached_layers([last, whole], 4) == 1
+    assert cached_layers([frozen, whole], 4) is None
+    assert [frozen_layers(stage, 4) for stage in (frozen, last, whole)] == [4, 1, 0]
+
+
+def test_a_cache_of_the_first_layers_is_known_by_their_weights_alone(parts) -> None:
+    _, processor, _ = parts
+    model, other = tiny_model(), tiny_model()
+    with torch.no_grad():
+        other.model.audio_tower.layers[1].fc1.weight += 1
+    assert encoder_hash(model, processor, 1) == encoder_hash(other, processor, 1)
+    assert encoder_hash(model, processor) != encoder_hash(other, processor)
+    assert encoder_hash(model, processor, 1) != encoder_hash(model, processor)
 
 
 def test_only_the_assistant_is_learnt(parts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def test_it_loads_and_equals_transformers(encoder: Path, tmp_path: Path) -> None
     ).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, reference(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_extra_encoder_layers_change_nothing_until_they_are_trained(encoder: Path, tmp_path: Path) -> None:
+    new_model(tmp_path / "plain", encoder, TEXTS, CONFIG)
+    new_model(tmp_path / "more", encoder, TEXTS, dataclasses.replace(CONFIG, extra_encoder_layers=2))
+    plain, more = (
+        AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("plain", "more")
+    )
+    assert more.config.audio_config.num_hidden_layers == 4
+    features = torch.randn(1, 80, 300, generator=torch.Generator().manual_seed(0))
+    expected = plain.model.audio_tower(features).audio_tokens
+    assert torch.equal(more.model.audio_tower(features).audio_tokens, expected)
+    more.model.audio_tower(features).audio_tokens.square().sum().backward()
+    assert more.model.audio_tower.layers[3].fc2.weight.grad.abs().max() > 0
 
 
 def test_words_of_the_fixed_phrases_are_single_tokens(encoder: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ MUSIC_QUESTIONS = (
     "Which key is it in?",
 )
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
+SENTENCES_ANSWER = 'Someone might say "{text}".'
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
     "What is the capital city of {country}?",
@@ -278,3 +279,8 @@ class Maker:
             capital = f"The capital of {row['country']} is {row['capital']}."
             pairs += [(question.format(country=row["country"]), capital) for question in questions]
         return [self.row("text", [], [user(question, []), assistant(answer)]) for question, answer in pairs]
+
+    def sentences(self, texts: list[str]) -> dict[str, Any]:
+        """Sentences without a clip, in the words of a transcript: they teach spelling at a tenth of the cost."""
+        answer = SENTENCES_ANSWER.format(text=" ".join(texts))
+        return self.row("sentences", [], [user(self.ask("sentences"), []), assistant(answer)])

@@ -10,7 +10,7 @@ from typing import Any
 from . import human
 from .conversations import Maker
 from .messages import Clip, check_conversation
-from .store import read_shards
+from .store import read_jsonl, read_shards
 
 # conversations drawn for each split, by kind
 DRAWN = {
@@ -48,6 +48,7 @@ SPEECH_LIKE_OTHERS = {"train": 300, "valid": 15, "test": 40}  # speech clips amo
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
 LONG_S = 9.0  # longer clips have a file of their own: they cost much and are needed less often
+SENTENCES_PER_ROW = 8  # of text without audio
 EXCLUDED_WORDS = 4  # a training clip that says what a human prompt of so many words says is left out
 
 
@@ -65,8 +66,26 @@ def speech_clips(data_dir: Path, name: str) -> list[Clip]:
     clips = clips_of(data_dir, "speech", name)
     if name != "train":
         return clips
-    prompts = [f" {text} " for text in human.transcripts().values() if len(text.split()) >= EXCLUDED_WORDS]
+    prompts = long_prompts()
     return [clip for clip in clips if not any(prompt in f" {clip.text} " for prompt in prompts)]
+
+
+def long_prompts() -> list[str]:
+    """What the human prompts of several words say, between spaces: not to be trained on."""
+    return [f" {text} " for text in human.transcripts().values() if len(text.split()) >= EXCLUDED_WORDS]
+
+
+def sentence_rows(data_dir: Path, maker: Maker) -> Iterator[dict[str, Any]]:
+    """All training sentences as text, several a row; the sources mixed."""
+    prompts = long_prompts()
+    texts = [
+        row["text"]
+        for row in read_jsonl(data_dir / "text" / "train.jsonl")
+        if not any(prompt in f" {row['text']} " for prompt in prompts)
+    ]
+    maker.rng.shuffle(texts)
+    for start in range(0, len(texts), SENTENCES_PER_ROW):
+        yield maker.sentences(texts[start : start + SENTENCES_PER_ROW])
 
 
 def make_maker(data_dir: Path, split: str, timbre: bool = False) -> Maker:
@@ -129,6 +148,8 @@ def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str
     for kind in DRAWN[split]:
         yield kind, list(drawn_rows(maker, kind))
     yield "text", maker.text_only() * (3 if split == "train" else 1)
+    if split == "train":
+        yield "sentences", list(sentence_rows(data_dir, maker))
 
 
 def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -57,6 +57,8 @@ SPEECH_SETS = (
     SpeechSet("valid", "hibari", "valid", 0.25),
     SpeechSet("test_sentences", "hibari", "test", 0.35, kinds=("single", "medium")),
     SpeechSet("test_long", "hibari", "test", 0.5, kinds=("long",)),
+    SpeechSet("train", "piper", "train", 20),
+    SpeechSet("valid", "piper", "valid", 0.1),
     SpeechSet("train", "flite", "train", 14),
     SpeechSet("valid", "flite", "valid", 0.1),
     SpeechSet("test_sentences", "flite", "test", 0.15, kinds=("single", "medium")),
