@@ -295,8 +295,8 @@ class TrainingConfig:
         output_dir: checkpoints, logs, `best/` and `last/`. An interrupted run there is resumed.
         data, stages: see their classes. Stages run one after the other.
         precision: of the forward pass; weights are kept in `weights_dtype`. `auto` is bfloat16 where the hardware
-            computes in it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32: emulated bfloat16 can be 50 times
-            slower. `float16` needs a GPU.
+            computes in it (a GPU that does, a CPU whose products in it are measured to be faster), else float32.
+            `float16` needs a GPU.
         weights_dtype: dtype of the weights while training.
         save_dtype: dtype of the saved models; None keeps `weights_dtype`.
         checkpoint_every_steps, keep_checkpoints: exact checkpoints to resume from.

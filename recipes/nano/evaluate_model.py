@@ -19,6 +19,7 @@ TESTS = {
     "long": "clips of 14 to 29.5 s",
     "robot": "poor robot voice",
     "human": "human telephone prompts",
+    "read": "a novel read by a human",
     "silence": "nothing said",
     "sound": "sounds, freely",
     "sound_choice": "sounds, choice",

@@ -71,8 +71,8 @@ def speech_clips(data_dir: Path, name: str) -> list[Clip]:
 
 
 def long_prompts() -> list[str]:
-    """What the human prompts of several words say, between spaces: not to be trained on."""
-    return [f" {text} " for text in human.transcripts().values() if len(text.split()) >= EXCLUDED_WORDS]
+    """What people say in the evaluation, in several words, between spaces: not to be trained on."""
+    return [f" {text} " for text in human.all_transcripts() if len(text.split()) >= EXCLUDED_WORDS]
 
 
 def sentence_rows(data_dir: Path, maker: Maker) -> Iterator[dict[str, Any]]:
@@ -160,7 +160,8 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield name, [maker.transcription(clip) for clip in clips]
     robot = clips_of(data_dir, "speech", "test_voices", "espeak")
     yield "test_robot", [maker.transcription(clip) for clip in robot]
-    yield "test_human", [maker.transcription(clip) for clip in clips_of(data_dir, "human")]
+    for name in ("human", "read"):
+        yield f"test_{name}", [maker.transcription(clip) for clip in clips_of(data_dir, name)]
     for kind, rows in split_files(data_dir, "test"):
         yield f"test_{kind}", rows
     timbre = make_maker(data_dir, "test", timbre=True)

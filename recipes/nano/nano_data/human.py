@@ -1,6 +1,7 @@
-"""Human speech for evaluation only: the English prompts of Debian's asterisk-core-sounds-en-g722.
+"""Human speech for evaluation only: telephone prompts (Debian's asterisk-core-sounds-en-g722) and a few sentences of a
+novel, read by a volunteer of LibriVox (Debian's pocketsphinx-testdata).
 
-The package holds no transcripts. `tables/human_transcripts.tsv` was written by a judge (Whisper base, see the
+The prompts' package holds no transcripts. `tables/human_transcripts.tsv` was written by a judge (Whisper base, see the
 README) and read over; prompts whose words were in doubt are not in it.
 """
 
@@ -13,16 +14,24 @@ from typing import Any
 from .messages import TABLES, read_table
 from .normalise import normalise
 from .store import SAMPLING_RATE, make_shard, write_clip
+from .voices import read_resampled
 
 SOUNDS = "usr/share/asterisk/sounds/en_US_f_Allison"
 TRANSCRIPTS = "human_transcripts.tsv"
+READ_SOUNDS = "usr/share/pocketsphinx/test/data/librivox"
+READ_TRANSCRIPTS = "read_transcripts.tsv"
 
 
-def transcripts() -> dict[str, str]:
+def transcripts(table: str = TRANSCRIPTS) -> dict[str, str]:
     """file (relative to the package's folder) -> normalised transcript."""
-    if not (TABLES / TRANSCRIPTS).exists():
+    if not (TABLES / table).exists():
         return {}
-    return {row["file"]: normalise(row["text"]) for row in read_table(TRANSCRIPTS)}
+    return {row["file"]: normalise(row["text"]) for row in read_table(table)}
+
+
+def all_transcripts() -> list[str]:
+    """What people say in the evaluation: not to be trained on."""
+    return [*transcripts().values(), *transcripts(READ_TRANSCRIPTS).values()]
 
 
 def decode_g722(path: Path) -> Any:
@@ -70,3 +79,17 @@ def make_human(data_dir: Path, unpacked: Path) -> bool:
         return rows
 
     return make_shard(data_dir / "audio" / "human", fill)
+
+
+def make_read(data_dir: Path, unpacked: Path) -> bool:
+    """audio/read: the sentences read aloud."""
+
+    def fill(working: Path) -> list[dict[str, Any]]:
+        rows = []
+        for source, text in transcripts(READ_TRANSCRIPTS).items():
+            file = source.replace(".wav", ".flac")
+            duration_s = round(write_clip(working / file, read_resampled(unpacked / READ_SOUNDS / source)), 3)
+            rows.append({"id": Path(file).stem, "file": file, "duration_s": duration_s, "text": text})
+        return rows
+
+    return make_shard(data_dir / "audio" / "read", fill)

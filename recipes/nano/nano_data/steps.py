@@ -81,8 +81,9 @@ def make_quiet(build: Build) -> str:
 
 
 def make_human(build: Build) -> str:
-    """audio/human: prompts spoken by a person, for evaluation only."""
-    return "made" if human.make_human(build.data_dir, build.unpacked) else "complete"
+    """audio/human and audio/read: prompts and sentences spoken by people, for evaluation only."""
+    made = [make(build.data_dir, build.unpacked) for make in (human.make_human, human.make_read)]
+    return "made" if any(made) else "complete"
 
 
 def _run_shards(lines: Iterable[str]) -> str:
@@ -119,7 +120,7 @@ def make_manifest(build: Build) -> str:
     audio: dict[str, dict[str, float]] = {}
     for row in read_shards(build.data_dir / "audio", build.data_dir):
         parts = Path(row["path"]).parts[1:4]
-        name = "/".join(parts[: 3 if parts[0] == "speech" else 2] if parts[0] != "human" else parts[:1])
+        name = "/".join(parts[: 3 if parts[0] == "speech" else 2] if parts[0] not in ("human", "read") else parts[:1])
         entry = audio.setdefault(name, {"clips": 0, "hours": 0.0})
         entry["clips"] += 1
         entry["hours"] += row["duration_s"] / 3600
