@@ -1,4 +1,4 @@
-"""Small text files of a checkpoint folder: read with clear errors, written whole or not at all."""
+"""Files that are written whole or not at all, and the small text files of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +58,35 @@ def make_folder(folder: Path) -> None:
         raise CheckpointError(f"cannot save to {folder}: {error}.") from error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path`; the file that the block writes there takes its place at the end, or is removed.
+
+    It is flushed to the disk before it is renamed, so that `path` holds the old or the new content, never half of it.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file under a temporary name beside it, flushes it to the disk, then renames it.
+    """Writes a UTF-8 file, whole or not at all.
 
     Raises:
         CheckpointError: the file cannot be written; what was there before is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}.") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:

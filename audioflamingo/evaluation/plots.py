@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from audioflamingo.evaluation.scoring import ItemResult
+from audioflamingo.files import replacing
 from audioflamingo.training.errors import require
 
 OTHER = "(other)"
@@ -58,9 +58,8 @@ def plot_confusion(items: Sequence[ItemResult], path: Path) -> bool:
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     return True
 
 

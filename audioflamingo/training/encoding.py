@@ -38,9 +38,10 @@ class BatchEncoder:
     """Turns rows into batches.
 
     A batch holds `input_ids`, `attention_mask`, `labels` (B, S); `input_features` and `input_features_mask`, or
-    `audio_rows` from the cache, either (A, D_audio) or, if later layers of the encoder are trained, (P, D_audio) with
-    `audio_lengths`, the positions of each window, and `audio_layers`, the number of layers behind them; for CTC `ctc_spans` (K, 2), start and number of each clip's audio rows,
-    `ctc_targets` and `ctc_lengths`; `num_labels`, `num_characters`, `num_rows`, `audio_s`; and `ids`.
+    `audio_rows` from the cache: (A, D_audio) or, if later layers of the encoder are trained, (P, D_audio) with
+    `audio_lengths`, the positions of each window, and `audio_layers`, the number of layers behind them; for CTC
+    `ctc_spans` (K, 2), start and number of each clip's audio rows, `ctc_targets` and `ctc_lengths`; `num_labels`,
+    `num_characters`, `num_rows`, `audio_s`; and `ids`.
 
     Args:
         processor: of the model.

@@ -23,6 +23,7 @@ import torch
 from audioflamingo.audio.loading import load_audio, split_windows
 from audioflamingo.encoder import POOL
 from audioflamingo.errors import AudioError
+from audioflamingo.files import replacing, write_text
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
 from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig
@@ -140,7 +141,9 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         shard: list[tuple[str, np.ndarray]] = []
         try:
-            for group, features, frames, num_windows, errors in self._load_groups(jobs, processor, num_workers):
+            for group, features, frames, num_windows, errors in self._load_groups(
+                jobs, processor, num_workers
+            ):
                 self.failed.update(errors)
                 for path, message in errors.items():
                     logger.warning("not cached: %s: %s", path, message)
@@ -203,15 +206,10 @@ class FeatureCache:
         for key, rows in items:
             index.append((key, start, len(rows)))
             start += len(rows)
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
+        with replacing(self.folder / f"{name}.bin") as temporary, temporary.open("xb") as file:
             for _, rows in items:
                 file.write(np.ascontiguousarray(rows).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / f"{name}.bin")
-        temporary.write_text(json.dumps(index), encoding="utf-8")
-        os.replace(temporary, self.folder / f"{name}.json")  # the index comes last: it makes the shard count
+        write_text(self.folder / f"{name}.json", json.dumps(index))  # last: it makes the shard count
         self._entries.update({key: _Entry(name, start, num_rows) for key, start, num_rows in index})
         self._files.save()
 
@@ -285,9 +283,7 @@ class _FileTable:
 
     def save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps(self._known), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_text(self._path, json.dumps(self._known))
 
 
 def encoder_hash(model: Any, processor: AudioFlamingo3Processor, num_layers: int | None = None) -> str:

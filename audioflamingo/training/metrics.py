@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.files import write_text
+from audioflamingo.files import replacing, write_text
 from audioflamingo.training.errors import require
 
 LOG_FILE = "log.jsonl"
@@ -95,6 +94,5 @@ def plot_curves(log: Path, target: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    temporary = target.with_name(f".{target.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -6,17 +6,15 @@ transcribed. A file appears whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audioflamingo.errors import OutputError
+from audioflamingo.files import replacing
 from audioflamingo.transcription.segments import Segment
 
 
@@ -162,7 +160,7 @@ def write_transcript(
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Writes a file under a temporary name beside it, flushes it to the disk, and renames it.
+    """Writes a file, whole or not at all.
 
     Args:
         path: where it goes.
@@ -171,17 +169,11 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     Raises:
         OutputError: it cannot be written. What was there before is unchanged.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
     try:
-        with temporary.open("xb") as file:
+        with replacing(path) as temporary, temporary.open("xb") as file:
             file.writelines((content,) if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError) or isinstance(error, OutputError):
+    except OSError as error:
+        if isinstance(error, OutputError):
             raise
         raise OutputError(
             f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "

@@ -120,7 +120,9 @@ def make_manifest(build: Build) -> str:
     audio: dict[str, dict[str, float]] = {}
     for row in read_shards(build.data_dir / "audio", build.data_dir):
         parts = Path(row["path"]).parts[1:4]
-        name = "/".join(parts[: 3 if parts[0] == "speech" else 2] if parts[0] not in ("human", "read") else parts[:1])
+        name = "/".join(
+            parts[: 3 if parts[0] == "speech" else 2] if parts[0] not in ("human", "read") else parts[:1]
+        )
         entry = audio.setdefault(name, {"clips": 0, "hours": 0.0})
         entry["clips"] += 1
         entry["hours"] += row["duration_s"] / 3600

@@ -29,8 +29,20 @@ TEST_VOICES = {  # never in training, in no engine: the speaker slt is held out 
 }
 ESPEAK_VARIANTS = ("", "+m1", "+m3", "+m4", "+m7", "+f1", "+f2", "+f3", "+f4")
 # range of the pitch-and-formant shift by resampling, and of the tempo
-SHIFTS = {"hibari": (0.80, 1.18), "piper": (0.86, 1.30), "kokoro": (0.86, 1.14), "flite": (0.90, 1.14), "festival": (0.90, 1.12)}
-TEMPOS = {"hibari": (0.78, 1.32), "piper": (0.78, 1.32), "kokoro": (0.80, 1.30), "flite": (0.80, 1.25), "festival": (0.85, 1.2)}
+SHIFTS = {
+    "hibari": (0.80, 1.18),
+    "piper": (0.86, 1.30),
+    "kokoro": (0.86, 1.14),
+    "flite": (0.90, 1.14),
+    "festival": (0.90, 1.12),
+}
+TEMPOS = {
+    "hibari": (0.78, 1.32),
+    "piper": (0.78, 1.32),
+    "kokoro": (0.80, 1.30),
+    "flite": (0.80, 1.25),
+    "festival": (0.85, 1.2),
+}
 
 
 @dataclass(frozen=True)
