@@ -46,26 +46,33 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, help="default: DATA_DIR/evaluation")
     parser.add_argument("--tests", nargs="+", choices=TESTS, default=list(TESTS), help="only these")
     parser.add_argument("--max-rows", type=int, help="only a fixed random sample of each test")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="measure it quantized")
     parser.add_argument("--overwrite", action="store_true", help="start again")
     return parser.parse_args()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Scores by test."""
-    from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+    from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, quantize
     from audioflamingo.evaluation import evaluate
     from audioflamingo.training.config import DatasetConfig
 
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(arguments.model, dtype="float32").eval()
+    if arguments.quantization:
+        quantize(model, arguments.quantization)
     processor = AutoProcessor.from_pretrained(arguments.model)
     output_dir = arguments.output_dir or arguments.data_dir / "evaluation"
     results = {}
     for name in arguments.tests:
         start = time.perf_counter()
+        rows = arguments.data_dir / f"test_{name}.jsonl"
+        if not rows.read_text(encoding="utf-8").strip():
+            print(f"[{name}] left out: {rows} is empty, its clips were not made", flush=True)
+            continue
         result = evaluate(
             model,
             processor,
-            DatasetConfig(str(arguments.data_dir / f"test_{name}.jsonl"), max_rows=arguments.max_rows),
+            DatasetConfig(str(rows), max_rows=arguments.max_rows),
             output_dir=output_dir / name,
             overwrite=arguments.overwrite,
             progress=True,
