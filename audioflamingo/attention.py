@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audioflamingo.bfloat16 import is_slow
+
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
 
@@ -57,6 +59,9 @@ def sdpa_attention(
     is_causal: bool,
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
+    if is_slow(query, query.shape[2]):
+        wide = (tensor.float() for tensor in (query, key, value))
+        return sdpa_attention(*wide, mask, scale, dropout, is_causal).bfloat16()
     return F.scaled_dot_product_attention(
         query,
         key,

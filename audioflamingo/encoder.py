@@ -21,6 +21,7 @@ from audioflamingo.audio.loading import conv_length, num_audio_tokens
 from audioflamingo.config import AudioFlamingo3EncoderConfig
 from audioflamingo.errors import ArgumentError
 from audioflamingo.host import to_host
+from audioflamingo.linear import Conv1d, Linear
 from audioflamingo.outputs import EncoderOutput
 
 POOL = 2
@@ -45,10 +46,10 @@ class AudioFlamingo3Attention(nn.Module):
         self.head_dim = width // self.num_heads
         self.dropout = config.attention_dropout
         self.implementation: AttentionImplementation = "sdpa"
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
         """Maps packed positions `(P, D)` to `(P, D)`."""
@@ -95,8 +96,8 @@ class AudioFlamingo3EncoderLayer(nn.Module):
         self.activation_dropout = config.activation_dropout
         self.self_attn = AudioFlamingo3Attention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
@@ -129,8 +130,8 @@ class AudioFlamingo3Encoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         width = config.hidden_size
-        self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.conv1 = Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
+        self.conv2 = Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
         self.embed_positions.requires_grad_(False)
         self.layers = nn.ModuleList(

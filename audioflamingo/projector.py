@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioflamingo.config import AudioFlamingo3Config
+from audioflamingo.linear import Linear
 
 
 class AudioFlamingo3MultiModalProjector(nn.Module):
@@ -14,8 +15,8 @@ class AudioFlamingo3MultiModalProjector(nn.Module):
     def __init__(self, config: AudioFlamingo3Config) -> None:
         super().__init__()
         width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.audio_config.hidden_size, width, bias=config.projector_bias)
-        self.linear_2 = nn.Linear(width, width, bias=config.projector_bias)
+        self.linear_1 = Linear(config.audio_config.hidden_size, width, bias=config.projector_bias)
+        self.linear_2 = Linear(width, width, bias=config.projector_bias)
 
     def forward(self, audio_features: Tensor) -> Tensor:
         """Maps `(..., D_audio)` to `(..., D_text)`."""

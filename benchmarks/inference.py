@@ -3,7 +3,7 @@
 Random weights at Audio Flamingo 3's real width, four layers of encoder and language model (`--full`: all 32 and 28,
 24 GB of memory, one engine at a time). Every engine is a process of its own; they take turns, so that a noisy machine
 disturbs all alike. llama.cpp (language model only, Q4_0) takes part if `--llama-python` names an interpreter that has
-`llama-cpp-python` and `gguf`.
+`torch` and `llama-cpp-python`; its model is written with the package `gguf`, here.
 
     python benchmarks/inference.py --output results.json --plot inference.png
 """
@@ -122,7 +122,9 @@ def ceilings() -> dict[str, float]:
     return {
         "memory_read_gb_s": buffer.numel() * 4 / best(buffer.sum) / 1e9,
         "bf16_gflop_s": operations / best(lambda: F.linear(x, weight)) / 1e9,
-        "int8_gop_s": operations / best(lambda: kernels.linear_int8(x, packed, scales)) / 1e9,
+        "int8_gop_s": operations
+        / best(lambda: kernels.linear_int8(x, packed, scales, None, weight.shape))
+        / 1e9,
     }
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audioflamingo.bfloat16 import is_slow, linear_widened
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import native, reference
 from audioflamingo.kernels.layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
@@ -89,7 +90,8 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """`F.linear` in bfloat16 that reads the weights once, at memory speed, for 1 to 16 rows.
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
-    16. More rows, calls that need a gradient, and processors without AVX2 run `F.linear`.
+    16. More rows are multiplied in float32 where this CPU is slow in bfloat16, else by `F.linear`, as are calls that
+    need a gradient.
 
     Args:
         x: bfloat16 (..., K) on the CPU.
@@ -100,8 +102,10 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         bfloat16 (..., N).
     """
     num_rows = x.numel() // max(x.shape[-1], 1)
-    if not 0 < num_rows <= MAX_BF16_ROWS or not _fits_bf16(x, weight, bias) or native.active() in _NO_BF16:
+    if num_rows == 0 or not _fits_bf16(x, weight, bias):
         return F.linear(x, weight, bias)
+    if num_rows > MAX_BF16_ROWS or native.active() in _NO_BF16:
+        return (linear_widened if is_slow(x, num_rows) else F.linear)(x, weight, bias)
     rows = x.reshape(num_rows, x.shape[-1]).contiguous()
     out = torch.empty(num_rows, len(weight), dtype=torch.bfloat16)
     native.linear_bf16(

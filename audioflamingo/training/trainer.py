@@ -6,18 +6,16 @@ killed goes on exactly as if it had not been (a cosine over minutes follows the 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import math
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from audioflamingo.bfloat16 import slowness
 from audioflamingo.errors import ConfigError
 from audioflamingo.files import to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
@@ -45,6 +43,7 @@ _FREE_KEYS = (
     "tensorboard",
     "device",
 )
+BFLOAT16_PAYS = 0.8  # share of float32's time below which a CPU trains in bfloat16
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -107,21 +106,7 @@ def resolve_precision(precision: str, uses_cpu: bool) -> str:
         return precision
     if not uses_cpu:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if _bfloat16_pays() else "float32"
-
-
-@functools.cache
-def _bfloat16_pays() -> bool:
-    """Whether this CPU multiplies in bfloat16 clearly faster than in float32; its flags alone do not tell."""
-    x = torch.ones(1024, 512)
-    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for _ in range(5):
-        for dtype in seconds:
-            rows = x.to(dtype)
-            start = time.perf_counter()
-            rows @ rows.T
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+    return "bfloat16" if slowness() < BFLOAT16_PAYS else "float32"
 
 
 class Trainer:
