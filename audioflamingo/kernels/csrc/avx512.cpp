@@ -96,7 +96,7 @@ VNNI void decode_int8_tile(const uint8_t* const* blocks, const Activations& x, i
     __m512i total[B][R] = {};
     for (ptrdiff_t q = 0; q < quads; ++q) {
         AF3_UNROLL for (int b = 0; b < B; ++b) {
-            _mm_prefetch(reinterpret_cast<const char*>(blocks[b] + q * kLine + kPrefetchBytes), _MM_HINT_NTA);
+            _mm_prefetch(reinterpret_cast<const char*>(blocks[b] + q * kLine + kPrefetchBytes), _MM_HINT_T0);
             const __m512i weights = load(blocks[b] + q * kLine);
             AF3_UNROLL for (int r = 0; r < R; ++r) {
                 total[b][r] =
@@ -125,7 +125,7 @@ VNNI void decode_int4_tile(const uint8_t* const* blocks, const Activations& x, i
         }
         for (int pair = 0; pair < group / 8; ++pair, values += 8) {
             AF3_UNROLL for (int b = 0; b < B; ++b, nibbles[b - 1] += kLine) {
-                _mm_prefetch(reinterpret_cast<const char*>(nibbles[b] + kPrefetchBytes), _MM_HINT_NTA);
+                _mm_prefetch(reinterpret_cast<const char*>(nibbles[b] + kPrefetchBytes), _MM_HINT_T0);
                 const __m512i both = load(nibbles[b]);
                 const __m512i first = _mm512_and_si512(both, low);
                 const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
