@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioflamingo.bfloat16 import is_slow, linear_widened
+from audioflamingo import bfloat16
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import native, reference
 from audioflamingo.kernels.layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h
 MAX_BF16_ROWS = 16
+SLOW_PASSES = 4  # where bfloat16 is slow, reading the weights so many times is faster than F.linear
 
 
 def backend() -> str:
@@ -90,8 +93,8 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """`F.linear` in bfloat16 that reads the weights once, at memory speed, for 1 to 16 rows.
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
-    16. More rows are multiplied in float32 where this CPU is slow in bfloat16, else by `F.linear`, as are calls that
-    need a gradient.
+    16. More rows run `F.linear`, as do calls that need a gradient; on a CPU that is slow in bfloat16, up to 64 take
+    several turns of 16, and yet more are multiplied in float32.
 
     Args:
         x: bfloat16 (..., K) on the CPU.
@@ -104,16 +107,27 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     num_rows = x.numel() // max(x.shape[-1], 1)
     if num_rows == 0 or not _fits_bf16(x, weight, bias):
         return F.linear(x, weight, bias)
-    if num_rows > MAX_BF16_ROWS or native.active() in _NO_BF16:
-        return (linear_widened if is_slow(x, num_rows) else F.linear)(x, weight, bias)
+    backend = native.active()
+    is_quick = bfloat16.slowness() < 1
+    if backend in _NO_BF16 or num_rows > MAX_BF16_ROWS * (1 if is_quick else SLOW_PASSES):
+        return (bfloat16.linear_widened if bfloat16.is_slow(x, num_rows) else F.linear)(x, weight, bias)
+    if not is_quick and backend == native.LEVELS[-1]:
+        backend = native.LEVELS[-2]  # which multiplies in float32
     rows = x.reshape(num_rows, x.shape[-1]).contiguous()
     out = torch.empty(num_rows, len(weight), dtype=torch.bfloat16)
-    native.linear_bf16(
-        native.active(),
-        torch.get_num_threads(),
-        (num_rows, *weight.shape),
-        (rows.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
-    )
+    step = math.ceil(num_rows / math.ceil(num_rows / MAX_BF16_ROWS))
+    for some, some_out in zip(rows.split(step), out.split(step), strict=True):
+        native.linear_bf16(
+            backend,
+            torch.get_num_threads(),
+            (len(some), *weight.shape),
+            (
+                some.data_ptr(),
+                weight.data_ptr(),
+                None if bias is None else bias.data_ptr(),
+                some_out.data_ptr(),
+            ),
+        )
     return out.view(*x.shape[:-1], len(weight))
 
 

@@ -208,10 +208,8 @@ AVX2 void dot_tile(const uint16_t* const* weights, int num_outputs, const uint16
     }
 }
 
-}  // namespace
-
-void dot_bf16_avx2(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
-                   float* out) {
+void dot_bf16(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
+              float* out) {
     constexpr decltype(&dot_tile<1>) tiles[kTileRows] = {dot_tile<1>, dot_tile<2>, dot_tile<3>, dot_tile<4>};
     for (int r = 0; r < rows; r += kTileRows) {
         const int tile = rows - r < kTileRows ? rows - r : kTileRows;
@@ -219,7 +217,9 @@ void dot_bf16_avx2(const uint16_t* const* weights, int num_outputs, const uint16
     }
 }
 
-const Kernels kAvx2 = {0, kTileRows, quantize_row, finish, multiply, expand, decode_int8, decode_int4, dot_bf16_avx2};
+}  // namespace
+
+const Kernels kAvx2 = {0, kTileRows, quantize_row, finish, multiply, expand, decode_int8, decode_int4, dot_bf16};
 
 }  // namespace af3
 

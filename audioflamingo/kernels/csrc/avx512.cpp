@@ -206,18 +206,78 @@ BF16 void dot_tile(const uint16_t* const* weights, const uint16_t* x, ptrdiff_t 
     }
 }
 
-void dot_bf16(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
-              float* out) {
-#define AF3_ROW(R) {dot_tile<R, 1>, dot_tile<R, 2>, dot_tile<R, 3>, dot_tile<R, 4>}
-    constexpr decltype(&dot_tile<1, 1>) tiles[kTileRows][kDotOutputs] = {
-        AF3_ROW(1), AF3_ROW(2), AF3_ROW(3), AF3_ROW(4), AF3_ROW(5), AF3_ROW(6)};
-#undef AF3_ROW
+// A line of bfloat16 as floats: those at even places, and those at odd places.
+VNNI AF3_INLINE __m512 even_floats(__m512i line) { return _mm512_castsi512_ps(_mm512_slli_epi32(line, 16)); }
+VNNI AF3_INLINE __m512 odd_floats(__m512i line) {
+    return _mm512_castsi512_ps(_mm512_and_si512(line, _mm512_set1_epi32(int32_t(0xffff0000))));
+}
+
+// Adds the products of the places k..k + 32 that `places` names.
+template <int R, int O>
+VNNI AF3_INLINE void add_line(__m512 (&total)[R][O], const uint16_t* const* weights, const uint16_t* x,
+                              ptrdiff_t columns, ptrdiff_t k, __mmask32 places) {
+    __m512 even[O], odd[O];
+    AF3_UNROLL for (int o = 0; o < O; ++o) {
+        const __m512i line = _mm512_maskz_loadu_epi16(places, weights[o] + k);
+        even[o] = even_floats(line);
+        odd[o] = odd_floats(line);
+    }
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        const __m512i row = _mm512_maskz_loadu_epi16(places, x + r * columns + k);
+        AF3_UNROLL for (int o = 0; o < O; ++o) {
+            total[r][o] = _mm512_fmadd_ps(even[o], even_floats(row), total[r][o]);
+            total[r][o] = _mm512_fmadd_ps(odd[o], odd_floats(row), total[r][o]);
+        }
+    }
+}
+
+// `dot_tile` with float32 multiply-adds: twice as fast where the processor takes its time over bfloat16 ones.
+template <int R, int O>
+VNNI void dot_float_tile(const uint16_t* const* weights, const uint16_t* x, ptrdiff_t columns, float* out) {
+    __m512 total[R][O] = {};
+    ptrdiff_t k = 0;
+    for (; k + 32 <= columns; k += 32) {
+        AF3_UNROLL for (int o = 0; o < O; ++o) {
+            _mm_prefetch(reinterpret_cast<const char*>(weights[o] + k) + kPrefetchBytes, _MM_HINT_T0);
+        }
+        add_line<R, O>(total, weights, x, columns, k, __mmask32(-1));
+    }
+    add_line<R, O>(total, weights, x, columns, k, __mmask32((uint64_t(1) << (columns - k)) - 1));
+    AF3_UNROLL for (int r = 0; r < R; ++r) {
+        AF3_UNROLL for (int o = 0; o < O; ++o) out[o * kMaxDotRows + r] = _mm512_reduce_add_ps(total[r][o]);
+    }
+}
+
+using DotTile = void (*)(const uint16_t* const*, const uint16_t*, ptrdiff_t, float*);
+
+// Cuts the rows into tiles of equal size.
+void dot_rows(const DotTile (*tiles)[kDotOutputs], const uint16_t* const* weights, int num_outputs, const uint16_t* x,
+              int rows, int columns, float* out) {
     const int step = ceil_div(rows, ceil_div(rows, kTileRows));
     for (int r = 0; r < rows; r += step) {
         const int tile = rows - r < step ? rows - r : step;
         tiles[tile - 1][num_outputs - 1](weights, x + ptrdiff_t(r) * columns, columns, out + r);
     }
 }
+
+#define AF3_ROW(TILE, R) {TILE<R, 1>, TILE<R, 2>, TILE<R, 3>, TILE<R, 4>}
+#define AF3_ROWS(TILE) \
+    {AF3_ROW(TILE, 1), AF3_ROW(TILE, 2), AF3_ROW(TILE, 3), AF3_ROW(TILE, 4), AF3_ROW(TILE, 5), AF3_ROW(TILE, 6)}
+
+void dot_bf16(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
+              float* out) {
+    constexpr DotTile tiles[kTileRows][kDotOutputs] = AF3_ROWS(dot_tile);
+    dot_rows(tiles, weights, num_outputs, x, rows, columns, out);
+}
+
+void dot_float(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
+               float* out) {
+    constexpr DotTile tiles[kTileRows][kDotOutputs] = AF3_ROWS(dot_float_tile);
+    dot_rows(tiles, weights, num_outputs, x, rows, columns, out);
+}
+
+#undef AF3_ROWS
+#undef AF3_ROW
 
 constexpr Kernels with_bf16(Kernels kernels) {
     kernels.dot_bf16 = dot_bf16;
@@ -227,7 +287,7 @@ constexpr Kernels with_bf16(Kernels kernels) {
 }  // namespace
 
 const Kernels kAvx512Vnni = {128,         kTileRows,   quantize_row,  finish, multiply, expand,
-                             decode_int8, decode_int4, dot_bf16_avx2};
+                             decode_int8, decode_int4, dot_float};
 const Kernels kAvx512Bf16 = with_bf16(kAvx512Vnni);
 
 }  // namespace af3

@@ -63,8 +63,6 @@ extern const Kernels kGeneric;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 extern const Kernels kAvx512Bf16;
-void dot_bf16_avx2(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
-                   float* out);
 #endif
 
 }  // namespace af3
