@@ -18,9 +18,9 @@ import base64
 import io
 import itertools
 import json
+import queue
 import random
 import re
-import select
 import signal
 import statistics
 import subprocess
@@ -77,22 +77,22 @@ class ServerProcess:
             stderr=subprocess.PIPE,
         )
         self.pid = self._process.pid
-        assert self._process.stderr is not None
-        while True:
-            ready, _, _ = select.select([self._process.stderr], [], [], TIMEOUT_S)
-            line = self._process.stderr.readline() if ready else b""
-            if not line:
-                raise RuntimeError("the server did not start")
-            if found := re.search(rb'"address": "([^"]+)"', line):
-                self.url = found[1].decode()
-                break
         self.log: list[bytes] = []
-        threading.Thread(target=self._read_log, daemon=True).start()
+        addresses: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read_log, args=(addresses,), daemon=True).start()
+        url = addresses.get(timeout=TIMEOUT_S)
+        if url is None:
+            raise RuntimeError(f"the server did not start: {b''.join(self.log).decode()}")
+        self.url = url
 
-    def _read_log(self) -> None:
+    def _read_log(self, addresses: queue.Queue[str | None]) -> None:
+        """Keeps every line; hands over the address once it is known, or None when the server has ended."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.log.append(line)
+            if found := re.search(rb'"address": "([^"]+)"', line):
+                addresses.put(found[1].decode())
+        addresses.put(None)
 
     def stop(self) -> None:
         """Ends it in good order."""
