@@ -60,8 +60,8 @@ def sdpa_attention(
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
     if is_slow(query, query.shape[2]):
-        wide = (tensor.float() for tensor in (query, key, value))
-        return sdpa_attention(*wide, mask, scale, dropout, is_causal).bfloat16()
+        query, key, value = query.float(), key.float(), value.float()
+        return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
     return F.scaled_dot_product_attention(
         query,
         key,

@@ -214,6 +214,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             await asyncio.gather(*(worker() for _ in range(arguments.concurrency)))
             duration_s = time.perf_counter() - start
             left = await idle_metrics(client)
+            await asyncio.sleep(3)  # when idle, it gives memory back
             states.append(process_state(server.pid))
     finally:
         server.stop()

@@ -22,6 +22,7 @@ from audioflamingo.generation.sampling import NO_TOKEN
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.engine import sampler
 from audioflamingo.server.engine.encoding import WindowEncoder
+from audioflamingo.server.engine.memory import give_back_memory
 from audioflamingo.server.engine.pace import Pace
 from audioflamingo.server.engine.pool import KVPool, PooledRows
 from audioflamingo.server.engine.request import EngineRequest, EngineStoppedError
@@ -30,6 +31,7 @@ from audioflamingo.server.engine.schedule import Schedule
 from audioflamingo.server.settings import EngineOptions
 
 logger = logging.getLogger("audioflamingo.server")
+TIDY_AFTER_S = 1.0  # without work
 
 
 class Engine:
@@ -123,9 +125,10 @@ class Engine:
     @torch.no_grad()
     def _run(self) -> None:
         while True:
+            if not self._wait(TIDY_AFTER_S):
+                give_back_memory()
+                self._wait()
             with self._news:
-                while not (self._arriving or self.schedule.rows or self._is_stopping):
-                    self._news.wait()
                 arrived = list(self._arriving)
                 self._arriving.clear()
                 is_stopping = self._is_stopping
@@ -142,6 +145,14 @@ class Engine:
                 logger.exception("a step of the model failed")
                 self._fail(self.schedule.active, error)
                 self.schedule.forget()
+
+    def _wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until there is something to do; False when the time was over before."""
+        with self._news:
+            return self._news.wait_for(self._has_work, timeout_s)
+
+    def _has_work(self) -> bool:
+        return bool(self._arriving or self.schedule.rows or self._is_stopping)
 
     def _step(self) -> None:
         schedule = self.schedule
