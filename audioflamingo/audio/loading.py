@@ -40,6 +40,7 @@ MIN_SAMPLES = (MIN_FRAMES - 1) * HOP_LENGTH + 1  # 321 samples: 20 ms
 MIN_SAMPLING_RATE = 1000  # Hz; below it, resampling would turn a small file into gigabytes
 MAX_SAMPLING_RATE = 10_000_000
 LOUD_PEAK = 4.0  # float samples beyond +-1 by this much were not scaled to [-1, 1]
+LARGEST_PEAK = 1e12  # beyond every integer format; the power of samples beyond 1e16 would leave float32
 FAINT_PEAK = 1 << 16  # 32-bit samples that stay below this were recorded with 16
 ARRAY_BLOCK = 1 << 18  # samples of an array that are resampled at once
 
@@ -197,6 +198,10 @@ def _check_samples(
         raise AudioError(
             f"{name}: {num_bad} of {num_samples} samples are NaN or infinite (in float32), the first is "
             f"sample {first_bad} at {first_bad / rate:.3f} s. Repair or cut them."
+        )
+    if peak > LARGEST_PEAK:
+        raise AudioError(
+            f"{name}: float samples reach {peak:.3g}, but [-1, 1] is full scale: this is damaged, or no audio."
         )
     if peak > LOUD_PEAK:
         warnings.warn(

@@ -130,6 +130,13 @@ def test_loud_floats_are_used_with_one_warning():
         load_audio(WAVEFORM * 9)  # overdriven, but audio
 
 
+@pytest.mark.parametrize("peak", [1e13, 7e31, 3e38])
+def test_numbers_that_are_no_audio_are_refused(peak):
+    """A damaged float WAV with finite samples of 7e31 once gave features, and logits, of NaN."""
+    with pytest.raises(AudioError, match="no audio"):
+        load_audio((WAVEFORM * (peak / np.abs(WAVEFORM).max())).astype(np.float32))
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, np.int32(8000), 22050.5])
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 100, 12345])
 def test_resampling_is_that_of_soxr_padded_to_the_rounded_up_length(rate, num_samples):
