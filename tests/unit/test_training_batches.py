@@ -64,6 +64,17 @@ def make_cache(
     return cache
 
 
+def plain_inputs(processor, rows):
+    """The rows as a user of the package would prepare them."""
+    return processor.apply_chat_template(
+        [row.messages for row in rows],
+        tokenize=True,
+        return_dict=True,
+        output_labels="assistant",
+        padding_side="right",
+    )
+
+
 def gradients(module, loss) -> dict[str, torch.Tensor]:
     module.zero_grad()
     loss.backward()
@@ -74,13 +85,7 @@ def test_gradients_are_those_of_the_plain_forward_with_and_without_cache(parts) 
     folder, processor, rows = parts
     model = tiny_model().train()
     select_parameters(model, StageConfig({"projector": 1.0, "language_model": 1.0}, max_steps=1))
-    inputs = processor.apply_chat_template(
-        [row.messages for row in rows],
-        tokenize=True,
-        return_dict=True,
-        output_labels="assistant",
-        padding_side="right",
-    )
+    inputs = plain_inputs(processor, rows)
     plain = model(**inputs, logits_to_keep=1).loss
     expected = gradients(model, plain)
     module = TrainingModule(model)
@@ -107,13 +112,7 @@ def test_the_last_layers_learn_from_the_cached_output_of_the_first(parts, tmp_pa
     stage = StageConfig({"encoder": 1.0, "projector": 1.0}, max_steps=1, encoder_last_layers=1)
     select_parameters(model, stage)
     assert cached_layers([stage], 2) == 1
-    inputs = processor.apply_chat_template(
-        [row.messages for row in rows],
-        tokenize=True,
-        return_dict=True,
-        output_labels="assistant",
-        padding_side="right",
-    )
+    inputs = plain_inputs(processor, rows)
     plain = model(**inputs, logits_to_keep=1).loss
     expected = gradients(model, plain)
     assert any("audio_tower.layers.1." in name for name in expected)
