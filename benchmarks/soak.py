@@ -16,6 +16,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from server import TIMEOUT_S, ServerProcess, chat, clip, speech, unique_text
 
 HANG_UPS, BAD = 0.05, 0.05
 WARM_UP = 200
+IDLE_S = 3  # before the process is looked at, both times: an idle server gives memory back
 
 
 @dataclass
@@ -193,11 +195,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 kind.expected = answer_of(await soak.send(kind))
             bad = bad_requests(rng)
             states: list[dict[str, int]] = []
-            todo = iter(range(arguments.requests))
-            num_done = 0
 
-            async def worker() -> None:
-                nonlocal num_done
+            async def worker(todo: Iterator[int]) -> None:
                 for _ in todo:
                     draw = rng.random()
                     if draw < HANG_UPS:
@@ -206,16 +205,17 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                         await soak.bad(*rng.choice(bad))
                     else:
                         await soak.good(rng.choice(requests))
-                    num_done += 1
-                    if num_done == min(WARM_UP, arguments.requests // 2):
-                        states.append(process_state(server.pid))
 
-            start = time.perf_counter()
-            await asyncio.gather(*(worker() for _ in range(arguments.concurrency)))
-            duration_s = time.perf_counter() - start
-            left = await idle_metrics(client)
-            await asyncio.sleep(3)  # when idle, it gives memory back
-            states.append(process_state(server.pid))
+            duration_s = 0.0
+            num_first = min(WARM_UP, arguments.requests // 2)
+            for count in (num_first, arguments.requests - num_first):
+                todo = iter(range(count))
+                start = time.perf_counter()
+                await asyncio.gather(*(worker(todo) for _ in range(arguments.concurrency)))
+                duration_s += time.perf_counter() - start
+                left = await idle_metrics(client)
+                await asyncio.sleep(IDLE_S)
+                states.append(process_state(server.pid))
     finally:
         server.stop()
     first, last = states

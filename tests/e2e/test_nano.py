@@ -127,13 +127,7 @@ def test_the_demo_prints_what_the_readme_shows() -> None:
         r"<!-- demo -->\n```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert shown is not None
-    # Processors round differently, and a word of the transcript may hang on that.
-    (_, heard, *rest), (_, read, *rest_shown) = (
-        text.strip().splitlines() for text in (done.stdout, shown[1])
-    )
-    assert rest == rest_shown
-    num_errors, num_words = word_errors(read, heard)
-    assert num_errors / num_words <= 0.1
+    assert done.stdout.strip() == shown[1].strip()
     for words in (
         "welcome to the",
         "three letters",

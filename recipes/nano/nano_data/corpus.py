@@ -67,7 +67,12 @@ def speech_clips(data_dir: Path, name: str) -> list[Clip]:
     if name != "train":
         return clips
     prompts = long_prompts()
-    return [clip for clip in clips if not any(prompt in f" {clip.text} " for prompt in prompts)]
+    return [clip for clip in clips if not says_any(clip.text, prompts)]
+
+
+def says_any(text: str, prompts: list[str]) -> bool:
+    """Whether a text holds one of the `long_prompts`."""
+    return any(prompt in f" {text} " for prompt in prompts)
 
 
 def long_prompts() -> list[str]:
@@ -81,7 +86,7 @@ def sentence_rows(data_dir: Path, maker: Maker) -> Iterator[dict[str, Any]]:
     texts = [
         row["text"]
         for row in read_jsonl(data_dir / "text" / "train.jsonl")
-        if not any(prompt in f" {row['text']} " for prompt in prompts)
+        if not says_any(row["text"], prompts)
     ]
     maker.rng.shuffle(texts)
     for start in range(0, len(texts), SENTENCES_PER_ROW):
