@@ -379,7 +379,9 @@ def _keep_positions(hidden: Tensor, logits_to_keep: int | Tensor | None) -> Tens
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
-def causal_lm_loss(hidden: Tensor, labels: Tensor, lm_head: nn.Module) -> Tensor:
+def causal_lm_loss(
+    hidden: Tensor, labels: Tensor, lm_head: nn.Module, row_weights: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of predicting each label from the position before it, in float32.
 
     Logits exist for `LOSS_CHUNK` labelled positions at a time, in the backward pass too.
@@ -388,6 +390,7 @@ def causal_lm_loss(hidden: Tensor, labels: Tensor, lm_head: nn.Module) -> Tensor
         hidden: `(B, S, D)`.
         labels: `(B, S)`, -100 where nothing is to be predicted.
         lm_head: maps `(N, D)` to `(N, V)`.
+        row_weights: `(B,)`, how much each label of a row counts in the mean; equally by default.
 
     Raises:
         ArgumentError: no label counts.
@@ -399,14 +402,18 @@ def causal_lm_loss(hidden: Tensor, labels: Tensor, lm_head: nn.Module) -> Tensor
             "labels are -100 everywhere (the first column never counts); there is nothing to learn from."
         )
     index = torch.tensor(counted, device=hidden.device)
+    weights = torch.ones(len(counted), device=hidden.device)
+    if row_weights is not None:
+        weights = row_weights.to(hidden.device, torch.float32)[index // (hidden.shape[1] - 1)]
     hidden, targets = hidden[:, :-1].flatten(0, 1).index_select(0, index), targets.index_select(0, index)
 
-    def chunk_loss(hidden_chunk: Tensor, target_chunk: Tensor) -> Tensor:
-        return F.cross_entropy(lm_head(hidden_chunk).float(), target_chunk, reduction="sum")
+    def chunk_loss(hidden_chunk: Tensor, target_chunk: Tensor, weight_chunk: Tensor) -> Tensor:
+        losses = F.cross_entropy(lm_head(hidden_chunk).float(), target_chunk, reduction="none")
+        return (losses * weight_chunk).sum()
 
-    chunks = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
-    losses = [checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in chunks]
-    return torch.stack(losses).sum() / len(counted)
+    chunks = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), weights.split(LOSS_CHUNK), strict=True)
+    losses = [checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(losses).sum() / weights.sum()
 
 
 @torch.no_grad()

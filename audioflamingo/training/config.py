@@ -38,6 +38,8 @@ class DatasetConfig:
         format: `auto` looks at the first row.
         weight: how often each row is seen in an epoch; 0.25 takes another random quarter each time.
         max_rows: take this many rows, chosen once at random by the run's seed.
+        answer_weight: how much each token of this set's answers counts in the loss. A class name is one token in a
+            thousand beside transcripts: raise it there.
     """
 
     path: str
@@ -45,9 +47,11 @@ class DatasetConfig:
     format: Literal["auto", "conversations", "nvidia"] = "auto"
     weight: float = 1.0
     max_rows: int | None = None
+    answer_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check(self.weight > 0, f"weight must be above 0, got {self.weight}.")
+        check(self.answer_weight > 0, f"answer_weight must be above 0, got {self.answer_weight}.")
         check(
             self.max_rows is None or self.max_rows > 0, f"max_rows must be at least 1, got {self.max_rows}."
         )
@@ -240,7 +244,9 @@ class StageConfig:
         schedule: `cosine` falls to `final_rate` times the rate, `constant` does not.
         warmup_steps: steps of linear rise.
         answer_weight: weight of the answer's cross-entropy; 0 skips the language model.
-        ctc_weight: weight of a character CTC loss on the projector's output, for transcription rows; 0 is off.
+        ctc_weight: weight of a character CTC loss on transcription rows; 0 is off.
+        ctc_layer: the CTC loss reads the audio tokens behind this layer of the language model; 0: the projector's
+            output. A later layer teaches the language model at the audio tokens too, where answers alone teach little.
         max_duration_s: leave out rows with more audio in this stage.
         batch: batches of this stage in place of the run's.
     """
@@ -259,6 +265,7 @@ class StageConfig:
     max_grad_norm: float | None = 1.0
     answer_weight: float = 1.0
     ctc_weight: float = 0.0
+    ctc_layer: int = 0
     max_duration_s: float | None = None
     batch: BatchConfig | None = None
 
@@ -275,6 +282,11 @@ class StageConfig:
         )
         check(self.answer_weight >= 0 and self.ctc_weight >= 0, "loss weights must not be negative.")
         check(self.answer_weight + self.ctc_weight > 0, "answer_weight and ctc_weight are both 0.")
+        check(self.ctc_layer >= 0, f"ctc_layer must not be negative, got {self.ctc_layer}.")
+        check(
+            self.ctc_layer == 0 or self.answer_weight > 0,
+            "ctc_layer needs answer_weight above 0: without answers the language model does not run.",
+        )
         trains_language_model = {"language_model", "lora"} & set(self.learning_rates)
         check(
             self.answer_weight > 0 or not trains_language_model,

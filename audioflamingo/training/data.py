@@ -43,6 +43,7 @@ class DataRow:
         duration_s: seconds of audio in all.
         place: file and line, for messages.
         task: what the file says the row is (`transcription`, ...), or None.
+        answer_weight: how much each token of its answers counts in the loss.
     """
 
     id: str
@@ -51,6 +52,7 @@ class DataRow:
     duration_s: float
     place: str
     task: str | None = None
+    answer_weight: float = 1.0
 
     @property
     def transcript(self) -> str | None:
@@ -106,7 +108,7 @@ def read_dataset(
         try:
             if isinstance(value, ValueError):
                 raise DataError(f"not valid JSON ({value})")
-            row = _parse_row(value, config.format, folder, place)
+            row = _parse_row(value, config, folder, place)
             if row.id in seen:
                 raise DataError(f"the id {row.id!r} occurs twice")
             seen.add(row.id)
@@ -159,10 +161,10 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"cannot read {path}: {error}.") from error
 
 
-def _parse_row(value: Any, form: str, folder: Path, place: str) -> DataRow:
+def _parse_row(value: Any, config: DatasetConfig, folder: Path, place: str) -> DataRow:
     if not isinstance(value, dict):
         raise DataError(f"a row is a JSON object, this is a {type(value).__name__}")
-    is_nvidia = form == "nvidia" or (form == "auto" and "conversations" in value)
+    is_nvidia = config.format == "nvidia" or (config.format == "auto" and "conversations" in value)
     messages = _nvidia_messages(value) if is_nvidia else value["messages"]
     messages, audio = _resolve_audio(messages, folder)
     if not any(message["role"] == "assistant" for message in messages):
@@ -171,7 +173,9 @@ def _parse_row(value: Any, form: str, folder: Path, place: str) -> DataRow:
     if isinstance(duration, list):
         duration = sum(duration)
     duration = sum(map(_probe_duration, audio)) if duration is None else float(duration)
-    return DataRow(str(value["id"]), messages, tuple(audio), duration, place, value.get("task"))
+    return DataRow(
+        str(value["id"]), messages, tuple(audio), duration, place, value.get("task"), config.answer_weight
+    )
 
 
 def _resolve_audio(messages: Any, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

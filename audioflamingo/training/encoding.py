@@ -40,8 +40,8 @@ class BatchEncoder:
     A batch holds `input_ids`, `attention_mask`, `labels` (B, S); `input_features` and `input_features_mask`, or
     `audio_rows` from the cache: (A, D_audio) or, if later layers of the encoder are trained, (P, D_audio) with
     `audio_lengths`, the positions of each window, and `audio_layers`, the number of layers behind them; for CTC
-    `ctc_spans` (K, 2), start and number of each clip's audio rows, `ctc_targets` and `ctc_lengths`; `num_labels`,
-    `num_characters`, `num_rows`, `audio_s`; and `ids`.
+    `ctc_spans` (K, 2), start and number of each clip's audio rows, `ctc_targets` and `ctc_lengths`; `answer_weights`
+    (B,), `num_labels` (by weight), `num_characters`, `num_rows`, `audio_s`; and `ids`.
 
     Args:
         processor: of the model.
@@ -82,7 +82,9 @@ class BatchEncoder:
         batch["audio_s"] = sum(row.duration_s for row in rows)
         counts = self._add_cached(batch, rows, rngs) if self.cache else self._add_processed(batch, rows, rngs)
         if "labels" in batch:
-            batch["num_labels"] = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+            batch["answer_weights"] = torch.tensor([row.answer_weight for row in rows])
+            num_labels = (batch["labels"][:, 1:] != IGNORED_LABEL).sum(dim=1)
+            batch["num_labels"] = float((num_labels * batch["answer_weights"]).sum())
         if self.uses_ctc:
             _add_ctc(batch, rows, counts)
         return batch

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from audioflamingo.config import IGNORED_LABEL
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, causal_lm_loss
 from audioflamingo.training.config import CTC_ALPHABET
 
 CTC_BLANK = 0
-MODEL_INPUTS = ("input_ids", "attention_mask", "labels", "input_features", "input_features_mask")
+AUDIO_INPUTS = ("input_features", "input_features_mask")
 
 
 class TrainingModule(nn.Module):
@@ -35,16 +34,19 @@ class TrainingModule(nn.Module):
             width = model.config.text_config.hidden_size
             self.ctc_head = nn.Linear(width, len(CTC_ALPHABET) + 1, dtype=model.dtype, device=model.device)
 
-    def forward(self, batch: dict[str, Any], uses_answers: bool = True) -> dict[str, Tensor]:
+    def forward(
+        self, batch: dict[str, Any], uses_answers: bool = True, ctc_layer: int = 0
+    ) -> dict[str, Tensor]:
         """Losses of a batch of `BatchEncoder`.
 
         Args:
             batch: tensors by name.
             uses_answers: compute the answer's loss; otherwise the language model is not run.
+            ctc_layer: layer of the language model that the CTC head reads; 0 is the projector.
 
         Returns:
-            `answer`: cross-entropy summed over the labelled tokens. `ctc`: CTC loss summed over the clips. Each only
-            where the batch has it.
+            `answer`: cross-entropy summed over the labelled tokens, by the rows' weights. `ctc`: CTC loss summed over
+            the clips. Each only where the batch has it.
         """
         losses: dict[str, Tensor] = {}
         projected = None
@@ -55,13 +57,14 @@ class TrainingModule(nn.Module):
                 rows = tower.last_layers(rows, batch["audio_lengths"], batch["audio_layers"])
             projected = self.model.model.multi_modal_projector(rows)  # (A, D)
         if uses_answers:
-            num_labels = (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
-            if projected is not None or "input_features" not in batch:
-                loss = self._loss_of_projected(batch, projected)
-            else:
-                output = self.model(**{k: batch[k] for k in MODEL_INPUTS}, logits_to_keep=1)
-                loss, projected = output.loss, output.audio_hidden_states
-            losses["answer"] = loss * num_labels
+            output = self._run(batch, projected, output_hidden_states=ctc_layer > 0)
+            head, hidden = self.model.lm_head, output.last_hidden_state
+            loss = causal_lm_loss(hidden, batch["labels"], head, batch["answer_weights"])
+            losses["answer"] = loss * batch["num_labels"]
+            projected = output.audio_hidden_states if projected is None else projected
+            if ctc_layer and projected is not None:
+                is_audio = batch["input_ids"] == self.model.config.audio_token_id
+                projected = output.hidden_states[ctc_layer][is_audio]  # (A, D)
         elif projected is None and "input_features" in batch:
             audio = self.model.get_audio_features(batch["input_features"], batch["input_features_mask"])
             projected = audio.pooler_output
@@ -73,18 +76,17 @@ class TrainingModule(nn.Module):
             losses["answer"] = losses["answer"] + zero if "answer" in losses else torch.as_tensor(zero)
         return losses
 
-    def _loss_of_projected(self, batch: dict[str, Any], projected: Tensor | None) -> Tensor:
-        """The forward pass from projected audio on; text-only batches have none."""
-        inner = self.model.model
-        embeds = inner.language_model.embed_tokens(batch["input_ids"])  # (B, S, D)
-        embeds = inner._merge(batch["input_ids"], embeds, projected)
-        output = self.model(
-            inputs_embeds=embeds,
+    def _run(self, batch: dict[str, Any], projected: Tensor | None, output_hidden_states: bool) -> Any:
+        """The hidden states of a batch: from its audio on, or from the projected rows of its audio."""
+        audio = {key: batch[key] for key in AUDIO_INPUTS if key in batch}
+        if projected is not None:
+            audio = {"audio_embeds": projected}
+        return self.model.model(
+            input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
-            logits_to_keep=1,
+            output_hidden_states=output_hidden_states,
+            **audio,
         )
-        return output.loss
 
     def _ctc_loss(self, batch: dict[str, Any], projected: Tensor) -> Tensor:
         """CTC (Graves et al. 2006) in float32; clips with more characters than audio tokens count nothing."""

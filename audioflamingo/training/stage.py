@@ -146,7 +146,8 @@ class StageRun:
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.module):
-                losses = self.module(move_batch(batch, self.accelerator.device), stage.answer_weight > 0)
+                on_device = move_batch(batch, self.accelerator.device)
+                losses = self.module(on_device, stage.answer_weight > 0, stage.ctc_layer)
                 total: Any = 0.0
                 if "answer" in losses:
                     total = total + stage.answer_weight * losses["answer"] / num_labels

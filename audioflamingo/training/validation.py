@@ -68,7 +68,7 @@ def validate(
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for rows in validation.batches()[rank::num]:
         batch = validation.encoder(rows)
-        losses = module(move_batch(batch, accelerator.device), uses_answers)
+        losses = module(move_batch(batch, accelerator.device), uses_answers, stage.ctc_layer)
         sums[0] += losses["answer"].item() if "answer" in losses else 0.0
         sums[1] += batch.get("num_labels", 0)
         sums[2] += losses["ctc"].item() if "ctc" in losses else 0.0

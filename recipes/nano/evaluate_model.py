@@ -23,6 +23,7 @@ TESTS = {
     "silence": "nothing said",
     "sound": "sounds, freely",
     "sound_choice": "sounds, choice",
+    "kinds": "sounds of unheard kinds, freely",
     "instrument": "instruments, freely",
     "instrument_choice": "instruments, choice",
     "timbre": "new sound font, freely",
@@ -33,6 +34,7 @@ TESTS = {
     "describe_both": "both clips named",
     "longer": "which is longer",
     "count": "how many clips",
+    "letters": "letters of options, without audio",
     "text": "text questions",
 }
 

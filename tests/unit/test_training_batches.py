@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,50 @@ def test_only_the_assistant_is_learnt(parts) -> None:
     labelled = batch["labels"][0][batch["labels"][0] != -100]
     answer = rows[0].messages[1]["content"][0]["text"]
     assert processor.decode(labelled) == answer + "<|im_end|>"
+
+
+def test_a_rows_answer_counts_as_much_as_its_set_says(parts) -> None:
+    folder, processor, rows = parts
+    model = tiny_model()
+    weights = [3.0, 1.0, 0.5, 1.0, 1.0]
+    weighted = [replace(row, answer_weight=weight) for row, weight in zip(rows, weights, strict=True)]
+    batch = BatchEncoder(processor)(weighted)
+    logits = model(**plain_inputs(processor, rows)).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"
+    )  # (B, S - 1)
+    expected = (losses.sum(dim=1) * torch.tensor(weights)).sum()
+    torch.testing.assert_close(TrainingModule(model)(batch)["answer"], expected)
+    num_labels = ((labels != -100).sum(dim=1) * torch.tensor(weights)).sum()
+    assert batch["num_labels"] == num_labels
+    (row,) = read_dataset(
+        DatasetConfig(str(write_dataset(folder / "weighted", 1)), answer_weight=4.0, max_rows=1)
+    ).rows
+    assert row.answer_weight == 4.0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_ctc_can_read_a_layer_of_the_language_model(parts, cached: bool) -> None:
+    folder, processor, rows = parts
+    model = tiny_model()
+    model.requires_grad_(True)
+    module = TrainingModule(model, uses_ctc=True)
+    cache = make_cache(folder, model, processor, rows) if cached else None
+    losses = module(BatchEncoder(processor, None, cache, uses_ctc=True)(rows), ctc_layer=1)
+    inputs = plain_inputs(processor, rows)
+    hidden = model(**inputs, output_hidden_states=True).hidden_states[1]
+    expected = 0.0
+    for row, states, ids in zip(rows, hidden, inputs["input_ids"], strict=True):
+        if row.transcript is not None:
+            scores = F.log_softmax(module.ctc_head(states[ids == processor.audio_token_id]), -1)[:, None]
+            target = torch.tensor([ctc_targets(row.transcript)])
+            lengths = torch.tensor([len(scores)]), torch.tensor([target.shape[1]])
+            expected += F.ctc_loss(scores, target, *lengths, reduction="sum", zero_infinity=True)
+    torch.testing.assert_close(losses["ctc"], expected, rtol=1e-2, atol=1e-2)  # the cache holds float16
+    found = gradients(module, losses["ctc"])
+    assert any(".language_model.layers.0." in name for name in found)
+    assert not any(".language_model.layers.1." in name for name in found)
 
 
 def test_ctc_is_torchs_ctc_on_the_projected_rows(parts) -> None:

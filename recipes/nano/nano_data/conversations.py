@@ -19,8 +19,8 @@ from .messages import (
     transcription_answer,
     user,
 )
+from .templates import read_lists
 
-INSTRUMENT_QUIZ = 4
 MUSIC_QUESTIONS = (
     "This track feels really peaceful and introspective. "
     "What elements make it feel so calming and meditative?",
@@ -31,6 +31,11 @@ MUSIC_QUESTIONS = (
 )
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
+THINGS = (
+    "accordion", "clarinet", "drums", "flute", "guitar", "harp",
+    "organ", "piano", "saxophone", "trumpet", "violin", "xylophone",
+)  # fmt: skip
+NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
     "What is the capital city of {country}?",
@@ -39,6 +44,12 @@ CAPITAL_QUESTIONS = (
     "Tell me the capital of {country}.",
     "Do you know the capital of {country}?",
 )
+
+
+def nouns() -> list[str]:
+    """Names of things out of the grammar's lists, for options."""
+    lists = read_lists()
+    return [name for key in NOUN_LISTS for name in lists[key] if "{" not in name]
 
 
 class Maker:
@@ -64,6 +75,7 @@ class Maker:
         self.rng = random.Random(seed)
         self.labels: dict[str, Label] = read_labels()
         self.prompts = read_prompts(split)
+        self.things = sorted({*(label.choice for label in self.labels.values()), *THINGS, *nouns()})
         self.count = 0
 
     def ask(self, kind: str) -> str:
@@ -279,6 +291,12 @@ class Maker:
             capital = f"The capital of {row['country']} is {row['capital']}."
             pairs += [(question.format(country=row["country"]), capital) for question in questions]
         return [self.row("text", [], [user(question, []), assistant(answer)]) for question, answer in pairs]
+
+    def letters(self) -> dict[str, Any]:
+        """Multiple choice over what the text says is heard: the skill of finding the letter, without a clip."""
+        names = self.rng.sample(self.things, self.rng.choice((2, 4, 4, 4, 5)))
+        question, options = choice_question(self.ask("letters").format(name=names[0]), names, self.rng)
+        return self.row("letters", [], [user(question, []), assistant(options[0])], choice=options[0])
 
     def sentences(self, texts: list[str]) -> dict[str, Any]:
         """Sentences without a clip, in the words of a transcript: they teach spelling at a tenth of the cost."""

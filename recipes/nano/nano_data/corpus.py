@@ -10,6 +10,7 @@ from typing import Any
 from . import human
 from .conversations import Maker
 from .messages import Clip, check_conversation
+from .sounds import KINDS_SPLIT
 from .store import read_jsonl, read_shards
 
 # conversations drawn for each split, by kind
@@ -20,7 +21,8 @@ DRAWN = {
         "compare": 7000,
         "describe_both": 3000,
         "longer": 800,
-        "count": 800,
+        "count": 2000,
+        "letters": 16000,
     },
     "valid": {
         "is_speech": 60,
@@ -29,6 +31,7 @@ DRAWN = {
         "describe_both": 60,
         "longer": 20,
         "count": 20,
+        "letters": 60,
     },
     "test": {
         "is_speech": 200,
@@ -37,6 +40,7 @@ DRAWN = {
         "describe_both": 200,
         "longer": 60,
         "count": 60,
+        "letters": 100,
     },
 }
 PASSES = {
@@ -93,12 +97,15 @@ def sentence_rows(data_dir: Path, maker: Maker) -> Iterator[dict[str, Any]]:
         yield maker.sentences(texts[start : start + SENTENCES_PER_ROW])
 
 
-def make_maker(data_dir: Path, split: str, timbre: bool = False) -> Maker:
-    """A maker over the clips of a split (`timbre`: with the instruments of the held-out sound font)."""
+def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | None = None) -> Maker:
+    """A maker over the clips of a split.
+
+    `timbre`: with the instruments of the held-out sound font. `sounds`: with the sounds of another split.
+    """
     rng = random.Random(f"corpus/{split}")
     by_label: dict[str, list[Clip]] = {}
     instruments: dict[str, list[Clip]] = {}
-    for clip in clips_of(data_dir, "sound", split):
+    for clip in clips_of(data_dir, "sound", sounds or split):
         by_label.setdefault(clip.label, []).append(clip)
     for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
         (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
@@ -169,6 +176,9 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield f"test_{name}", [maker.transcription(clip) for clip in clips_of(data_dir, name)]
     for kind, rows in split_files(data_dir, "test"):
         yield f"test_{kind}", rows
+    kinds = make_maker(data_dir, "test", sounds=KINDS_SPLIT)
+    rows = about_rows(kinds, "sound")
+    yield "test_kinds", [row for row in rows if row["label"] not in ("speech", "music")]
     timbre = make_maker(data_dir, "test", timbre=True)
     yield "test_timbre", list(about_rows(timbre, "instrument"))
     yield "test_timbre_choice", list(about_rows(timbre, "instrument_choice"))

@@ -1,6 +1,7 @@
 """Clips of sounds: recordings from packages (`tables/recordings.tsv`) and synthesised events, varied.
 
-Training and test share neither a recording (nor its numbered siblings) nor a family of synthesis.
+Training and tests never share a recording (nor its numbered siblings). "test" has new sounds of the families of
+synthesis that training has, "test_kinds" those of one more family a class, which training lacks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from .setup import RECIPE_DIR
 from .splits import bucket, seed_for
 from .store import SAMPLING_RATE, make_shard, write_clip
 
-CLIPS_PER_CLASS = {"test": 40, "valid": 15, "train": 300}  # in this order
+KINDS_SPLIT = "test_kinds"
+CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 300}  # in this order
+RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
 SHARD_CLIPS = 50
 TEST_SHARE = 0.25
 RECORDED_SHARE = 0.55
@@ -137,7 +140,7 @@ def make_clip(
     rng = np.random.default_rng(seed_for("sound", label, split, number))
     duration_s = float(np.clip(rng.gamma(4, 1.1), 1.2, 12))
     families = FAMILIES.get(label, ())
-    families = families[-1:] if split == "test" else families[:-1]
+    families = families[-1:] if split == KINDS_SPLIT else families[:-1]
     if recordings and (not families or rng.random() < RECORDED_SHARE):
         recording = recordings[rng.integers(len(recordings))]
         waveform = load_recording(unpacked / recording.path)
@@ -157,9 +160,13 @@ def sound_labels() -> list[str]:
 
 def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
     """All (folder, label, split, numbers), class by class in turn; music's synthesis is in `instruments`."""
+    from .events import FAMILIES
+
     result = []
     for split, count in CLIPS_PER_CLASS.items():
         for label in sound_labels():
+            if split == KINDS_SPLIT and label not in FAMILIES:
+                continue
             size = count // 2 if label == "music" else count
             for start in range(0, size, SHARD_CLIPS):
                 folder = data_dir / "audio" / "sound" / split / label / f"{start // SHARD_CLIPS:03d}"
@@ -171,7 +178,7 @@ def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
     """Makes the missing shards; yields a line for each."""
     recordings = split_recordings(find_recordings(unpacked))
     for folder, label, split, numbers in shards(data_dir):
-        chosen = recordings.get(label, {}).get("test" if split == "test" else "train", [])
+        chosen = recordings.get(label, {}).get(RECORDINGS_OF[split], [])
 
         def fill(
             working: Path, label: str = label, split: str = split, numbers: range = numbers, chosen=chosen
