@@ -286,6 +286,18 @@ def test_multiple_choice_has_one_right_answer_among_distinct_options():
             assert answer in [f"({letter}) {option}" for letter, option in options]
 
 
+def test_the_letter_of_an_option_is_asked_for_in_words():
+    maker = make_maker()
+    for _ in range(50):
+        row = maker.letters()
+        assert row["audio"] == []
+        question = row["messages"][0]["content"][0]["text"]
+        letter, name = re.fullmatch(r"\(([A-F])\) (.+)", row["choice"]).groups()
+        assert row["messages"][1]["content"][0]["text"] == row["choice"]
+        assert question.count(name) >= 2  # once said, once among the options
+        assert f"({letter}) {name}" in question
+
+
 def test_comparison_names_the_right_clip():
     maker = make_maker()
     for _ in range(50):
@@ -373,6 +385,19 @@ def test_families_of_sounds_make_sound():
             assert waveform.shape == (16000,)
             assert np.isfinite(waveform).all()
             assert waveform.std() > 1e-5, (label, family.__name__)
+
+
+def test_a_family_is_held_out_of_all_but_its_own_split(tmp_path):
+    pytest.importorskip("scipy")
+    pytest.importorskip("soxr")
+    from recipes.nano.nano_data.events import FAMILIES
+
+    for label in ("knocking", "rain"):
+        held_out = f"synthesis/{FAMILIES[label][-1].__name__}"
+        for split in sounds.CLIPS_PER_CLASS:
+            origins = {sounds.make_clip(label, split, number, [], tmp_path)[1] for number in range(6)}
+            assert (origins == {held_out}) == (split == sounds.KINDS_SPLIT)
+            assert split == sounds.KINDS_SPLIT or held_out not in origins
 
 
 def test_an_encoder_is_read_from_a_ctranslate2_file() -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from .instruments import INSTRUMENTS
 from .messages import (
     DEFAULT_PROMPT,
     Clip,
@@ -31,10 +32,6 @@ MUSIC_QUESTIONS = (
 )
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
-THINGS = (
-    "accordion", "clarinet", "drums", "flute", "guitar", "harp",
-    "organ", "piano", "saxophone", "trumpet", "violin", "xylophone",
-)  # fmt: skip
 NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
@@ -75,7 +72,7 @@ class Maker:
         self.rng = random.Random(seed)
         self.labels: dict[str, Label] = read_labels()
         self.prompts = read_prompts(split)
-        self.things = sorted({*(label.choice for label in self.labels.values()), *THINGS, *nouns()})
+        self.things = sorted({*(label.choice for label in self.labels.values()), *INSTRUMENTS, *nouns()})
         self.count = 0
 
     def ask(self, kind: str) -> str:
