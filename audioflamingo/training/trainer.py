@@ -127,6 +127,9 @@ class Trainer:
         )
         if (quantization := read_quantization(self.model.config)) is not None:
             raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
+        num_layers = self.model.config.text_config.num_hidden_layers
+        if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
+            raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
         self.processor = AudioFlamingo3Processor.from_pretrained(config.model)
         self.peft_model = add_lora(self.model, config.lora) if config.uses_lora else None
         if config.gradient_checkpointing:

@@ -53,6 +53,12 @@ def test_defaults_numbers_and_overrides(tmp_path: Path, monkeypatch) -> None:
         ("model: m", "model: m\nbatch: {max_rows: 0}", "max_rows must be at least 1"),
         ("model: m", "model: m\naugmentation: {noise_probability: 1}", "needs noise_folder"),
         ("model: m", "model: m\naugmentation: {speed: [1.0]}", "list of 2 values"),
+        ("max_steps: 10", "max_steps: 10, ctc_layer: -1", "ctc_layer must not be negative"),
+        (
+            "max_steps: 10",
+            "max_steps: 10, ctc_weight: 1, answer_weight: 0, ctc_layer: 1",
+            "ctc_layer needs answer_weight",
+        ),
         ("a.jsonl", "${AF3_UNSET_VARIABLE}", "AF3_UNSET_VARIABLE is not set"),
         ("model: m", "model: [", "cannot read"),
         ("{projector: 1e-3}", "{language_model: 1}", None),

@@ -241,3 +241,22 @@ def test_a_quantized_model_is_not_trained(base: Path, tmp_path: Path) -> None:
     values = config_values(base, model=str(tmp_path / "int8"), output_dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"is quantized \(int8\); train the original"):
         run(values)
+
+
+def test_ctc_inside_the_language_model_trains_and_needs_that_layer(base: Path, tmp_path: Path) -> None:
+    values = config_values(base, output_dir=str(tmp_path / "run"))
+    values["data"]["train"][0]["answer_weight"] = 2.0
+    values["stages"] = [
+        {
+            "learning_rates": {"projector": 1e-2, "language_model": 3e-3},
+            "max_steps": 30,
+            "ctc_weight": 0.5,
+            "ctc_layer": 1,
+        }
+    ]
+    run(values)
+    curve = losses(tmp_path / "run")
+    assert curve[30] < 0.8 * curve[1]
+    values["stages"][0]["ctc_layer"] = 9
+    with pytest.raises(ConfigError, match="ctc_layer 9 is more than the language model's 2 layers"):
+        run({**values, "output_dir": str(tmp_path / "deep")})
