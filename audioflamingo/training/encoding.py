@@ -28,7 +28,6 @@ from audioflamingo.training.data import DataRow
 from audioflamingo.training.feature_cache import FeatureCache
 from audioflamingo.training.sampler import AUDIO_TOKENS_PER_S
 
-CTC_BLANK = 0
 POSITIONS_PER_WINDOW = conv_length(N_FRAMES)
 
 Batch = dict[str, Any]

@@ -131,7 +131,7 @@ def test_the_demo_prints_what_the_readme_shows() -> None:
     assert done.stdout.strip() == shown[1].strip()
     for words in (
         "come to the",
-        "three letters",
+        "first three letters of your",
         "the nine key for z",
         "an animal",
         "Yes, someone is speaking",

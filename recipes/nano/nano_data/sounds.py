@@ -160,12 +160,10 @@ def sound_labels() -> list[str]:
 
 def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
     """All (folder, label, split, numbers), class by class in turn; music's synthesis is in `instruments`."""
-    from .events import FAMILIES
-
     result = []
     for split, count in CLIPS_PER_CLASS.items():
         for label in sound_labels():
-            if split == KINDS_SPLIT and label not in FAMILIES:
+            if split == KINDS_SPLIT and label == "music":
                 continue
             size = count // 2 if label == "music" else count
             for start in range(0, size, SHARD_CLIPS):
