@@ -141,7 +141,7 @@ class StageRun:
         start = time.perf_counter()
         stage, num = self.stage, self.accelerator.num_processes
         totals = self._reduce([sum(b.get(k, 0) for b in batches) for k in ("num_labels", "num_characters")])
-        num_labels, num_characters = (max(1.0, value) for value in totals)
+        num_labels, num_characters = (value or 1.0 for value in totals)  # a set's weight may be below 1
         answer, ctc = 0.0, 0.0
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
