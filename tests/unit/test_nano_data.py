@@ -24,6 +24,7 @@ from recipes.nano.nano_data import (
     templates,
     text_sources,
     voices,
+    words,
 )
 
 
@@ -214,6 +215,20 @@ def test_plan_is_reproducible_and_stays_in_its_split():
     assert len(set(ids[:250])) == 250  # no sentence twice before each was said once
 
 
+def test_single_words_are_those_said_alone_and_scraps_of_sentences():
+    sentences = [
+        {"source": "austen", "text": "the quick brown fox jumps"},
+        {"source": "wordnet-definition", "text": "perambulation"},
+    ]
+    rows = words.word_rows(sentences, 400)
+    assert rows == words.word_rows(sentences, 400)
+    texts = {row["text"] for row in rows}
+    assert {"brown fox", "q", "eleven", "quick"} <= texts
+    assert "perambulation" not in texts
+    assert max(len(text.split()) for text in texts) <= 3
+    assert all(normalise.normalise(row["original"]) == row["text"] for row in rows)
+
+
 def test_joined_sentences_that_do_not_fit_are_left_out():
     waveforms = [np.ones(10 * 16000, np.float32)] * 4
     clip, used = speech.join_sentences(waveforms, random.Random(0))
@@ -296,6 +311,30 @@ def test_the_letter_of_an_option_is_asked_for_in_words():
         assert row["messages"][1]["content"][0]["text"] == row["choice"]
         assert question.count(name) >= 2  # once said, once among the options
         assert f"({letter}) {name}" in question
+
+
+def test_later_turns_of_the_letters_ask_about_the_same_options():
+    maker = make_maker()
+    for _ in range(50):
+        turns = [message["content"][0]["text"] for message in maker.letters()["messages"]]
+        assert len(turns) == 10
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            assert answer in turns[0]
+            assert answer[4:] in question
+
+
+def test_a_clip_is_asked_about_again_without_sending_it_twice():
+    maker = make_maker()
+    lengths = set()
+    for _ in range(50):
+        clip = maker.sound_clip()
+        row = maker.asked_again(maker.sound(clip), clip)
+        messages.check_conversation(row)
+        assert row["audio"] == [clip.path]
+        lengths.add(len(row["messages"]))
+        for answer in row["messages"][3::2]:
+            assert answer["content"][0]["text"].endswith(maker.labels[clip.label].choice)
+    assert lengths == {2, 4, 6}
 
 
 def test_comparison_names_the_right_clip():

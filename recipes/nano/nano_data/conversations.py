@@ -132,6 +132,16 @@ class Maker:
         messages = [user(question, [clip], self.audio_first()), assistant(options[0])]
         return self.row("sound_choice", [clip], messages, label=clip.label, choice=options[0])
 
+    def asked_again(self, row: dict[str, Any], clip: Clip) -> dict[str, Any]:
+        """The row with one or two more choices about its clip (in training): the clip costs more than a question."""
+        kind = "instrument_choice" if row["kind"].startswith("instrument") else "sound_choice"
+        for _ in range(self.rng.choice((0, 1, 1, 2))):
+            question, answer = getattr(self, kind)(clip)["messages"]
+            self.count -= 1
+            text = next(part["text"] for part in question["content"] if part["type"] == "text")
+            row["messages"] += [user(text, []), answer]
+        return row
+
     def instrument(self, clip: Clip) -> dict[str, Any]:
         """Which instrument plays, in free wording."""
         messages = [
@@ -293,7 +303,14 @@ class Maker:
         """Multiple choice over what the text says is heard: the skill of finding the letter, without a clip."""
         names = self.rng.sample(self.things, self.rng.choice((2, 4, 4, 4, 5)))
         question, options = choice_question(self.ask("letters").format(name=names[0]), names, self.rng)
-        return self.row("letters", [], [user(question, []), assistant(options[0])], choice=options[0])
+        messages = [user(question, []), assistant(options[0])]
+        if self.split == "train":  # more questions about the same options are cheap
+            for number in self.rng.choices(range(len(names)), k=4):
+                messages += [
+                    user(self.ask("letters").format(name=names[number]), []),
+                    assistant(options[number]),
+                ]
+        return self.row("letters", [], messages, choice=options[0])
 
     def sentences(self, texts: list[str]) -> dict[str, Any]:
         """Sentences without a clip, in the words of a transcript: they teach spelling at a tenth of the cost."""

@@ -11,6 +11,7 @@ from . import human
 from .conversations import Maker
 from .messages import Clip, check_conversation
 from .sounds import KINDS_SPLIT
+from .speech import WORDS_SET
 from .store import read_jsonl, read_shards
 
 # conversations drawn for each split, by kind
@@ -22,7 +23,7 @@ DRAWN = {
         "describe_both": 3000,
         "longer": 800,
         "count": 2000,
-        "letters": 16000,
+        "letters": 30000,
     },
     "valid": {
         "is_speech": 60,
@@ -136,7 +137,8 @@ def about_rows(maker: Maker, kind: str) -> Iterator[dict[str, Any]]:
     for _ in range(PASSES[maker.split]):
         for label in sorted(groups):
             for clip in groups[label]:
-                yield getattr(maker, kind)(clip)
+                row = getattr(maker, kind)(clip)
+                yield maker.asked_again(row, clip) if maker.split == "train" else row
 
 
 def drawn_rows(maker: Maker, kind: str) -> Iterator[dict[str, Any]]:
@@ -154,6 +156,8 @@ def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str
         for kind, is_long in (("transcription", False), ("transcription_long", True)):
             clips = [clip for clip in speech if (clip.duration_s >= LONG_S) == is_long]
             yield kind, [maker.transcription(clip) for clip in clips]
+    if split == "train":
+        yield "transcription_words", list(map(maker.transcription, clips_of(data_dir, "speech", WORDS_SET)))
     yield "silence", list(quiet_rows(maker, QUIET_SOUNDS[split]))
     for kind in ("sound", "sound_choice", "instrument", "instrument_choice"):
         yield kind, list(about_rows(maker, kind))

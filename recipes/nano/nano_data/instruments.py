@@ -49,7 +49,7 @@ CLIPS = {  # clips of each instrument, and sound fonts; in this order
     "test": (25, ("timgm", "csound")),
     "test_timbre": (25, ("fluid",)),
     "valid": (10, ("timgm", "csound")),
-    "train": (200, ("timgm", "csound")),
+    "train": (400, ("timgm", "csound")),
 }
 MUSIC_CLIPS = {"train": 200, "valid": 8, "test": 12, "test_timbre": 20}
 GAP_S = 1.5

@@ -18,7 +18,7 @@ from .splits import bucket, seed_for
 from .store import SAMPLING_RATE, make_shard, write_clip
 
 KINDS_SPLIT = "test_kinds"
-CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 300}  # in this order
+CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 500}  # in this order
 RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
 SHARD_CLIPS = 50
 TEST_SHARE = 0.25

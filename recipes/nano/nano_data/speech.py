@@ -27,7 +27,9 @@ KINDS = {
     "single": (0.62, 0, 0),
     "medium": (0.22, 6, 14),
     "long": (0.16, 14, 29),
+    "word": (1.0, 0, 0),  # in a set of their own
 }  # share, shortest, longest (s)
+WORDS_SET = "train_words"
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,16 @@ SPEECH_SETS = (
     SpeechSet("valid", "flite", "valid", 0.1),
     SpeechSet("test_sentences", "flite", "test", 0.15, kinds=("single", "medium")),
     SpeechSet("test_voices", "flite", "test", 0.25, held_out_voice=True, kinds=("single", "medium")),
+    SpeechSet("train", "pico", "train", 12),
+    SpeechSet("valid", "pico", "valid", 0.1),
     SpeechSet("train", "festival", "train", 3),
     SpeechSet("test_voices", "festival", "test", 0.1, held_out_voice=True, kinds=("single", "medium")),
     SpeechSet("train", "espeak", "train", 2.5),
+    SpeechSet(WORDS_SET, "hibari", "train", 2.2, kinds=("word",)),
+    SpeechSet(WORDS_SET, "piper", "train", 3.0, kinds=("word",)),
+    SpeechSet(WORDS_SET, "pico", "train", 1.2, kinds=("word",)),
+    SpeechSet(WORDS_SET, "flite", "train", 0.7, kinds=("word",)),
+    SpeechSet(WORDS_SET, "festival", "train", 0.25, kinds=("word",)),
     SpeechSet("test_voices", "espeak", "test", 0.05, held_out_voice=True, kinds=("single", "medium")),
     SpeechSet("test_voices", "kokoro", "test", 0.12, held_out_voice=True, kinds=("single", "medium")),
     SpeechSet("test_long", "kokoro", "test", 0.08, held_out_voice=True, kinds=("long",)),

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import corpus, encoder, human, instruments, quiet, setup, sounds, speech, splits, text_sources
+from . import corpus, encoder, human, instruments, quiet, setup, sounds, speech, splits, text_sources, words
 from .store import INDEX_NAME, read_jsonl, read_shards, sha256_of, write_atomic, write_jsonl
 
 SENTENCES_PER_PATTERN = 160
+SINGLE_WORDS = 6000  # rows to say alone
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ def make_text(build: Build) -> str:
 def make_speech(build: Build) -> str:
     """audio/speech/SET/ENGINE/SHARD: the clips of every speech set, small sets first."""
     texts = {split: list(read_jsonl(text_file(build, split))) for split in splits.SPLITS}
+    single = words.word_rows(texts["train"], SINGLE_WORDS)
     wanted = [item for item in speech.SPEECH_SETS if build.engines is None or item.engine in build.engines]
     made = 0
     for item in sorted(wanted, key=lambda one: one.split == "train"):
         if item.split == "train":
             item = dataclasses.replace(item, hours=item.hours * build.hours_scale)
-        for line in speech.speak_set(item, texts[item.split], build.data_dir, build.workers):
+        rows = single if item.name == speech.WORDS_SET else texts[item.split]
+        for line in speech.speak_set(item, rows, build.data_dir, build.workers):
             made += 1
             print(f"  {line}", flush=True)
     return f"{made} shards made now"

@@ -17,6 +17,7 @@ TRAIN_VOICES = {
     "hibari": ("heart",),
     "piper": ("joe",),
     "kokoro": ("jf_alpha", "jf_gongitsune", "jf_tebukuro", "jm_kumo"),  # mixed with random weights
+    "pico": ("en-US", "en-GB"),
     "flite": ("awb", "rms", "kal16"),
     "festival": ("kal_diphone", "ked_diphone"),
     "espeak": ("en-us", "en-gb", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029"),
@@ -33,6 +34,7 @@ SHIFTS = {
     "hibari": (0.80, 1.18),
     "piper": (0.86, 1.30),
     "kokoro": (0.86, 1.14),
+    "pico": (0.84, 1.14),
     "flite": (0.90, 1.14),
     "festival": (0.90, 1.12),
 }
@@ -40,6 +42,7 @@ TEMPOS = {
     "hibari": (0.78, 1.32),
     "piper": (0.78, 1.32),
     "kokoro": (0.80, 1.30),
+    "pico": (0.80, 1.25),
     "flite": (0.80, 1.25),
     "festival": (0.85, 1.2),
 }
@@ -193,6 +196,27 @@ class KokoroEngine:
         return np.concatenate(pieces)
 
 
+class PicoEngine:
+    """SVOX Pico: an American and a British voice, very fast. The same text sounds a little different each time."""
+
+    VOLUME = 0.5  # louder clips
+
+    def __init__(self) -> None:
+        from py_nanotts import NanoTTS
+
+        self.pico = NanoTTS()
+
+    def say(self, texts: list[str], voice: Voice) -> list[Any]:
+        return [self._say_one(text, voice) for text in texts]
+
+    def _say_one(self, text: str, voice: Voice) -> Any:
+        import numpy as np
+
+        speed = voice.tempo / voice.shift
+        samples = np.frombuffer(self.pico.speak(text, voice.name, speed=speed, volume=self.VOLUME), np.int16)
+        return resample(samples / 32768, 16000, voice.shift)
+
+
 class FliteEngine:
     """flite: four voices, very fast."""
 
@@ -253,6 +277,7 @@ ENGINES: dict[str, type] = {
     "hibari": HibariEngine,
     "piper": PiperEngine,
     "kokoro": KokoroEngine,
+    "pico": PicoEngine,
     "flite": FliteEngine,
     "festival": FestivalEngine,
     "espeak": EspeakEngine,

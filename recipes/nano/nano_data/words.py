@@ -1,0 +1,59 @@
+"""Single words and scraps of two or three: a word alone sounds unlike the same word in a sentence."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+from .normalise import number_words, ordinal_words
+from .splits import seed_for
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+SPELLING = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
+    "romeo sierra tango uniform victor whiskey x-ray yankee zulu"
+)
+CALENDAR = (
+    "monday tuesday wednesday thursday friday saturday sunday january february march april may june july "
+    "august september october november december today tomorrow yesterday morning noon afternoon evening night "
+    "midnight second minute hour day week month year seconds minutes hours days weeks months years"
+)
+SIGNS = "plus minus equals dot dash comma colon slash star pound hash point dollar dollars cent cents percent"
+FREQUENT = 2500  # words of the sentences
+SOURCE_WEIGHTS = {"spoken": 0.4, "frequent": 0.3, "scrap": 0.3}
+
+
+def spoken_words() -> list[str]:
+    """Words that people say alone: numbers, letters, names of days and months, the spelling alphabet."""
+    numbers = [number_words(n) for n in (*range(1, 101), *range(200, 1000, 100), 1000, 1000000)]
+    ordinals = [ordinal_words(n) for n in range(1, 101)]
+    alone = [*ALPHABET, "zero", "oh", *SPELLING.split(), *CALENDAR.split(), *SIGNS.split()]
+    return [*numbers[:31], *ordinals[:31], *alone * 2, *numbers, *ordinals]
+
+
+def word_rows(sentences: list[dict[str, str]], count: int) -> list[dict[str, Any]]:
+    """Rows as those of the text files, one word or scrap each.
+
+    Args:
+        sentences: rows of the training text.
+        count: rows wanted; the same word may come many times, in other voices.
+    """
+    rng = random.Random(seed_for("words"))
+    texts = [row["text"] for row in sentences if row["source"] != "wordnet-definition"]
+    counts = Counter(word for text in texts for word in text.split() if word.isalpha() and len(word) > 1)
+    frequent = [word for word, _ in counts.most_common(FREQUENT)]
+    spoken = spoken_words()
+    rows = []
+    for number in range(count):
+        source = rng.choices(list(SOURCE_WEIGHTS), list(SOURCE_WEIGHTS.values()))[0]
+        text = rng.choice(spoken if source == "spoken" else frequent)
+        if source == "scrap":
+            words = rng.choice(texts).split()
+            start = rng.randrange(max(1, len(words) - 1))
+            text = " ".join(words[start : start + rng.choice((2, 2, 3))])
+        plain = text.replace("-", " ")
+        rows.append(
+            {"id": f"word-{number:06d}", "split": "train", "source": "word", "original": text, "text": plain}
+        )
+    return rows
