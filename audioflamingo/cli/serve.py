@@ -17,6 +17,7 @@ from audioflamingo.cli.options import (
     QuantizationOption,
 )
 from audioflamingo.errors import ArgumentError, MissingDependencyError
+from audioflamingo.server.memory import share_one_heap
 from audioflamingo.server.settings import ServerSettings
 
 _LIMITS = "Limits"
@@ -137,6 +138,7 @@ def serve(
         )
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
+    share_one_heap()  # before the first thread: the C library looks at the number once
     try:
         from audioflamingo.server.run import serve as run_server
         from audioflamingo.server.run import served_name

@@ -22,12 +22,12 @@ from audioflamingo.generation.sampling import NO_TOKEN
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.engine import sampler
 from audioflamingo.server.engine.encoding import WindowEncoder
-from audioflamingo.server.engine.memory import give_back_memory
 from audioflamingo.server.engine.pace import Pace
 from audioflamingo.server.engine.pool import KVPool, PooledRows
 from audioflamingo.server.engine.request import EngineRequest, EngineStoppedError
 from audioflamingo.server.engine.row import Row, embed
 from audioflamingo.server.engine.schedule import Schedule
+from audioflamingo.server.memory import give_back_memory
 from audioflamingo.server.settings import EngineOptions
 
 logger = logging.getLogger("audioflamingo.server")
