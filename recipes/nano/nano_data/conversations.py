@@ -312,16 +312,6 @@ class Maker:
                 ]
         return self.row("letters", [], messages, choice=options[0])
 
-    def letter_list(self) -> dict[str, Any]:
-        """The letters of all options in another order: every few tokens teach to look up what stands before a word."""
-        names = self.rng.sample(self.things, self.rng.choice((3, 4, 4, 5)))
-        question, options = choice_question(self.ask("letter_list"), names, self.rng)
-        pairs = []
-        for option in options:  # in the order of `names`, which is not that of the question
-            letter, _, name = option.partition(" ")
-            pairs.append(f"{name} is {letter}" if len(pairs) % 2 == 0 else option)
-        return self.row("letters", [], [user(question, []), assistant(", ".join(pairs) + ".")])
-
     def sentences(self, texts: list[str]) -> dict[str, Any]:
         """Sentences without a clip, in the words of a transcript: they teach spelling at a tenth of the cost."""
         answer = SENTENCES_ANSWER.format(text=" ".join(texts))
