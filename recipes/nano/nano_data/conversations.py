@@ -133,7 +133,7 @@ class Maker:
         return self.row("sound_choice", [clip], messages, label=clip.label, choice=options[0])
 
     def asked_again(self, row: dict[str, Any], clip: Clip) -> dict[str, Any]:
-        """The row with one or two more choices about its clip (in training): the clip costs more than a question."""
+        """The row with up to two more choices about its clip: the clip costs more than a question."""
         kind = "instrument_choice" if row["kind"].startswith("instrument") else "sound_choice"
         for _ in range(self.rng.choice((0, 1, 1, 2))):
             question, answer = getattr(self, kind)(clip)["messages"]

@@ -199,7 +199,7 @@ class KokoroEngine:
 class PicoEngine:
     """SVOX Pico: an American and a British voice, very fast. The same text sounds a little different each time."""
 
-    VOLUME = 0.5  # louder clips
+    VOLUME = 0.5  # at the usual 1 some samples are cut off
 
     def __init__(self) -> None:
         from py_nanotts import NanoTTS

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import random
+import string
 from collections import Counter
 from typing import Any
 
-from .normalise import number_words, ordinal_words
+from .normalise import normalise, number_words, ordinal_words
 from .splits import seed_for
+from .templates import read_lists
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-SPELLING = (
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
-    "romeo sierra tango uniform victor whiskey x-ray yankee zulu"
-)
-CALENDAR = (
-    "monday tuesday wednesday thursday friday saturday sunday january february march april may june july "
-    "august september october november december today tomorrow yesterday morning noon afternoon evening night "
-    "midnight second minute hour day week month year seconds minutes hours days weeks months years"
+TIMES = (
+    "today tomorrow yesterday morning noon afternoon evening night midnight second minute hour day week month year "
+    "seconds minutes hours days weeks months years"
 )
 SIGNS = "plus minus equals dot dash comma colon slash star pound hash point dollar dollars cent cents percent"
 FREQUENT = 2500  # words of the sentences
@@ -28,7 +24,9 @@ def spoken_words() -> list[str]:
     """Words that people say alone: numbers, letters, names of days and months, the spelling alphabet."""
     numbers = [number_words(n) for n in (*range(1, 101), *range(200, 1000, 100), 1000, 1000000)]
     ordinals = [ordinal_words(n) for n in range(1, 101)]
-    alone = [*ALPHABET, "zero", "oh", *SPELLING.split(), *CALENDAR.split(), *SIGNS.split()]
+    lists = read_lists()
+    named = [*lists["nato"], *lists["weekday"], *lists["month"]]
+    alone = [*string.ascii_lowercase, "zero", "oh", *named, *TIMES.split(), *SIGNS.split()]
     return [*numbers[:31], *ordinals[:31], *alone * 2, *numbers, *ordinals]
 
 
@@ -52,8 +50,6 @@ def word_rows(sentences: list[dict[str, str]], count: int) -> list[dict[str, Any
             words = rng.choice(texts).split()
             start = rng.randrange(max(1, len(words) - 1))
             text = " ".join(words[start : start + rng.choice((2, 2, 3))])
-        plain = text.replace("-", " ")
-        rows.append(
-            {"id": f"word-{number:06d}", "split": "train", "source": "word", "original": text, "text": plain}
-        )
+        row = {"split": "train", "source": "word", "original": text, "text": normalise(text)}
+        rows.append({"id": f"word-{number:06d}", **row})
     return rows
