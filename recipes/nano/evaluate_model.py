@@ -34,7 +34,7 @@ TESTS = {
     "describe_both": "both clips named",
     "longer": "which is longer",
     "count": "how many clips",
-    "letters": "letters of options, without audio",
+    "options": "choice, without audio",
     "text": "text questions",
 }
 

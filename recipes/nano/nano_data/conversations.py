@@ -11,11 +11,11 @@ from .messages import (
     DEFAULT_PROMPT,
     Clip,
     Label,
+    Prompts,
     assistant,
     choice_question,
     conversation,
     read_labels,
-    read_prompts,
     read_table,
     transcription_answer,
     user,
@@ -71,13 +71,13 @@ class Maker:
         self.split, self.by_label, self.instruments, self.quiet = split, by_label, instruments, quiet
         self.rng = random.Random(seed)
         self.labels: dict[str, Label] = read_labels()
-        self.prompts = read_prompts(split)
+        self.prompts = Prompts(split)
         self.things = sorted({*(label.choice for label in self.labels.values()), *INSTRUMENTS, *nouns()})
         self.count = 0
 
     def ask(self, kind: str) -> str:
         """A wording of a question."""
-        return self.rng.choice(self.prompts[kind])
+        return self.prompts.draw(kind, self.rng)
 
     def row(
         self, kind: str, clips: list[Clip], messages: list[dict[str, Any]], **more: Any
@@ -118,7 +118,7 @@ class Maker:
     def sound_answer(self, label: str) -> str:
         return (
             f"This is the sound of {self.labels[label].phrase}."
-            if label not in ("speech", "music", "noise")
+            if label not in ("speech", "music")
             else (f"This is {self.labels[label].phrase}.")
         )
 
@@ -126,11 +126,10 @@ class Maker:
         """What a sound is, as multiple choice."""
         others = [name for name in self.labels if name != clip.label and name in self.by_label]
         names = [clip.label, *self.rng.sample(others, self.rng.choice((1, 3, 3, 3, 4)))]
-        question, options = choice_question(
-            self.ask("sound_choice"), [self.labels[n].choice for n in names], self.rng
-        )
+        options = [self.labels[name].choice for name in names]
+        question = choice_question(self.ask("sound_choice"), options, self.rng)
         messages = [user(question, [clip], self.audio_first()), assistant(options[0])]
-        return self.row("sound_choice", [clip], messages, label=clip.label, choice=options[0])
+        return self.row("sound_choice", [clip], messages, label=clip.label)
 
     def asked_again(self, row: dict[str, Any], clip: Clip) -> dict[str, Any]:
         """The row with up to two more choices about its clip: the clip costs more than a question."""
@@ -163,9 +162,9 @@ class Maker:
         """Which instrument plays, as multiple choice."""
         others = [name for name in self.instruments if name != clip.label]
         names = [clip.label, *self.rng.sample(others, min(len(others), self.rng.choice((1, 3, 3, 3, 4))))]
-        question, options = choice_question(self.ask("instrument_choice"), names, self.rng)
-        messages = [user(question, [clip], self.audio_first()), assistant(options[0])]
-        return self.row("instrument_choice", [clip], messages, label=clip.label, choice=options[0])
+        question = choice_question(self.ask("instrument_choice"), names, self.rng)
+        messages = [user(question, [clip], self.audio_first()), assistant(clip.label)]
+        return self.row("instrument_choice", [clip], messages, label=clip.label)
 
     def is_speech(self) -> dict[str, Any]:
         """Speech or not: half of each."""
@@ -299,18 +298,15 @@ class Maker:
             pairs += [(question.format(country=row["country"]), capital) for question in questions]
         return [self.row("text", [], [user(question, []), assistant(answer)]) for question, answer in pairs]
 
-    def letters(self) -> dict[str, Any]:
-        """Multiple choice over what the text says is heard: the skill of finding the letter, without a clip."""
+    def options(self) -> dict[str, Any]:
+        """Multiple choice over what the text says is heard: the skill of choosing an option, without a clip."""
         names = self.rng.sample(self.things, self.rng.choice((2, 4, 4, 4, 5)))
-        question, options = choice_question(self.ask("letters").format(name=names[0]), names, self.rng)
-        messages = [user(question, []), assistant(options[0])]
+        question = choice_question(self.ask("options").format(name=names[0]), names, self.rng)
+        messages = [user(question, []), assistant(names[0])]
         if self.split == "train":  # more questions about the same options are cheap
-            for number in self.rng.choices(range(len(names)), k=4):
-                messages += [
-                    user(self.ask("letters").format(name=names[number]), []),
-                    assistant(options[number]),
-                ]
-        return self.row("letters", [], messages, choice=options[0])
+            for name in self.rng.choices(names, k=4):
+                messages += [user(self.ask("options").format(name=name), []), assistant(name)]
+        return self.row("options", [], messages)
 
     def sentences(self, texts: list[str]) -> dict[str, Any]:
         """Sentences without a clip, in the words of a transcript: they teach spelling at a tenth of the cost."""

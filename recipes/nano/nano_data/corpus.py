@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from . import human
 from .conversations import Maker
-from .messages import Clip, check_conversation
+from .messages import Clip, check_conversation, read_classes
 from .sounds import KINDS_SPLIT
 from .speech import WORDS_SET
 from .store import read_jsonl, read_shards
@@ -23,7 +24,7 @@ DRAWN = {
         "describe_both": 3000,
         "longer": 800,
         "count": 2000,
-        "letters": 30000,
+        "options": 6000,
     },
     "valid": {
         "is_speech": 60,
@@ -32,7 +33,7 @@ DRAWN = {
         "describe_both": 60,
         "longer": 20,
         "count": 20,
-        "letters": 60,
+        "options": 60,
     },
     "test": {
         "is_speech": 200,
@@ -41,7 +42,7 @@ DRAWN = {
         "describe_both": 200,
         "longer": 60,
         "count": 60,
-        "letters": 100,
+        "options": 100,
     },
 }
 PASSES = {
@@ -106,8 +107,10 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | N
     rng = random.Random(f"corpus/{split}")
     by_label: dict[str, list[Clip]] = {}
     instruments: dict[str, list[Clip]] = {}
+    classes = read_classes()
     for clip in clips_of(data_dir, "sound", sounds or split):
-        by_label.setdefault(clip.label, []).append(clip)
+        label = classes[clip.label]
+        by_label.setdefault(label, []).append(dataclasses.replace(clip, label=label))
     for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
         (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
     speech = [

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .setup import RECIPE_DIR
+from .templates import choose
 
 TABLES = RECIPE_DIR / "tables"
 TRANSCRIPTION = 'The spoken content of the audio is "{text}".'
 DEFAULT_PROMPT = "Transcribe the input speech."
 LETTERS = "ABCDEF"
 HELD_OUT_WORDING = 0.2  # the last fifth of each list of prompts is for the test sets only
+PATTERN_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,45 @@ def read_labels() -> dict[str, Label]:
     }
 
 
-def read_prompts(split: str) -> dict[str, list[str]]:
-    """Prompts by kind: training has no prompt of the last fifth of a list; the test has them all."""
-    prompts: dict[str, list[str]] = {}
-    for row in read_table("prompts.tsv"):
-        prompts.setdefault(row["kind"], []).append(row["text"])
-    if split == "test":
-        return prompts
-    return {kind: texts[: int(len(texts) * (1 - HELD_OUT_WORDING))] for kind, texts in prompts.items()}
+def read_classes() -> dict[str, str]:
+    """Kind of clip -> its class: what cannot be told apart well, such as rain and noise, has one name."""
+    return {kind: row["label"] for row in read_table("labels.tsv") for kind in row["kinds"].split()}
+
+
+class Prompts:
+    """Wordings of questions by kind.
+
+    Training has no prompt of the last fifth of a list of `prompts.tsv`, but what the patterns of
+    `prompt_patterns.tsv` give; the test has all of the lists and no pattern.
+    """
+
+    def __init__(self, split: str) -> None:
+        lists = _by_kind("prompts.tsv", "text")
+        known = {kind: texts[: int(len(texts) * (1 - HELD_OUT_WORDING))] for kind, texts in lists.items()}
+        self.held_out = {text for kind, texts in lists.items() for text in texts[len(known[kind]) :]}
+        self.lists = lists if split == "test" else known
+        self.patterns = {} if split == "test" else _by_kind("prompt_patterns.tsv", "pattern")
+
+    def draw(self, kind: str, rng: random.Random) -> str:
+        """One wording; for training mostly of a pattern."""
+        if kind not in self.patterns or rng.random() >= PATTERN_SHARE:
+            return rng.choice(self.lists[kind])
+        while (text := fill_pattern(rng.choice(self.patterns[kind]), rng)) in self.held_out:
+            pass
+        return text
+
+
+def fill_pattern(pattern: str, rng: random.Random) -> str:
+    """One random wording of a pattern, as a sentence."""
+    text = re.sub(r"\s+(?=[.,?!])", "", re.sub(r"\s+", " ", choose(pattern, rng))).strip()
+    return text[:1].upper() + text[1:]
+
+
+def _by_kind(table: str, column: str) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for row in read_table(table):
+        kinds.setdefault(row["kind"], []).append(row[column])
+    return kinds
 
 
 def user(text: str | None, clips: list[Clip], audio_first: bool = False) -> dict[str, Any]:
@@ -92,15 +126,14 @@ def transcription_answer(text: str) -> str:
     return TRANSCRIPTION.format(text=text)
 
 
-def choice_question(question: str, options: list[str], rng: random.Random) -> tuple[str, list[str]]:
+def choice_question(question: str, options: list[str], rng: random.Random) -> str:
     """A multiple-choice question as on the model's page, with the options in random order.
 
-    Returns:
-        The question, and the lettered options, "(A) rain" and so on, in the order given.
+    The answers of the data are an option's text without its letter: a model of this size names the right option and
+    not its letter (runs with letters stayed at chance).
     """
-    order = list(options)
-    rng.shuffle(order)
-    lettered = {option: f"({letter}) {option}" for letter, option in zip(LETTERS, order, strict=False)}
+    order = rng.sample(options, len(options))
+    shown = [f"({letter}) {option}" for letter, option in zip(LETTERS, order, strict=False)]
     frame = rng.choice(
         (
             "{q} Choose the correct option among the options below: {o}.",
@@ -110,10 +143,7 @@ def choice_question(question: str, options: list[str], rng: random.Random) -> tu
             "{q} {o}",
         )
     )
-    shown = [lettered[option] for option in order]
-    return frame.format(q=question, o=" ".join(shown), n="\n".join(shown)), [
-        lettered[option] for option in options
-    ]
+    return frame.format(q=question, o=" ".join(shown), n="\n".join(shown))
 
 
 def check_conversation(row: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ synthesis that training has, "test_kinds" those of one more family a class, whic
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ def split_recordings(recordings: list[Recording]) -> dict[str, dict[str, list[Re
     return result
 
 
+@functools.lru_cache(maxsize=32)  # a piece of music takes a second to decode
 def load_recording(path: Path) -> Any:
     """Reads a recording as mono float32 at 16 kHz, peak 1."""
     import numpy as np

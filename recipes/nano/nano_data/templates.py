@@ -115,14 +115,20 @@ def read_patterns(path: Path = GRAMMAR_DIR / "patterns.txt") -> list[tuple[str, 
     return patterns
 
 
+def choose(pattern: str, rng: random.Random) -> str:
+    """Replaces each `(a|b|)` of a pattern, from the innermost, by one of its options."""
+    while choice := _CHOICE.search(pattern):
+        pattern = pattern[: choice.start()] + rng.choice(choice[1].split("|")) + pattern[choice.end() :]
+    return pattern
+
+
 def expand(pattern: str, lists: dict[str, list[str]], rng: random.Random) -> str:
     """One random sentence of a pattern.
 
     Raises:
         KeyError: a slot is neither a list nor a generator.
     """
-    while choice := _CHOICE.search(pattern):
-        pattern = pattern[: choice.start()] + rng.choice(choice[1].split("|")) + pattern[choice.end() :]
+    pattern = choose(pattern, rng)
     while slot := _SLOT.search(pattern):
         name, low, high, capital = slot.groups()
         if name in GENERATORS:
