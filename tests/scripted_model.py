@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from audioflamingo.config import GenerationConfig
 from audioflamingo.generation.generate import GenerationStep
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.tiny_tokenizer import write_tiny_processor
@@ -38,6 +39,7 @@ class ScriptedModel:
 
     device = torch.device("cpu")
     dtype = torch.float32
+    generation_config = GenerationConfig()
 
     def __init__(self, processor: AudioFlamingo3Processor, script: Script) -> None:
         self._processor = processor

@@ -99,6 +99,16 @@ def transcribe(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens for one segment.", rich_help_panel="Model")
     ] = TranscriptionOptions.max_new_tokens,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Beams of beam search: hears better, takes longer; 1 is greedy. By default the checkpoint's: "
+            "4 for nano, 1 for Audio Flamingo 3.",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
+    ] = TranscriptionOptions.num_beams,
     use_vad: Annotated[
         bool,
         typer.Option(
@@ -152,6 +162,7 @@ def transcribe(
         batch_size=batch_size,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
         use_vad=use_vad,
         vad=vad,
     )

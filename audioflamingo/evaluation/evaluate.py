@@ -75,7 +75,8 @@ def evaluate(
     rows = read_dataset(dataset).rows if isinstance(dataset, DatasetConfig) else list(dataset)
     if not rows:
         raise DataError("there is nothing to evaluate: no rows.")
-    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+    num_beams = model.generation_config.num_beams  # named, so that it tells runs apart
+    options = {"do_sample": False, "num_beams": num_beams, "max_new_tokens": max_new_tokens, **options}
     done: dict[str, ItemResult] = {}
     file = None
     if output_dir is not None:

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from audioflamingo.cache import KVCache
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, AudioFlamingoWarning
 from audioflamingo.generation.beam_search import BeamOptions, BeamResult, BeamSearch, BeamState
-from audioflamingo.generation.options import GenerateInputs, GenerateOptions, eos_ids
+from audioflamingo.generation.options import (
+    GenerateInputs,
+    GenerateOptions,
+    eos_ids,
+    greedy_by_default,
+)
 from audioflamingo.generation.request import CausalLM, Prompt, Request, prepare_request
 from audioflamingo.generation.sampling import NO_TOKEN, choose_tokens, log_probabilities, pack_history
 from audioflamingo.host import to_host
@@ -166,7 +171,9 @@ class GenerationMixin:
             input_features: `(W, M, T)` log-mel windows of all clips, from the processor.
             input_features_mask: `(W, T)`, 1 on valid frames.
             audio_embeds: projected audio tokens `(A, D)` in place of windows (`ClipCache` keeps them).
-            streamer: gets the prompt, then each step's ids `(R,)`, then `end()`; not with beams.
+            streamer: gets the prompt, then each step's ids `(R,)`, then `end()`; not with beams. Where the
+                checkpoint's default is beam search, an answer that is streamed, or that goes on in a cache, is
+                greedy.
             return_dict_in_generate: return a `GenerateOutput` in place of the ids.
             **options: see `GenerateOptions` and `GenerationConfig`; None takes the default. `past_key_values`
                 is a cache to continue: `input_ids` are then the new tokens only, rules that look at earlier
@@ -189,7 +196,9 @@ class GenerationMixin:
             "input_features_mask": input_features_mask,
             "audio_embeds": audio_embeds,
         }
-        request = prepare_request("generate()", model, input_ids, attention_mask, audio, options)
+        is_followed = streamer is not None or options.get("past_key_values") is not None
+        given = greedy_by_default(options) if is_followed else options
+        request = prepare_request("generate()", model, input_ids, attention_mask, audio, given)
         assert input_ids is not None
         is_beam_search = request.config.num_beams > 1
         if streamer is not None and is_beam_search:
@@ -221,9 +230,9 @@ class GenerationMixin:
     ) -> Iterator[GenerationStep]:
         """Answers each prompt token by token.
 
-        Takes what `generate` takes except `streamer`, `return_dict_in_generate` and beams, and gives the same
-        tokens. Values are checked at once; the model runs as the iterator is consumed. Closing the iterator,
-        or dropping it, ends the generation and frees its cache.
+        Takes what `generate` takes except `streamer`, `return_dict_in_generate` and beams, and gives the tokens of
+        `generate(num_beams=1)`. Values are checked at once; the model runs as the iterator is consumed. Closing
+        the iterator, or dropping it, ends the generation and frees its cache.
 
         Yields:
             One `GenerationStep` for each column of the answers.
@@ -237,7 +246,8 @@ class GenerationMixin:
             "input_features_mask": input_features_mask,
             "audio_embeds": audio_embeds,
         }
-        request = prepare_request("stream()", model, input_ids, attention_mask, audio, options)
+        given = greedy_by_default(options)
+        request = prepare_request("stream()", model, input_ids, attention_mask, audio, given)
         if request.config.num_beams > 1:
             raise ArgumentError(
                 "stream() cannot follow beam search, whose answers change until the end; use generate()."

@@ -135,6 +135,12 @@ def resolve_options(
     return config
 
 
+def greedy_by_default(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords for an answer that is followed as it grows: beams only where the caller asked for them."""
+    is_open = options.get("num_beams") is None and options.get("generation_config") is None
+    return {**options, "num_beams": 1} if is_open else dict(options)
+
+
 def _defaults(
     model_defaults: GenerationConfig, given: GenerationConfig | Mapping[str, Any] | None
 ) -> GenerationConfig:

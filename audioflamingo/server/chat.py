@@ -164,6 +164,7 @@ def samplings_of(chat: ChatRequest, generation_config: Any, num_prompt_tokens: i
     """
     names = ("top_p", "top_k", "min_p", "repetition_penalty")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(chat, name)) is not None}
+    options["num_beams"] = 1  # whatever the checkpoint's default: answers share batches step by step
     options["min_new_tokens"] = chat.min_tokens
     options["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
     if chat.temperature is not None:

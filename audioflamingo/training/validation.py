@@ -76,7 +76,11 @@ def validate(
     items = []
     if uses_answers and validation.config.generate_rows and accelerator.distributed_type != "FSDP":
         model.eval()
-        options: dict[str, Any] = {"max_new_tokens": validation.config.max_new_tokens, "do_sample": False}
+        options: dict[str, Any] = {
+            "max_new_tokens": validation.config.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+        }
         sample = validation.sample()[rank::num]
         items = [item for _, item in answer_rows(model, processor, sample, GENERATION_BATCH, **options)]
     if num > 1:

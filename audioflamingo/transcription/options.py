@@ -57,6 +57,8 @@ class TranscriptionOptions:
         batch_size: windows that run together.
         prompt: the instruction; None is the checkpoint's own ("Transcribe the input speech.").
         max_new_tokens: most tokens for one window.
+        num_beams: beams of beam search, which hears better and takes longer; 1 is greedy. None is the checkpoint's
+            own (`generation_config.json`).
         use_vad: find speech first. Without it everything but digital silence is transcribed, in windows that
             are cut at their quietest place: for singing, whispering, or sounds.
         vad: where speech is and where it is cut.
@@ -69,14 +71,18 @@ class TranscriptionOptions:
     batch_size: int = 8
     prompt: str | None = None
     max_new_tokens: int = 500
+    num_beams: int | None = None
     use_vad: bool = True
     vad: VadOptions = field(default_factory=VadOptions)
     retry_ngram_size: int = 4
     min_split_s: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("retry_ngram_size", 0)):
+        at_least = {"batch_size": 1, "max_new_tokens": 1, "num_beams": 1, "retry_ngram_size": 0}
+        for name, least in at_least.items():
             value = getattr(self, name)
+            if name == "num_beams" and value is None:
+                continue
             is_whole = isinstance(value, int) and not isinstance(value, bool)
             _check(is_whole and value >= least, name, value, f"a whole number of at least {least}")
         _check(self.min_split_s >= 1, "min_split_s", self.min_split_s, "at least 1 s")

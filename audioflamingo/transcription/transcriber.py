@@ -249,20 +249,39 @@ class WindowTranscriber:
         return answers
 
     def _answer_batch(self, windows: list[Window], rules: dict[str, Any]) -> list[Answer]:
-        """Greedy answers. Stops early once every answer that is not finished is in a loop."""
         inputs = self._processor.apply_transcription_request(
             audio=[window.model_input for window in windows], prompt=self._options.prompt
         ).to(self._model.device, dtype=self._model.dtype)
-        answers = [Answer() for _ in windows]
-        steps = self._model.stream(
+        num_beams = self._options.num_beams or self._model.generation_config.num_beams
+        options = {
             **inputs,
-            max_new_tokens=self._options.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            output_logprobs=True,
+            "max_new_tokens": self._options.max_new_tokens,
+            "do_sample": False,
+            "num_beams": num_beams,
+            "output_logprobs": True,
             **rules,
-        )
-        with contextlib.closing(steps):
+        }
+        answers = self._search(options) if num_beams > 1 else self._follow(options, len(windows))
+        for answer in answers:
+            answer.find_loop()
+        return answers
+
+    def _search(self, options: dict[str, Any]) -> list[Answer]:
+        """The best answers of a beam search."""
+        output = self._model.generate(**options, return_dict_in_generate=True)
+        tokens = to_host(output.sequences[:, options["input_ids"].shape[1] :])
+        logprobs = to_host(output.logprobs)
+        return [
+            Answer(tokens[row][:length], logprobs[row][:length], reason)
+            for row, (length, reason) in enumerate(
+                zip(output.num_new_tokens, output.finish_reasons, strict=True)
+            )
+        ]
+
+    def _follow(self, options: dict[str, Any], num_rows: int) -> list[Answer]:
+        """Greedy answers. Stops early once every answer that is not finished is in a loop."""
+        answers = [Answer() for _ in range(num_rows)]
+        with contextlib.closing(self._model.stream(**options)) as steps:
             for count, step in enumerate(steps, start=1):
                 logprobs = to_host(step.logprobs)
                 for row, answer in enumerate(answers):
@@ -276,6 +295,4 @@ class WindowTranscriber:
                     ]
                     if running and all(find_loop(answer.tokens) is not None for answer in running):
                         break
-        for answer in answers:
-            answer.find_loop()
         return answers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import types
 import warnings
 import weakref
 from typing import Any
@@ -427,6 +429,33 @@ class TestStreams:
             model.stream(torch.ones(1, 1).long(), num_beams=2)
         with pytest.raises(ArgumentError, match="cannot follow beam search"):
             model.generate(torch.ones(1, 1).long(), num_beams=2, streamer=object())
+
+    def test_beams_of_the_checkpoint_are_for_answers_that_are_not_followed(self, model, monkeypatch) -> None:
+        batch = make_batch(ROWS)
+        beams = run(model, batch, num_beams=3).sequences
+        greedy = run(model, batch, num_beams=1).sequences
+        assert not torch.equal(beams, greedy)
+        monkeypatch.setattr(
+            model, "generation_config", dataclasses.replace(model.generation_config, num_beams=3)
+        )
+        assert torch.equal(run(model, batch).sequences, beams)
+        steps = [step.token_ids for step in model.stream(**batch, max_new_tokens=8)]
+        answers = model.generate(**batch, max_new_tokens=8, num_beams=1)[:, batch["input_ids"].shape[1] :]
+        assert torch.equal(torch.stack(steps, 1), answers)
+        put: list[torch.Tensor] = []
+        streamer = types.SimpleNamespace(put=put.append, end=lambda: None)
+        model.generate(**batch, max_new_tokens=8, streamer=streamer)
+        assert torch.equal(torch.stack(put[1:], 1), answers)
+        row = batch["input_ids"][:1, -1:]
+        cached = [
+            model.generate(
+                row, max_new_tokens=8, past_key_values=model.new_cache(1, initial_length=16), **more
+            )
+            for more in ({}, {"num_beams": 1})
+        ]
+        assert torch.equal(*cached)
+        with pytest.raises(ArgumentError, match="cannot follow beam search"):
+            model.stream(**batch, generation_config={"num_beams": 2})
 
 
 class TestWhatIsReported:

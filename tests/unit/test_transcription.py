@@ -15,6 +15,7 @@ from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import Finished, Segment, transcribe, transcribe_all
 from audioflamingo.transcription.loops import find_loop
+from audioflamingo.transcription.options import TranscriptionOptions
 from tests.audio_files import encode
 from tests.scripted_model import Script, ScriptedModel, framed, tiny_processor
 from tests.tiny_model import tiny_model
@@ -190,6 +191,33 @@ def test_a_source_that_fails_fails_alone(
     assert isinstance(ends[1], AudioError)
     assert "nowhere.wav" in str(ends[1])
     assert isinstance(ends[2], AudioError)
+
+
+def test_beam_search_gives_the_segments_of_generate(
+    processor: AudioFlamingo3Processor, speech: np.ndarray
+) -> None:
+    model = tiny_model(seed=3)
+    wanted = {"use_vad": False, "max_new_tokens": 12, "retry_ngram_size": 0, "min_split_s": 30.0}
+    (greedy,) = transcribe(model, processor, speech, **wanted)
+    (beams,) = transcribe(model, processor, speech, num_beams=3, **wanted)
+    assert beams.tokens != greedy.tokens
+    inputs = processor.apply_transcription_request(audio=speech)
+    output = model.generate(
+        **inputs, max_new_tokens=12, num_beams=3, return_dict_in_generate=True, output_logprobs=True
+    )
+    (length,) = output.num_new_tokens
+    assert beams.tokens == tuple(output.sequences[0, inputs["input_ids"].shape[1] :].tolist()[:length])
+    assert beams.avg_logprob == pytest.approx(float(output.logprobs.sum()) / length, rel=1e-5)
+    assert beams.finish_reason == "length"
+    model.generation_config.num_beams = 3
+    assert list(transcribe(model, processor, speech, **wanted)) == [beams]
+    assert list(transcribe(model, processor, speech, num_beams=1, **wanted)) == [greedy]
+
+
+@pytest.mark.parametrize("num_beams", [0, 1.5, True, "2"])
+def test_beams_are_a_whole_number(num_beams: Any) -> None:
+    with pytest.raises(ArgumentError, match="num_beams must be a whole number"):
+        TranscriptionOptions(num_beams=num_beams)
 
 
 def test_a_window_that_the_model_refuses_fails_its_source_only(
