@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", choices=TESTS, default=list(TESTS), help="only these")
     parser.add_argument("--max-rows", type=int, help="only a fixed random sample of each test")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="measure it quantized")
+    parser.add_argument("--num-beams", type=int, help="1 is greedy (default: the checkpoint's)")
     parser.add_argument("--overwrite", action="store_true", help="start again")
     return parser.parse_args()
 
@@ -64,6 +65,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         quantize(model, arguments.quantization)
     processor = AutoProcessor.from_pretrained(arguments.model)
     output_dir = arguments.output_dir or arguments.data_dir / "evaluation"
+    options = {"num_beams": arguments.num_beams} if arguments.num_beams else {}
     results = {}
     for name in arguments.tests:
         start = time.perf_counter()
@@ -78,6 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             output_dir=output_dir / name,
             overwrite=arguments.overwrite,
             progress=True,
+            **options,
         )
         is_right = [item.is_correct for item in result.items]
         results[name] = {"title": TESTS[name], "items": len(is_right), "right": sum(is_right) / len(is_right)}
