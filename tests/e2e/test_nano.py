@@ -60,6 +60,18 @@ def test_its_logits_equal_transformers(nano: tuple[Any, Any]) -> None:
     assert torch.allclose(ours, theirs, atol=2e-3)
 
 
+def test_its_transcripts_equal_transformers_beam_for_beam(nano: tuple[Any, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, processor = nano
+    inputs = processor.apply_transcription_request(audio=PROMPT)
+    reference = transformers.AudioFlamingo3ForConditionalGeneration.from_pretrained(
+        BUILT_IN_FOLDER, dtype=torch.float32
+    )
+    assert model.generation_config.num_beams == reference.generation_config.num_beams > 1
+    ours = model.generate(**inputs, max_new_tokens=120)
+    assert ours.tolist() == reference.eval().generate(**inputs, max_new_tokens=120).tolist()
+
+
 def test_transformers_processor_reads_the_folder(nano: tuple[Any, Any]) -> None:
     transformers = pytest.importorskip("transformers")
     conversation = [{"role": "user", "content": "What is the capital of France?"}]
