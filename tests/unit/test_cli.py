@@ -46,7 +46,7 @@ def test_flags_have_the_defaults_of_the_library() -> None:
         for field in dataclasses.fields(options)
         if field.name in flags
     }
-    assert len(fields) == 7
+    assert len(fields) == 8
     assert {name: flags[name] for name in fields} == fields
     for command in (
         ask_module.ask,
