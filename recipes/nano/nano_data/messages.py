@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import random
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .setup import RECIPE_DIR
-from .templates import choose
+from .templates import as_sentence, choose
 
 TABLES = RECIPE_DIR / "tables"
 TRANSCRIPTION = 'The spoken content of the audio is "{text}".'
@@ -82,8 +81,7 @@ class Prompts:
 
 def fill_pattern(pattern: str, rng: random.Random) -> str:
     """One random wording of a pattern, as a sentence."""
-    text = re.sub(r"\s+(?=[.,?!])", "", re.sub(r"\s+", " ", choose(pattern, rng))).strip()
-    return text[:1].upper() + text[1:]
+    return as_sentence(choose(pattern, rng))
 
 
 def _by_kind(table: str, column: str) -> dict[str, list[str]]:

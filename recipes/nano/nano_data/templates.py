@@ -147,8 +147,13 @@ def expand(pattern: str, lists: dict[str, list[str]], rng: random.Random) -> str
 def _tidy(sentence: str) -> str:
     for search, replacement in _NOUN_CHANGES:
         sentence = re.sub(search, replacement, sentence)
-    sentence = re.sub(r"\s+([.,?!])", r"\1", re.sub(r"\s+", " ", sentence)).strip()
-    return sentence[:1].upper() + sentence[1:]
+    return as_sentence(sentence)
+
+
+def as_sentence(text: str) -> str:
+    """Single spaces, none before a punctuation mark, a capital at the start."""
+    text = re.sub(r"\s+([.,?!])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    return text[:1].upper() + text[1:]
 
 
 def template_sentences(per_pattern: int, seed: int = 0) -> Iterator[tuple[str, str]]:
