@@ -13,9 +13,6 @@ def test_the_weights_of_several_checkpoints_are_averaged(tmp_path):
     for number, model in enumerate(models):
         model.save_pretrained(tmp_path / str(number))
     mean = load_mean([tmp_path / str(number) for number in range(3)])
-    expected = {
-        name: torch.stack([dict(model.named_parameters())[name] for model in models]).mean(0)
-        for name, _ in models[0].named_parameters()
-    }
-    for name, weight in mean.named_parameters():
-        torch.testing.assert_close(weight, expected[name])
+    parameters = [model.parameters() for model in (mean, *models)]
+    for averaged, *weights in zip(*parameters, strict=True):
+        torch.testing.assert_close(averaged, torch.stack(weights).mean(0))
