@@ -7,7 +7,9 @@ Python user would expect (`ValueError`, `TypeError`, `ImportError`), so that pla
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AudioFlamingoError(Exception):
@@ -46,6 +48,26 @@ class DeviceError(AudioFlamingoError, ValueError):
     """A device that is absent, or a dtype that it cannot run."""
 
 
+class DataError(AudioFlamingoError, ValueError):
+    """A data set, or a row of it, that cannot be used: the message names file and line."""
+
+
+class TrainingError(AudioFlamingoError, RuntimeError):
+    """A training run that cannot go on; the last checkpoint is untouched."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss or the gradient became NaN or infinite.
+
+    Attributes:
+        ids: ids of the rows of the step, of all processes.
+    """
+
+    def __init__(self, message: str, ids: list[str]) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
 class OutputError(AudioFlamingoError, OSError):
     """A file that cannot be written: the folder is read-only, the disk is full."""
 
@@ -56,6 +78,10 @@ class MissingDependencyError(AudioFlamingoError, ImportError):
 
 class ClusterError(AudioFlamingoError, RuntimeError):
     """A Ray cluster that cannot be reached, or that stopped in the middle of a job."""
+
+
+class EngineStoppedError(AudioFlamingoError):
+    """The engine was stopped before it could give the answer."""
 
 
 class AudioFlamingoWarning(UserWarning):
@@ -81,3 +107,29 @@ def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) 
     return ArgumentError(
         f"{where} got unknown argument(s) {', '.join(described)}; it takes: {', '.join(allowed)}."
     )
+
+
+def require(module: str, extra: str, package: str | None = None) -> Any:
+    """Imports an optional package.
+
+    Args:
+        module: what to import.
+        extra: the extra of this package that installs it, as in `pip install 'audioflamingo[extra]'`.
+        package: what to install, where that is not the first part of the module's name.
+
+    Raises:
+        MissingDependencyError: it is not installed; the message holds the line that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = package or module.split(".")[0]
+        raise MissingDependencyError(
+            f"this needs the package {name}: pip install 'audioflamingo[{extra}]' ({error})"
+        ) from error
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -6,8 +6,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from audioflamingo.generation.sampling import LogitsRules, row_seed
-from audioflamingo.server.engine import Engine, EngineRequest, Output, Prompt, Sampling, Share
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.request import EngineRequest, Output, Sampling, Share
+from audioflamingo.engine.sampling import LogitsRules, row_seed
+from audioflamingo.processor.prompt import Prompt
 
 WAIT_S = 60
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioflamingo.cache import KVCache
 from audioflamingo.config import GenerationConfig
-from audioflamingo.generation.generate import GenerationMixin
+from audioflamingo.engine.generate import generate, stream
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.kv_cache import KVCache
 from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 
 MANY_EOS = list(range(20, 90))  # so many end-of-sequence ids that a row ends every few tokens
@@ -42,7 +42,7 @@ def _enliven(model: Any, sharpness: float) -> None:
     model.lm_head.weight[AUDIO_TOKEN_ID] = 0
 
 
-class ScriptedModel(GenerationMixin):
+class ScriptedModel:
     """A model that knows nothing but a function from the tokens of a row to the logits of the next.
 
     The tokens themselves are what its `KVCache` holds, so rows that were mixed up in the cache show.
@@ -63,6 +63,9 @@ class ScriptedModel(GenerationMixin):
         self.num_rows: list[int] = []
         self.had_features: list[bool] = []
         self._script = script
+
+    generate = generate
+    stream = stream
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         return KVCache(1, batch_size, max_length or self.config.text_config.max_position_embeddings)

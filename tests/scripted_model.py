@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audioflamingo.config import GenerationConfig
-from audioflamingo.generation.generate import GenerationStep
+from audioflamingo.engine.generate import GenerationStep
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.tiny_tokenizer import write_tiny_processor
 

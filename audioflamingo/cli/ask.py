@@ -84,9 +84,9 @@ def ask(
     if think:
         question = f"{question} {THINK_SUFFIX}"
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
-    from audioflamingo.chat import Chat
     from audioflamingo.cli.loading import load
     from audioflamingo.cli.terminal import Terminal
+    from audioflamingo.engine.chat import Chat
 
     loaded, processor = load(model, device, dtype, verbose, quantization)
     chat = Chat(loaded, processor, system=system, on_long=on_long)

@@ -66,8 +66,8 @@ def look_at(name: str, source: Any, waveform: Any) -> AudioView:
         num_audio_tokens,
         split_windows,
     )
+    from audioflamingo.audio.vad import VAD_FRAME
     from audioflamingo.transcription.options import VadOptions
-    from audioflamingo.transcription.vad import VAD_FRAME
 
     threshold = VadOptions().threshold
     check_waveform(waveform, repr(name))
@@ -106,7 +106,7 @@ def _speech(waveform: Any) -> Any:
     """Probability of speech in each 32 ms."""
     import numpy as np
 
-    from audioflamingo.transcription.vad import SpeechDetector, frames_of
+    from audioflamingo.audio.vad import SpeechDetector, frames_of
 
     detector = SpeechDetector()
     return np.concatenate([detector(block) for block in frames_of([waveform])])

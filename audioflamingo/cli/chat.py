@@ -65,9 +65,9 @@ def chat(
 
     In the conversation: /add FILE, /save FILE, /help, /quit.
     """
-    from audioflamingo.chat import Chat
     from audioflamingo.cli.loading import load
     from audioflamingo.cli.terminal import Terminal
+    from audioflamingo.engine.chat import Chat
 
     loaded, processor = load(model, device, dtype, verbose, quantization)
     conversation = Chat(loaded, processor, system=system, on_long=on_long)

@@ -211,8 +211,8 @@ def _everywhere(model: str) -> str:
 
 def _describe(model: str, dtype: Dtype, quantization: Quantization | None) -> dict[str, Any]:
     """What tells the model from others, whatever its folder is called."""
-    from audioflamingo.checkpoint.hub import resolve_folder
     from audioflamingo.corpus.identity import fingerprint_checkpoint
+    from audioflamingo.hub import resolve_folder
 
     return {
         "model_sha256": fingerprint_checkpoint(resolve_folder(model)),

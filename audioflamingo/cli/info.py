@@ -59,7 +59,7 @@ def collect_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
-    from audioflamingo.checkpoint.filling import build_empty
+    from audioflamingo.checkpoint.loading import build_empty
     from audioflamingo.checkpoint.pretrained import read_config
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.quantization import read_quantization
@@ -95,8 +95,8 @@ def collect_facts(model: str) -> dict[str, Any]:
 
 def _find_folder(model: str) -> tuple[Path, bool]:
     """The folder, and whether the weights are there; fetches small files only."""
-    from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
     from audioflamingo.errors import CheckpointError
+    from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
 
     if Path(model).expanduser().is_dir():
         return Path(model).expanduser(), True
@@ -139,7 +139,7 @@ def _cache_bytes(text: Any) -> dict[str, int]:
 
 def _quantized_bytes(config: Any) -> dict[str, int]:
     """Bytes of the weights in each scheme that the model's sizes allow, what is not quantized in bfloat16."""
-    from audioflamingo.checkpoint.filling import build_empty
+    from audioflamingo.checkpoint.loading import build_empty
     from audioflamingo.checkpoint.weights import is_quantized
     from audioflamingo.errors import ArgumentError
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration

@@ -26,7 +26,7 @@ def load(
     """
     import torch
 
-    from audioflamingo.checkpoint.hub import resolve_folder
+    from audioflamingo.hub import resolve_folder
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.processor import AudioFlamingo3Processor
     from audioflamingo.quantization import num_parameters, read_quantization

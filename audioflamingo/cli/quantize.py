@@ -47,7 +47,7 @@ def quantize(
     """
     from audioflamingo.cli.info import format_size
     from audioflamingo.cli.terminal import Terminal
-    from audioflamingo.quantization.folders import quantize_checkpoint
+    from audioflamingo.convert import quantize_checkpoint
 
     prompts = None if calibrate is None else _prompts(model, calibrate)
     with Terminal.progress(total=1, is_shown=not quiet) as bar:

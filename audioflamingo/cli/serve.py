@@ -16,8 +16,8 @@ from audioflamingo.cli.options import (
     ModelOption,
     QuantizationOption,
 )
+from audioflamingo.engine.memory import share_one_heap
 from audioflamingo.errors import ArgumentError, MissingDependencyError
-from audioflamingo.server.memory import share_one_heap
 from audioflamingo.server.settings import ServerSettings
 
 _LIMITS = "Limits"

@@ -24,10 +24,10 @@ def run_evaluation(
     progress: bool = True,
 ) -> str:
     """Evaluates a checkpoint on a data file and returns a table of the scores; what the command line calls."""
+    from audioflamingo.datasets.dataset_config import DatasetConfig
     from audioflamingo.evaluation.evaluate import evaluate
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.processor import AudioFlamingo3Processor
-    from audioflamingo.training.config import DatasetConfig
 
     loaded = AudioFlamingo3ForConditionalGeneration.from_pretrained(model, dtype=dtype, device_map=device)
     result = evaluate(

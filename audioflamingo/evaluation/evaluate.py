@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 
-from audioflamingo.errors import ArgumentError
-from audioflamingo.evaluation.plots import plot_confusion
+from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
+from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.errors import ArgumentError, DataError, require
+from audioflamingo.evaluation.confusion_plot import plot_confusion
 from audioflamingo.evaluation.scoring import ItemResult, Summary, score, summarize
 from audioflamingo.files import to_json, write_text
-from audioflamingo.host import to_host
+from audioflamingo.kernels.host import to_host
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.training.config import DatasetConfig
-from audioflamingo.training.data import DataRow, read_dataset, text_of
-from audioflamingo.training.errors import DataError, require
 
 ITEMS_FILE = "items.jsonl"
 RUN_FILE = "run.json"
@@ -86,7 +85,7 @@ def evaluate(
     remaining = [row for row in rows if row.place not in done]
     bar = None
     if progress:
-        bar = require("tqdm").tqdm(total=len(rows), initial=len(done), unit="item")
+        bar = require("tqdm", "train").tqdm(total=len(rows), initial=len(done), unit="item")
     try:
         for place, item in answer_rows(model, processor, remaining, batch_size, **options):
             done[place] = item

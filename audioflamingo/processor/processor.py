@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
 from audioflamingo.config import AUDIO_TOKEN
 from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError, unknown_arguments
 from audioflamingo.files import to_json, write_text
+from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
 from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature, Row, expand_audio, pad_rows
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE, render_conversation
 from audioflamingo.processor.clips import Clip, count_audio_tokens, load_windows

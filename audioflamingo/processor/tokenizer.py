@@ -23,7 +23,7 @@ from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, CheckpointError, PromptError
 from audioflamingo.files import make_folder, to_json, write_text
-from audioflamingo.host import to_host
+from audioflamingo.kernels.host import to_host
 from audioflamingo.processor.tokenizer_files import read_tokenizer, save_chat_template, token_content
 
 # What Qwen2's tokenizer takes for end, padding and unknown where the checkpoint's configuration does not say.

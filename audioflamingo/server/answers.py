@@ -7,7 +7,9 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from audioflamingo.server.engine import Engine, EngineRequest, Output, Prompt, Sampling, Share
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.request import EngineRequest, Output, Sampling, Share
+from audioflamingo.processor.prompt import Prompt
 
 
 class Answers:

@@ -17,12 +17,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from audioflamingo.server.chat import ChatCompletions
-from audioflamingo.server.errors import ApiError
+from audioflamingo.server.chat_route import ChatCompletions
+from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.middleware import KeyMiddleware, RequestMiddleware
 from audioflamingo.server.replies import JsonResponse
 from audioflamingo.server.service import Service
-from audioflamingo.server.transcriptions import Transcriptions
+from audioflamingo.server.transcription_route import Transcriptions
 
 PAGE = Path(__file__).parent / "page"
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_audio
 from audioflamingo.errors import AudioTooLongError
-from audioflamingo.server.errors import bad_request
+from audioflamingo.server.error_replies import bad_request
 
 
 def decode_base64(text: str, field: str) -> bytes:

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from audioflamingo.server.errors import ApiError, ClientGoneError, bad_request
+from audioflamingo.server.error_replies import ApiError, ClientGoneError, bad_request
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -6,8 +6,9 @@ import secrets
 import time
 from typing import Any
 
+from audioflamingo.engine.request import Output, TokenLogprob
+from audioflamingo.processor.prompt import Prompt
 from audioflamingo.processor.tokenizer import Tokenizer
-from audioflamingo.server.engine import Output, Prompt, TokenLogprob
 from audioflamingo.server.schemas import ChatRequest
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from audioflamingo.server.errors import ApiError, bad_request
+from audioflamingo.server.error_replies import ApiError, bad_request
 
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)

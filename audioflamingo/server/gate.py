@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from audioflamingo.server.errors import busy, shutting_down
+from audioflamingo.server.error_replies import busy, shutting_down
 
 
 class Gate:

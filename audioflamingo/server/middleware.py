@@ -14,7 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from audioflamingo.server.errors import ApiError, ClientGoneError, as_api_error, internal_error
+from audioflamingo.server.error_replies import ApiError, ClientGoneError, as_api_error, internal_error
 from audioflamingo.server.logs import log, request_id
 from audioflamingo.server.metrics import Metrics
 from audioflamingo.server.replies import JsonResponse, to_json

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from audioflamingo.server.errors import ClientGoneError
+from audioflamingo.server.error_replies import ClientGoneError
 
 Result = TypeVar("Result")
 

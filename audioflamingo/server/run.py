@@ -12,8 +12,9 @@ from typing import Any
 
 import uvicorn
 
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.server.app import create_app
-from audioflamingo.server.engine import Engine, EngineOptions
 from audioflamingo.server.logs import log, set_up_logs
 from audioflamingo.server.service import Service
 from audioflamingo.server.settings import ServerSettings

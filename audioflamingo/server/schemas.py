@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from audioflamingo.server.errors import ApiError, bad_request
+from audioflamingo.server.error_replies import ApiError, bad_request
 
 # Fields of OpenAI's that change nothing about an answer.
 HARMLESS = (

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from audioflamingo.server.engine import Engine, Output
-from audioflamingo.server.errors import ApiError
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.request import Output
+from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.fetch import Fetcher
 from audioflamingo.server.gate import Gate
 from audioflamingo.server.metrics import Metrics

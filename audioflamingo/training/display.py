@@ -8,9 +8,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from audioflamingo.training.checkpoints import Progress
-from audioflamingo.training.errors import require
-from audioflamingo.training.schedule import Schedule
+from audioflamingo.errors import require
+from audioflamingo.training.learning_rate import Schedule
+from audioflamingo.training.resume import Progress
 
 
 class ProgressBar:
@@ -21,7 +21,7 @@ class ProgressBar:
         self._bar: Any = None
         if is_shown:
             style = "{desc}: {percentage:5.1f}% |{bar}| {postfix}"
-            self._bar = require("tqdm").tqdm(
+            self._bar = require("tqdm", "train").tqdm(
                 total=1.0, desc=name, bar_format=style, mininterval=0.5, smoothing=0
             )
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.loading import load_audio, split_windows
-from audioflamingo.encoder import POOL
 from audioflamingo.errors import AudioError
 from audioflamingo.files import replacing, write_text
+from audioflamingo.network.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
 from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig

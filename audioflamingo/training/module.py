@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, causal_lm_loss
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.af3 import causal_lm_loss
 from audioflamingo.training.config import CTC_ALPHABET
 
 CTC_BLANK = 0

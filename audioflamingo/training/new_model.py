@@ -27,16 +27,15 @@ from audioflamingo.config import (
     GenerationConfig,
     Qwen2Config,
 )
-from audioflamingo.encoder import AudioFlamingo3EncoderLayer
-from audioflamingo.errors import AudioFlamingoError, CheckpointError, ConfigError
+from audioflamingo.datasets.conversations import text_of
+from audioflamingo.errors import AudioFlamingoError, CheckpointError, ConfigError, DataError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.encoder import AudioFlamingo3EncoderLayer
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
 from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES
 from audioflamingo.processor.processor import DEFAULT_TRANSCRIPTION_PROMPT, AudioFlamingo3Processor
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
-from audioflamingo.training.data import text_of
-from audioflamingo.training.errors import DataError
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, AUDIO_TOKEN)

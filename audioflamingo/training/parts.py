@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from audioflamingo.errors import ConfigError
+from audioflamingo.errors import ConfigError, TrainingError, require
 from audioflamingo.training.config import LoraSettings, StageConfig
-from audioflamingo.training.errors import TrainingError, require
 
 CTC_PART = "ctc"  # the trainer's own head, not a part of the model
 _PREFIXES = {
@@ -50,7 +49,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
     Raises:
         ConfigError: a target that the language model does not have.
     """
-    peft = require("peft")
+    peft = require("peft", "train")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     present = {name.rpartition(".")[2] for name in names if name.startswith("model.language_model.layers.")}
     if missing := [target for target in settings.target_modules if target not in present]:

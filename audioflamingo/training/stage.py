@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from audioflamingo.training.caching import prepare_cache
-from audioflamingo.training.checkpoints import LoadedCheckpoint, save_checkpoint
+from audioflamingo.datasets.conversations import Dataset
+from audioflamingo.errors import NonFiniteLossError
+from audioflamingo.training.batches import Batch, BatchEncoder
+from audioflamingo.training.build_cache import prepare_cache
 from audioflamingo.training.config import StageConfig
-from audioflamingo.training.data import Dataset
 from audioflamingo.training.display import ProgressBar
-from audioflamingo.training.encoding import Batch, BatchEncoder
-from audioflamingo.training.errors import NonFiniteLossError
+from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.module import move_batch
 from audioflamingo.training.parts import base_rate, build_optimizer, frozen_layers, select_parameters
-from audioflamingo.training.schedule import Schedule
+from audioflamingo.training.resume import LoadedCheckpoint, save_checkpoint
 from audioflamingo.training.steps import StageData
 from audioflamingo.training.validation import Validation, validate
 

@@ -15,21 +15,20 @@ from typing import Any
 
 import torch
 
-from audioflamingo.bfloat16 import slowness
-from audioflamingo.errors import ConfigError
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
+from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import read_quantization
-from audioflamingo.training.checkpoints import LoadedCheckpoint, Progress, list_checkpoints, read_state
 from audioflamingo.training.config import TrainingConfig
-from audioflamingo.training.data import read_dataset
 from audioflamingo.training.display import StopSignal
-from audioflamingo.training.errors import require
 from audioflamingo.training.exporting import export
-from audioflamingo.training.metrics import MetricsLog
+from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora, cached_layers, select_parameters
+from audioflamingo.training.resume import LoadedCheckpoint, Progress, list_checkpoints, read_state
 from audioflamingo.training.stage import StageRun
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -79,7 +78,7 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
         MissingDependencyError: an optional package is not installed.
     """
-    accelerate = require("accelerate")
+    accelerate = require("accelerate", "train")
     uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.training.batches import BatchEncoder
 from audioflamingo.training.config import BatchConfig, StageConfig, ValidationConfig
-from audioflamingo.training.data import DataRow
-from audioflamingo.training.encoding import BatchEncoder
 from audioflamingo.training.module import move_batch
 from audioflamingo.training.steps import fixed_batches
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from audioflamingo.audio.loading import SAMPLING_RATE, stream_audio
+from audioflamingo.engine.loops import find_loop
 from audioflamingo.errors import AudioFlamingoError, AudioFlamingoWarning, unknown_arguments
-from audioflamingo.host import to_host
-from audioflamingo.transcription.loops import find_loop
+from audioflamingo.kernels.host import to_host
 from audioflamingo.transcription.mending import Answer, Ask, mend
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Finished, Segment

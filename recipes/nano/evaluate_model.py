@@ -57,8 +57,8 @@ def parse_arguments() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Scores by test."""
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, quantize
+    from audioflamingo.datasets.dataset_config import DatasetConfig
     from audioflamingo.evaluation import evaluate
-    from audioflamingo.training.config import DatasetConfig
 
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(arguments.model, dtype="float32").eval()
     if arguments.quantization:

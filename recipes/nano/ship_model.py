@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER
+from audioflamingo.hub import BUILT_IN_FOLDER
 
 LARGEST_BYTES = 40_000_000
 NUM_BEAMS = 4  # a quarter fewer word errors than greedy answers, for half as much time again

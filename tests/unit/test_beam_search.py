@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from audioflamingo.engine.beam_search import BeamOptions, BeamState, Candidate
+from audioflamingo.engine.sampling import row_seed
+from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.generation.beam_search import BeamOptions, BeamState, Candidate
-from audioflamingo.generation.sampling import row_seed
-from audioflamingo.generation.stopping import StopRules
 from tests.generation_models import PieceTokenizer, ScriptedModel, random_script, says
 
 EOS = [1, 2]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audioflamingo.cache import KVCache
 from audioflamingo.errors import ArgumentError, ContextLengthError
+from audioflamingo.network.kv_cache import KVCache
 
 K, E = 2, 4
 

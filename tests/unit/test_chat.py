@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from audioflamingo.audio.loading import SAMPLING_RATE
-from audioflamingo.chat import Chat
-from audioflamingo.clip_cache import ClipCache
+from audioflamingo.engine.audio_cache import ClipCache
+from audioflamingo.engine.chat import Chat
 from audioflamingo.errors import ArgumentError, AudioError, PromptError
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.audio_files import tone

@@ -184,7 +184,7 @@ def test_info_reads_no_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import safetensors
 
     monkeypatch.setattr(safetensors, "safe_open", lambda *_, **__: pytest.fail("weights were read"))
-    monkeypatch.setattr("audioflamingo.checkpoint.filling.safe_open", safetensors.safe_open)
+    monkeypatch.setattr("audioflamingo.checkpoint.loading.safe_open", safetensors.safe_open)
     result = af3("info", model)
     assert result.exit_code == 0
     for words in (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioflamingo.clip_cache import ClipCache
+from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.errors import ArgumentError
 from tests.tiny_model import make_batch, tiny_model
 

@@ -11,7 +11,7 @@ import torch
 from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import evaluate, normalize
 from audioflamingo.evaluation.__main__ import main
-from audioflamingo.evaluation.plots import confusion
+from audioflamingo.evaluation.confusion_plot import confusion
 from audioflamingo.evaluation.scoring import chosen_option, options_of, score, summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor

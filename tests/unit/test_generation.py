@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import audioflamingo.generation.generate as generation
+import audioflamingo.engine.generate as generation
 from audioflamingo.config import GenerationConfig
+from audioflamingo.engine.generate import GenerateOutput
+from audioflamingo.engine.sampling import row_seed
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, AudioFlamingoWarning, ContextLengthError
-from audioflamingo.generation.generate import GenerateOutput
-from audioflamingo.generation.sampling import row_seed
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.generation_models import (
     MANY_EOS,

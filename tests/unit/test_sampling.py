@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as reference
 
-from audioflamingo.generation.sampling import (
+from audioflamingo.engine.sampling import (
     NO_TOKEN,
     LogitsRules,
     Uniforms,

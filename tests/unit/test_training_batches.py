@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from audioflamingo.audio import load_audio
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ConfigError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import (
@@ -22,16 +24,14 @@ from audioflamingo.training.augmentation import (
     mask_rows,
     mix_noise,
 )
+from audioflamingo.training.batches import BatchEncoder, ctc_targets
 from audioflamingo.training.config import (
     AugmentationConfig,
-    DatasetConfig,
     FeatureCacheConfig,
     LoraSettings,
     SpecAugmentConfig,
     StageConfig,
 )
-from audioflamingo.training.data import read_dataset
-from audioflamingo.training.encoding import BatchEncoder, ctc_targets
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import (

@@ -24,7 +24,7 @@ CONFIG = NewModelConfig(vocab_size=400, hidden_size=32, num_layers=2, num_heads=
 def encoder(tmp_path_factory) -> Path:
     """80 mels, as the small Whisper models have; one head of 64."""
     from audioflamingo.config import AudioFlamingo3EncoderConfig
-    from audioflamingo.encoder import AudioFlamingo3Encoder
+    from audioflamingo.network.encoder import AudioFlamingo3Encoder
 
     torch.manual_seed(0)
     tower = AudioFlamingo3Encoder(

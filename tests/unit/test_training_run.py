@@ -24,9 +24,9 @@ from tests.tiny_training import config_values, write_clip, write_dataset
 pytest.importorskip("accelerate", reason="needs accelerate")
 
 from audioflamingo.training import NonFiniteLossError, train
-from audioflamingo.training.checkpoints import list_checkpoints, read_state
 from audioflamingo.training.config import TrainingConfig
-from audioflamingo.training.metrics import read_log
+from audioflamingo.training.log import read_log
+from audioflamingo.training.resume import list_checkpoints, read_state
 from audioflamingo.training.settings import build
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
+from audioflamingo.engine.loops import find_loop
 from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import Finished, Segment, transcribe, transcribe_all
-from audioflamingo.transcription.loops import find_loop
 from audioflamingo.transcription.options import TranscriptionOptions
 from tests.audio_files import encode
 from tests.scripted_model import Script, ScriptedModel, framed, tiny_processor

@@ -11,19 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo.errors import ContextLengthError
-from audioflamingo.generation.sampling import LogitsRules
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.request import EngineRequest, Sampling, Share
+from audioflamingo.engine.sampling import LogitsRules
+from audioflamingo.errors import ContextLengthError, EngineStoppedError
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.server.engine import (
-    Engine,
-    EngineOptions,
-    EngineRequest,
-    EngineStoppedError,
-    Prompt,
-    Sampling,
-    Share,
-    build_prompt,
-)
+from audioflamingo.processor.prompt import Prompt, build_prompt
 from tests.audio_files import tone
 from tests.engine_runs import greedy, seeded, submit
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from audioflamingo.server import fetch
-from audioflamingo.server.errors import ApiError
+from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.fetch import Fetcher, is_public
 from tests.server_runs import RunningServer, chat_body, running_server, wav
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from audioflamingo.server.engine import Engine
+from audioflamingo.engine.engine import Engine
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
@@ -61,7 +61,7 @@ def test_a_large_body_is_refused_by_its_size_before_it_is_parsed(
     def parse(_: bytes) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("audioflamingo.server.chat.parse_json", parse)
+    monkeypatch.setattr("audioflamingo.server.chat_route.parse_json", parse)
     body = b'{"model": "' + b"x" * 100_000_000 + b'"}'
 
     def pieces() -> Any:
@@ -221,7 +221,7 @@ def test_faults_of_the_server_are_500_without_details(
         raise RuntimeError("secret path /srv/model")
 
     with monkeypatch.context() as patch, server.client() as client:
-        patch.setattr("audioflamingo.server.chat.build_prompt", broken)
+        patch.setattr("audioflamingo.server.chat_route.build_prompt", broken)
         reply = client.post(CHAT, json=chat_body("hello"), headers={"x-request-id": "my-id.1"})
         assert reply.status_code == 500
         assert reply.headers["x-request-id"] == "my-id.1"

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audioflamingo.engine.kv_pool import KVPool, PooledRows, Span
+from audioflamingo.engine.prefix_cache import MIN_REUSED, PrefixCache, common_prefix
 from audioflamingo.errors import ContextLengthError
-from audioflamingo.server.engine.pool import KVPool, PooledRows, Span
-from audioflamingo.server.engine.prefix_cache import MIN_REUSED, PrefixCache, common_prefix
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.randoms(use_true_random=False))
