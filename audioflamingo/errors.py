@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
 from typing import Any
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class AudioFlamingoError(Exception):
@@ -86,6 +92,15 @@ class EngineStoppedError(AudioFlamingoError):
 
 class AudioFlamingoWarning(UserWarning):
     """Category of every warning of the package: truncation, fallbacks, options without effect."""
+
+
+def warn(message: str) -> None:
+    """Warns, and names the line outside of the package that led there."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AudioFlamingoWarning, stacklevel=level)
 
 
 def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) -> ArgumentError:

@@ -80,6 +80,11 @@ class ClipCache:
             self.num_misses += len(missing)
         return torch.cat([found[key] for key in keys])
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is kept."""
+        return self._max_bytes == 0
+
     def clear(self) -> None:
         """Forgets everything, for example because the weights changed."""
         with self._lock:
