@@ -21,7 +21,7 @@ from audioflamingo.engine.sampling import LogitsRules, Uniforms, draw_without_re
 from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import AudioFlamingoError
 from audioflamingo.kernels.host import to_host
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 
 NO_ANSWER_SCORE = np.float32(-1e9)  # an empty place among the answers; what scores no better is not an answer
 DEAD = np.float32(-np.inf)  # score of a beam without a valid continuation

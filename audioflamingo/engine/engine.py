@@ -18,7 +18,7 @@ import torch
 from audioflamingo.engine import row_sampling
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.generate_options import eos_ids
-from audioflamingo.engine.kv_pool import KVPool, PooledRows
+from audioflamingo.engine.kv_pool import KVPool
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.memory import give_back_memory
 from audioflamingo.engine.pace import Pace
@@ -117,9 +117,9 @@ class Engine:
         """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen."""
         span = self.pool.allocate(1)
         assert span is not None
-        cache = PooledRows(self.pool, [span], [1])
         ids = torch.zeros(1, dtype=torch.long, device=self._model.device)
-        self._model.model.language_model.forward_packed(self._model.get_input_embeddings()(ids), [1], cache)
+        view = self.pool.view([span], [1], self._model.device)
+        self._model.model.language_model.forward_packed(self._model.get_input_embeddings()(ids), view)
         self.pool.free(span)
 
     @torch.no_grad()
@@ -213,7 +213,10 @@ class Engine:
         spans = [row.span for row, _ in work if row.span is not None]
         num_new = [count for _, count in work]
         x = embed(model.get_input_embeddings(), work, model.device)
-        hidden = model.model.language_model.forward_packed(x, num_new, PooledRows(self.pool, spans, num_new))
+        view = self.pool.view(spans, num_new, x.device)
+        hidden = model.model.language_model.forward_packed(x, view)
+        for span, count in zip(spans, num_new, strict=True):
+            span.length += count
         rows, last, end = [], [], 0
         for row, count in work:
             end += count

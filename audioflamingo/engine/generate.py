@@ -30,7 +30,7 @@ from audioflamingo.engine.generate_options import (
 from audioflamingo.engine.sampling import NO_TOKEN, choose_tokens, log_probabilities, pack_history
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, AudioFlamingoWarning
 from audioflamingo.kernels.host import to_host
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 from audioflamingo.network.outputs import ModelOutput
 
 FinishReason = Literal["stop", "length"]

@@ -20,7 +20,7 @@ from audioflamingo.engine.sampling import LogitsRules, Uniforms
 from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, ContextLengthError
 from audioflamingo.kernels.host import to_host
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 
 
 class CausalLM(Protocol):

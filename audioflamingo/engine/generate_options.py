@@ -20,7 +20,7 @@ from torch import Tensor
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.stopping import Decodes
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, unknown_arguments
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(GenerationConfig) if f.name != "extra")
 SPECIAL_IDS = ("bos_token_id", "pad_token_id", "eos_token_id")
