@@ -13,7 +13,7 @@ from torch import Tensor
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.generate import generate, stream
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 
 MANY_EOS = list(range(20, 90))  # so many end-of-sequence ids that a row ends every few tokens
@@ -84,11 +84,10 @@ class ScriptedModel:
         self.had_features.append(input_features is not None)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         num_new = mask.sum(1).tolist()
-        cache.reserve(num_new)
         tokens = input_ids[mask.bool()].double().view(-1, 1, 1)
-        keys, _ = cache.write(0, tokens, tokens, num_new)
+        keys, _ = cache.view(num_new, tokens.device).write(0, tokens, tokens)
         cache.advance(num_new)
-        rows = [keys[row, 0, :length, 0].long().tolist() for row, length in enumerate(cache.lengths)]
+        rows = [keys[0, span.start : span.start + span.length, 0].long().tolist() for span in cache.spans]
         return torch.stack([self._script(row) for row in rows]).float()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
-from audioflamingo.network.af3 import LOSS_CHUNK, causal_lm_loss
+from audioflamingo.network.loss import LOSS_CHUNK, causal_lm_loss
 from tests.tiny_model import AUDIO_TOKEN_ID, make_batch, tiny_model, tokens_of
 
 # 0.5 s, 31 s, 95 s and text only: the lengths that P1 asks for.

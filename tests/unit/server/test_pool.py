@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioflamingo.engine.kv_pool import KVPool, PooledRows, Span
+from audioflamingo.engine.kv_pool import KVPool, Span
 from audioflamingo.engine.prefix_cache import MIN_REUSED, PrefixCache, common_prefix
 from audioflamingo.errors import ContextLengthError
 
@@ -40,22 +40,44 @@ def test_rows_read_what_they_wrote_wherever_they_lie() -> None:
     assert first is not None
     assert second is not None
     keys = torch.arange(5.0).view(5, 1, 1).expand(5, 2, 4)
-    rows = PooledRows(pool, [second, first], [3, 2])
-    rows.reserve([3, 2])
-    ((found, _), (other, values)) = rows.write(0, keys, -keys, [3, 2])
-    rows.advance([3, 2])
-    assert (rows.lengths, first.length, second.length) == ([3, 2], 2, 3)
-    assert found.shape == (1, 2, 3, 4)
-    assert found[0, 0, :, 0].tolist() == [0, 1, 2]
-    assert other[0, 1, :, 3].tolist() == [3, 4]
-    assert values[0, 1, :, 3].tolist() == [-3, -4]
+    buffers = pool.view([second, first], [3, 2], keys.device).write(0, keys, -keys)
+    second.length, first.length = 3, 2
+    found, other = stored(buffers[0], second), stored(buffers[0], first)
+    assert found.shape == (2, 3, 4)
+    assert found[0, :, 0].tolist() == [0, 1, 2]
+    assert other[1, :, 3].tolist() == [3, 4]
+    assert stored(buffers[1], first)[1, :, 3].tolist() == [-3, -4]
     target = pool.allocate(4)
     assert target is not None
     pool.copy(second, target, 2)
-    ((copied, _),) = PooledRows(pool, [target], [1]).write(0, keys[:1] + 9, keys[:1], [1])
-    assert copied[0, 0, :, 0].tolist() == [0, 1, 9]
+    assert target.length == 2
+    buffer, _ = pool.view([target], [1], keys.device).write(0, keys[:1] + 9, keys[:1])
+    target.length = 3
+    assert stored(buffer, target)[0, :, 0].tolist() == [0, 1, 9]
     with pytest.raises(ContextLengthError):
-        PooledRows(pool, [target], [3]).reserve([3])
+        pool.view([target], [2], keys.device)
+
+
+def test_a_pool_grows_at_its_end_and_nothing_moves() -> None:
+    pool = KVPool(1, 6)
+    first, second = pool.allocate(2), pool.allocate(4)
+    assert first is not None
+    assert second is not None
+    keys = torch.arange(2.0).view(2, 1, 1)
+    pool.view([first], [2], keys.device).write(0, keys, -keys)
+    first.length = 2
+    assert pool.allocate(1) is None
+    pool.free(second)
+    pool.grow(3)
+    assert (pool.num_slots, pool.num_free) == (9, 7)
+    assert pool.allocate(7) is not None, "new slots join the free ones before them"
+    assert pool.store.keys[0] is not None
+    assert stored(pool.store.keys[0], first)[0, :, 0].tolist() == [0, 1]
+
+
+def stored(buffer: torch.Tensor, span: Span) -> torch.Tensor:
+    """The tokens of a span, `(K, length, E)`."""
+    return buffer[:, span.start : span.start + span.length]
 
 
 def ids(*parts: tuple[int, int]) -> np.ndarray:
