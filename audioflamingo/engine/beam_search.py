@@ -194,7 +194,9 @@ def find_candidates(
     host = np.array(to_host(bits), dtype=np.int32)
     tops = most_likely(logprobs, num_top)
     found: list[list[Candidate] | AudioFlamingoError] = []
-    for place, rows in enumerate(zip(host[0].view(np.float32), host[1], host[2].view(np.float32), strict=True)):
+    for place, rows in enumerate(
+        zip(host[0].view(np.float32), host[1], host[2].view(np.float32), strict=True)
+    ):
         if np.isnan(rows[0]).any():
             found.append(AudioFlamingoError(NAN_MESSAGE))
             continue

@@ -143,6 +143,7 @@ class Chat:
 
     def transcript(self) -> list[dict[str, Any]]:
         """The conversation for a file: audio is named by its number and length."""
+
         def plain(part: dict[str, Any]) -> dict[str, Any]:
             if part["type"] != "audio":
                 return part

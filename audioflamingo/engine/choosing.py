@@ -101,9 +101,7 @@ def _source(sequence: Sequence) -> tuple[Uniforms, int]:
     return request.uniforms, request.first_row + sequence.index
 
 
-def token_logprobs(
-    sequences: Rows[Sequence], logits: Tensor, tokens: Rows[int]
-) -> list[TokenLogprob | None]:
+def token_logprobs(sequences: Rows[Sequence], logits: Tensor, tokens: Rows[int]) -> list[TokenLogprob | None]:
     """What the model itself thinks of the chosen tokens, for the sequences that ask for it.
 
     Args:

@@ -29,8 +29,8 @@ from audioflamingo.network.kv import KVCache
 from audioflamingo.processor.tokenizer import Tokenizer
 
 NOTHING_TO_SAY = (
-    "no token can be chosen. Either the model's logits are not finite (NaN in weights or input, an overflow of float16), "
-    "or no_repeat_ngram_size forbids all tokens."
+    "no token can be chosen. Either the model's logits are not finite (NaN in weights or input, an overflow of "
+    "float16), or no_repeat_ngram_size forbids all tokens."
 )
 
 
@@ -266,7 +266,9 @@ class Engine:
         numbers = None
         if params.beams.do_sample:
             sources = [(group.request.uniforms, group.request.first_row) for group in groups]
-            numbers = draw_numbers([(u, row) for u, row in sources if u is not None], params.beams.num_candidates)
+            numbers = draw_numbers(
+                [(u, row) for u, row in sources if u is not None], params.beams.num_candidates
+            )
         num_top = max(group.request.params.num_top_logprobs or 0 for group in groups)
         searches = [group.search for group in groups if group.search is not None]
         found = find_candidates(searches, scores, logits, numbers, num_top)

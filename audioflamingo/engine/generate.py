@@ -11,9 +11,9 @@ Left out on purpose: assisted and contrastive decoding, custom logits processors
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Unpack, overload
+from typing import Literal, Protocol, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +168,9 @@ def generate(
     inputs = ModelInputs(input_ids, attention_mask, input_features, input_features_mask, audio_embeds)
     call = prepare_call(model, inputs, options)
     if not return_dict_in_generate and call.outputs:
-        warn(f"generate(): no effect of {', '.join(sorted(call.outputs))} without return_dict_in_generate=True.")
+        warn(
+            f"generate(): no effect of {', '.join(sorted(call.outputs))} without return_dict_in_generate=True."
+        )
     output = _generate(model, call, streamer)
     prompt_rows = call.input_ids.repeat_interleave(call.config.num_return_sequences, dim=0)
     output.sequences = torch.cat([prompt_rows, output.sequences.to(prompt_rows)], dim=1)
@@ -210,7 +212,7 @@ def _engine(model: AudioFlamingo3WithHead, call: GenerateCall) -> tuple[Engine, 
     return engine, [engine.submit(request) for request in call.requests]
 
 
-def _stream(model: AudioFlamingo3WithHead, call: GenerateCall) -> Iterator[GenerationStep]:
+def _stream(model: AudioFlamingo3WithHead, call: GenerateCall) -> Generator[GenerationStep, None, None]:
     """The columns of the answers, one after the other."""
     with evaluation_mode(model):
         engine, groups = _engine(model, call)
@@ -221,15 +223,15 @@ def _stream(model: AudioFlamingo3WithHead, call: GenerateCall) -> Iterator[Gener
             if call.config.num_beams == 1:
                 yield _column(call, rows, column)
                 column += 1
-        for column in range(column, max(len(row.new_ids) for row in rows)):
-            yield _column(call, rows, column)
+        for rest in range(column, max(len(row.new_ids) for row in rows)):
+            yield _column(call, rows, rest)
 
 
 def _step(engine: Engine, groups: Sequence[SequenceGroup]) -> None:
     engine.step()
     for index, group in enumerate(groups):
         if group.error is not None:
-            raise type(group.error)(f"row {index}: {group.error}") from group.error
+            raise type(group.error)(f"prompt {index}: {group.error}") from group.error
 
 
 def _answers(groups: Sequence[SequenceGroup]) -> list[Row]:
@@ -245,7 +247,9 @@ def _column(call: GenerateCall, rows: Sequence[Row], column: int) -> GenerationS
     is_search = call.config.num_beams > 1
     logprobs = None
     if "output_logprobs" in call.outputs:
-        logprobs = torch.tensor([row.logprobs[column].logprob if new else 0.0 for row, new in pairs], device="cpu")
+        logprobs = torch.tensor(
+            [row.logprobs[column].logprob if new else 0.0 for row, new in pairs], device="cpu"
+        )
     return GenerationStep(
         token_ids=torch.tensor(ids, device="cpu"),
         is_new=is_new,
@@ -265,9 +269,7 @@ def _stack(rows: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([empty if row is None else row for row in rows])
 
 
-def _generate(
-    model: AudioFlamingo3WithHead, call: GenerateCall, streamer: Streamer | None
-) -> GenerateOutput:
+def _generate(model: AudioFlamingo3WithHead, call: GenerateCall, streamer: Streamer | None) -> GenerateOutput:
     """Runs the engine to the end of the call. The output's sequences are the answers only."""
     steps: list[GenerationStep] = []
     try:

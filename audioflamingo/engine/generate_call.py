@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from audioflamingo.config import GenerationConfig
-from audioflamingo.engine.generate_options import draws, eos_ids, pad_id, params_of, resolve_options, stop_texts
+from audioflamingo.engine.generate_options import (
+    draws,
+    eos_ids,
+    pad_id,
+    params_of,
+    resolve_options,
+    stop_texts,
+)
 from audioflamingo.engine.request import Output, Request, SamplingParams
 from audioflamingo.engine.sampling import Uniforms
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError, warn
@@ -84,7 +91,9 @@ def prepare_call(
     num_columns += 0 if cache is None else max(cache.lengths)
     limits = _limits(config, prompts, cache, model.config.text_config.max_position_embeddings, num_columns)
     uniforms = _uniforms(config, options, batch_size)
-    outputs = frozenset(name for name in ("output_scores", "output_logits", "output_logprobs") if options.get(name))
+    outputs = frozenset(
+        name for name in ("output_scores", "output_logits", "output_logprobs") if options.get(name)
+    )
     params = _with_outputs(params_of(config, num_columns, max(limits), options.get("tokenizer")), outputs)
     if stop_texts(config) and pad_id(config) is None and batch_size * config.num_return_sequences > 1:
         raise ArgumentError("stop_strings with several rows need pad_token_id to fill the shorter ones.")
@@ -198,7 +207,9 @@ def _check_cache(
     if cache is None:
         return config
     if not isinstance(cache, KVCache):
-        raise ArgumentError(f"past_key_values must be a KVCache (model.new_cache), got {type(cache).__name__}.")
+        raise ArgumentError(
+            f"past_key_values must be a KVCache (model.new_cache), got {type(cache).__name__}."
+        )
     if cache.batch_size != batch_size:
         raise ArgumentError(f"past_key_values has {cache.batch_size} rows, input_ids {batch_size}.")
     if options.get("num_beams") is None and options.get("generation_config") is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import torch
@@ -100,19 +100,18 @@ class GenerateInputs(GenerateOptions, total=False):
 
 
 OPTION_NAMES = frozenset(GenerateOptions.__annotations__)
+INPUT_NAMES = frozenset(GenerateInputs.__annotations__) | {"input_ids", "streamer", "return_dict_in_generate"}
 
 
 def resolve_options(
     model_defaults: GenerationConfig,
     options: Mapping[str, Any],
-    other_names: Collection[str] = (),
 ) -> GenerationConfig:
     """Merges what the caller passed with the defaults, and checks every value.
 
     Args:
         model_defaults: the model's `generation_config`.
         options: the caller's keywords.
-        other_names: keywords that the function takes besides, for messages.
 
     Returns:
         The values to use. Exactly one of `max_new_tokens` and `max_length` is set.
@@ -122,7 +121,7 @@ def resolve_options(
     """
     unknown = [name for name in options if name not in OPTION_NAMES]
     if unknown:
-        raise unknown_arguments("generation", unknown, OPTION_NAMES | set(other_names))
+        raise unknown_arguments("generate()", unknown, OPTION_NAMES | INPUT_NAMES)
     passed = {name: options[name] for name in CONFIG_FIELDS if options.get(name) is not None}
     defaults = _defaults(model_defaults, options.get("generation_config"))
     config = dataclasses.replace(defaults, **{**passed, **_length_limit(defaults, passed)})

@@ -35,5 +35,5 @@ class EngineOptions:
 
     @classmethod
     def alone(cls, max_rows: int, keeps_prefixes: bool = False) -> EngineOptions:
-        """For a caller who drives the engine himself, and for whom nobody waits: memory as needed, nothing in pieces."""
+        """For a caller who drives the engine himself, with nobody waiting: memory as needed, nothing in pieces."""
         return cls(max_rows, None, None, None, keeps_prefixes)

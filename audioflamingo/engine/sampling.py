@@ -124,12 +124,12 @@ def keep_min_p(logits: Tensor, min_p: float, min_tokens: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitsRules:
-    """What is done to the logits before a token is chosen, in the order of the fields.
+    """What is done to the logits before a token is chosen: `frequency_penalty` and `presence_penalty` first, then the
+    others in the order of the fields.
 
-    The last four shape only a draw, the others any decoding; beam search hands in log-probabilities.
+    The fields from `temperature` to `min_tokens_to_keep` shape only a draw; beam search hands in log-probabilities.
 
     Attributes:
-        frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
         repetition_penalty: see `penalize_repetition`; 1 is off.
         no_repeat_ngram_size: see `ban_repeated_ngrams`; 0 is off.
         min_new_tokens: before that many tokens `eos_token_ids` are forbidden.
@@ -140,10 +140,9 @@ class LogitsRules:
         top_p: see `keep_top_p`; 1 is off.
         min_p: see `keep_min_p`; None is off.
         min_tokens_to_keep: candidates that top-k, top-p and min-p leave at least.
+        frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
     """
 
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
@@ -154,6 +153,8 @@ class LogitsRules:
     top_p: float = 1.0
     min_p: float | None = None
     min_tokens_to_keep: int = 1
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     @property
     def needs_history(self) -> bool:

@@ -178,7 +178,11 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Gives the slots of a complete sequence back while others of its group go on."""
-        if sequence is not sequence.group.reader and sequence.span is not None and not sequence.group.is_continued:
+        if (
+            sequence is not sequence.group.reader
+            and sequence.span is not None
+            and not sequence.group.is_continued
+        ):
             self._pool.free(sequence.span)
             sequence.span = None
 
@@ -221,7 +225,9 @@ class Scheduler:
         num_known = self._give_first(group)
         spans = [group.reader.span]
         for sequence in group.sequences[1:]:
-            sequence.span = None if spans[-1] is None else self.prefixes.allocate(group.num_slots, group.reader.span)
+            sequence.span = (
+                None if spans[-1] is None else self.prefixes.allocate(group.num_slots, group.reader.span)
+            )
             spans.append(sequence.span)
         if spans[-1] is None:
             for sequence in group.sequences:
@@ -236,7 +242,9 @@ class Scheduler:
     def _give_first(self, group: SequenceGroup) -> int:
         """Allocates the first span; returns how many tokens of the prompt it holds already."""
         if not self._options.keeps_prefixes:
-            group.reader.span = self._pool.allocate(group.num_slots) or self._pool.allocate_new(group.num_slots)
+            group.reader.span = self._pool.allocate(group.num_slots) or self._pool.allocate_new(
+                group.num_slots
+            )
             return 0
         most = len(group.prompt.token_ids) - 1
         span = self.prefixes.take_over(group.prompt.identity, group.num_slots)

@@ -167,7 +167,11 @@ class SequenceGroup:
     """
 
     def __init__(
-        self, request: Request, max_new_tokens: int, tokenizer: Tokenizer | None = None, span: Span | None = None
+        self,
+        request: Request,
+        max_new_tokens: int,
+        tokenizer: Tokenizer | None = None,
+        span: Span | None = None,
     ) -> None:
         params = request.params
         self.request = request
@@ -176,9 +180,7 @@ class SequenceGroup:
         self.max_new_tokens = max_new_tokens
         self.is_continued = span is not None
         self.offset = 0 if span is None else span.length
-        self.search = (
-            None if params.beams is None else BeamSearch(params.beams, max_new_tokens, params.stop)
-        )
+        self.search = None if params.beams is None else BeamSearch(params.beams, max_new_tokens, params.stop)
         self.sequences = []
         for index in range(params.num_sequences):
             detokenizer = None

@@ -1,4 +1,4 @@
-"""A thread around the engine, for callers who wait elsewhere: requests come from any thread, answers through callbacks."""
+"""A thread around the engine, for callers who wait elsewhere: requests from any thread, answers through callbacks."""
 
 from __future__ import annotations
 

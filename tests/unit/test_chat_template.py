@@ -6,11 +6,11 @@ import unicodedata
 from typing import Any
 
 import pytest
+from audioflamingo.processor.batch import IGNORED_LABEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audioflamingo.errors import ArgumentError, PromptError
-from audioflamingo.processor.batch import IGNORED_LABEL
 from audioflamingo.processor.chat_template import (
     DEFAULT_CHAT_TEMPLATE,
     Markers,
