@@ -326,10 +326,8 @@ class TestContinuingACache:
         output = run(model, {"input_ids": prompts}, eos_token_id=[1, 2, 3, 4], past_key_values=cache)
         assert len(set(output.num_new_tokens)) > 1
         assert cache.lengths == output.num_new_tokens
-        held = [
-            keys[0, :length, 0].long().tolist()
-            for keys, length in zip(cache._keys[0], cache.lengths, strict=True)
-        ]
+        keys = cache.store.keys[0]
+        held = [keys[0, s.start : s.start + s.length, 0].long().tolist() for s in cache.spans]
         assert held == [
             [prompt, *answer[:-1]] for prompt, answer in zip((4, 5, 6), answers(output), strict=True)
         ]
