@@ -84,7 +84,8 @@ class Row:
         """The first audio that the prompt needs and that is not encoded yet."""
         assert self.span is not None
         done = self.span.length
-        return next((w for w in self.prompt.windows if w.end > done and w.start not in self._audio), None)
+        windows = (w for w in self.prompt.windows if w.num_tokens and w.end > done)
+        return next((w for w in windows if w.start not in self._audio), None)
 
     @property
     def num_ready(self) -> int:

@@ -60,6 +60,6 @@ class WindowEncoder:
 
     def _in_pieces(self, window: AudioWindow) -> Generator[None, None, Tensor]:
         model = self._model.model
-        features = window.features.to(model.audio_tower.conv1.weight.device)
+        features = window.seen.to(model.audio_tower.conv1.weight.device)
         rows = yield from model.audio_tower.in_pieces(features, window.num_frames, POSITIONS_PER_PIECE)
         return model.multi_modal_projector(rows)
