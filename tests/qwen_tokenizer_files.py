@@ -13,9 +13,9 @@ import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
-from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from audioflamingo.processor.folders import QWEN2_SPLIT_PATTERN
 from tests.tiny_tokenizer import (
     PUBLISHED_CHAT_TEMPLATE,
     byte_characters,

@@ -94,7 +94,7 @@ def ask(
         chat.add_audio(source)
     options = answer_options(max_new_tokens, temperature, seed)
     if task == "transcribe":  # the sentence around the transcript is only known when it is complete
-        from audioflamingo.processor.framing import strip_framing
+        from audioflamingo.processor.conversation import strip_framing
 
         Terminal.show(strip_framing("".join(chat.ask(question, **options))) + "\n")
         return

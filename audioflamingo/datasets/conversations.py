@@ -17,7 +17,7 @@ import numpy as np
 
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import AudioFlamingoError, DataError, require
-from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES, strip_framing
+from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, strip_framing
 
 logger = logging.getLogger(__name__)
 _MARKER = re.compile(r"<sound(?:-(\d+))?>\n?")

@@ -14,7 +14,7 @@ from audioflamingo.engine.generate_call import logits_rules
 from audioflamingo.engine.generate_options import resolve_options
 from audioflamingo.engine.request import Sampling, Share
 from audioflamingo.engine.sampling import row_seed
-from audioflamingo.processor.prompt import Prompt, build_prompt
+from audioflamingo.processor.prompt import Prompt
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import decode_base64, load_clip
 from audioflamingo.server.body import LimitedBody, parse_json, read_body
@@ -74,7 +74,8 @@ class ChatCompletions:
         messages = conversation_of(chat, clips)
 
         def build() -> PreparedChat:
-            prompt = build_prompt(service.processor, messages)
+            prompt = service.processor.prompt(messages)
+            _ = prompt.identity  # hashes the audio here, not in the model's thread
             return PreparedChat(prompt, samplings_of(chat, service.generation_config, len(prompt.token_ids)))
 
         return await service.prepare(build)

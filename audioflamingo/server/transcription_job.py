@@ -16,7 +16,7 @@ from audioflamingo.engine.generate_call import logits_rules
 from audioflamingo.engine.generate_options import resolve_options
 from audioflamingo.engine.request import Sampling, Share
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.processor.prompt import Prompt, prompt_of_batch
+from audioflamingo.processor.prompt import Prompt
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
@@ -129,9 +129,9 @@ class Transcription:
         return answer
 
     def _prompt(self, window: Window) -> Prompt:
-        processor = self._service.processor
-        batch = processor.apply_transcription_request(audio=window.model_input, prompt=self._options.prompt)
-        return prompt_of_batch(batch, processor.audio_token_id)
+        prompt = self._service.processor.transcription_prompt(window.model_input, self._options.prompt)
+        _ = prompt.identity  # hashes the audio here, not in the model's thread
+        return prompt
 
     def _sampling(self, num_prompt_tokens: int, no_repeat_ngram_size: int) -> Sampling:
         options: dict[str, Any] = {

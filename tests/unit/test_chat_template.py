@@ -10,6 +10,7 @@ from audioflamingo.processor.batch import IGNORED_LABEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, PromptError
 from audioflamingo.processor.chat_template import (
     DEFAULT_CHAT_TEMPLATE,

@@ -14,6 +14,7 @@ import httpx2 as httpx
 import pytest
 
 from audioflamingo.engine.engine import Engine
+from audioflamingo.processor import AudioFlamingo3Processor
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
@@ -221,7 +222,7 @@ def test_faults_of_the_server_are_500_without_details(
         raise RuntimeError("secret path /srv/model")
 
     with monkeypatch.context() as patch, server.client() as client:
-        patch.setattr("audioflamingo.server.chat_route.build_prompt", broken)
+        patch.setattr(AudioFlamingo3Processor, "prompt", broken)
         reply = client.post(CHAT, json=chat_body("hello"), headers={"x-request-id": "my-id.1"})
         assert reply.status_code == 500
         assert reply.headers["x-request-id"] == "my-id.1"
