@@ -6,7 +6,6 @@ import unicodedata
 from typing import Any
 
 import pytest
-from audioflamingo.processor.batch import IGNORED_LABEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
