@@ -21,26 +21,19 @@ class AudioEncoder:
 
     Args:
         model: encodes.
-        clip_cache: encoded windows.
-
-    Attributes:
-        num_hits: windows that were found encoded.
-        num_misses: windows that were encoded.
+        clip_cache: encoded windows; counts them.
     """
 
     def __init__(self, model: AudioFlamingo3WithHead, clip_cache: ClipCache) -> None:
         self._model = model
         self._clip_cache = clip_cache
         self._begun: dict[bytes, Generator[None, None, Tensor]] = {}
-        self.num_hits = 0
-        self.num_misses = 0
 
     def find(self, window: AudioWindow) -> Tensor | None:
         """The encoded tokens `(A, D)` of a window, if they are there."""
         if self._clip_cache.is_off:
             return None
         tokens = self._clip_cache.get(window.key)
-        self.num_hits += tokens is not None
         return tokens
 
     def look_up(self, group: SequenceGroup) -> None:
@@ -52,16 +45,24 @@ class AudioEncoder:
             group.add_audio(window, tokens)
 
     def encode(self, windows: Sequence[AudioWindow]) -> list[Tensor]:
-        """The tokens `(A, D)` of each of some windows that are not there, encoded together."""
+        """The tokens `(A, D)` of each of some windows: those that are there, and the others, encoded together."""
+        if self._clip_cache.is_off:
+            return self._encode(windows)
+        found = {w.key: tokens for w in windows if (tokens := self.find(w)) is not None}
+        missing = {w.key: w for w in windows if w.key not in found}
+        if missing:
+            found |= dict(zip(missing, self._encode(list(missing.values())), strict=True))
+            for key in missing:
+                self._clip_cache.put(key, found[key])
+        return [found[w.key] for w in windows]
+
+    @torch.no_grad()
+    def _encode(self, windows: Sequence[AudioWindow]) -> list[Tensor]:
         features = torch.stack([window.features for window in windows]).to(self._model.device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])
         mask = (torch.arange(features.shape[2]) < frames[:, None]).to(features.device)
         encoded = self._model.get_audio_features(features, mask).pooler_output  # (A, D)
-        parts = [part.clone() for part in encoded.split([window.num_tokens for window in windows])]
-        self.num_misses += len(windows)
-        for window, part in zip(windows, parts, strict=True):
-            self._clip_cache.put(window.key, part)
-        return parts
+        return [part.clone() for part in encoded.split([window.num_tokens for window in windows])]
 
     def work(self, window: AudioWindow, seconds: float) -> Tensor | None:
         """Goes on encoding a window for about so long; returns its tokens `(A, D)` once they are done."""
@@ -76,7 +77,6 @@ class AudioEncoder:
             except StopIteration as done:
                 del self._begun[window.key]
                 self._clip_cache.put(window.key, done.value)
-                self.num_misses += 1
                 return done.value
             if time.perf_counter() >= end:
                 return None

@@ -49,7 +49,7 @@ class Chat:
         self._model = model
         self._processor = processor
         self._on_long = on_long
-        self._clip_cache = clip_cache or ClipCache(model)
+        self._clip_cache = clip_cache or ClipCache()
         self._engine = self._new_engine()
         self._pending: list[dict[str, Any]] = []
         self._waveforms: list[Any] = []

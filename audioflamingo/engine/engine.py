@@ -46,7 +46,8 @@ class Engine:
 
     Attributes:
         num_steps, num_prompt_tokens, num_new_tokens: counts since the start.
-        audio: encodes audio; counts windows.
+        audio: encodes audio.
+        clip_cache: encoded audio; counts windows.
         pool: keys and values.
         scheduler: who waits, whose prompt is read, who is answered.
     """
@@ -66,7 +67,8 @@ class Engine:
         self._context = text_config.max_position_embeddings
         self._cache = cache
         self._num_continued = 0
-        self.audio = AudioEncoder(model, clip_cache or ClipCache(model))
+        self.clip_cache = clip_cache or ClipCache()
+        self.audio = AudioEncoder(model, self.clip_cache)
         size = self.options.cache_tokens
         self.pool = KVPool(text_config.num_hidden_layers, size or 0, grows=size is None)
         self._rows = self.pool if cache is None else CacheRows(cache)
@@ -155,17 +157,16 @@ class Engine:
     def _encode(self, step: Step) -> None:
         """Encodes the audio of a step: all of it, or for the time of a piece where others wait."""
         if self.options.piece_s is None:
-            missing = {window.key: window for _, window in step.windows}
-            tokens = dict(zip(missing, self.audio.encode(list(missing.values())), strict=True))
-            for group, window in step.windows:
-                group.add_audio(window, tokens[window.key])
+            encoded = self.audio.encode([window for _, window in step.windows])
+            for (group, window), tokens in zip(step.windows, encoded, strict=True):
+                group.add_audio(window, tokens)
             return
         ((group, window),) = step.windows
         start = time.perf_counter()
-        encoded = self.audio.work(window, self.options.piece_s)
+        done = self.audio.work(window, self.options.piece_s)
         group.request.share.service_s += time.perf_counter() - start
-        if encoded is not None:
-            group.add_audio(window, encoded)
+        if done is not None:
+            group.add_audio(window, done)
 
     def _run(self, step: Step) -> tuple[list[Sequence], Tensor]:
         """Runs the chunks of a step. Returns the sequences that get a token, and their logits `(R, V)`."""

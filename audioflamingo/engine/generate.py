@@ -146,7 +146,7 @@ def generate(
             padding, unless that id also ends answers.
         input_features: `(W, M, T)` log-mel windows of all clips, from the processor.
         input_features_mask: `(W, T)`, 1 on valid frames.
-        audio_embeds: projected audio tokens `(A, D)` in place of windows (`ClipCache` keeps them).
+        audio_embeds: projected audio tokens `(A, D)` in place of windows.
         streamer: gets the prompt, then each step's ids `(R,)`, then `end()`. An answer of a beam search comes when
             the search ends.
         return_dict_in_generate: return a `GenerateOutput` in place of the ids.
@@ -207,7 +207,7 @@ def stream(
 def _engine(model: AudioFlamingo3WithHead, call: GenerateCall) -> tuple[Engine, list[SequenceGroup]]:
     """An engine of the size of a call, which waits to begin."""
     num_rows = sum(request.params.num_sequences for request in call.requests)
-    no_audio_kept = ClipCache(model, max_bytes=0)
+    no_audio_kept = ClipCache(max_bytes=0)
     engine = Engine(model, None, EngineOptions.alone(num_rows), no_audio_kept, call.cache)
     return engine, [engine.submit(request) for request in call.requests]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from torch import Tensor
 
 from audioflamingo.engine.beam_search import BeamOptions
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.sampling import LogitsRules, TokenLogprob, Uniforms
 from audioflamingo.engine.stopping import StopRules
 from audioflamingo.processor.prompt import Prompt
-
-FinishReason = Literal["stop", "length", "loop"]
 
 
 @dataclass(frozen=True)

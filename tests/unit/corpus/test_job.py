@@ -44,7 +44,7 @@ def make_worker(folder: Path, script: Callable[..., str]) -> tuple[ShardWorker, 
 
 
 def test_a_worker_transcribes_files_together(speech: list[CorpusFile], tmp_path: Path) -> None:
-    worker, model = make_worker(tmp_path, lambda seconds, options: framed(TEXT))
+    worker, model = make_worker(tmp_path, lambda seconds, attempt: framed(TEXT))
     result = worker(Shard(4, tuple(speech)).to_row())
     assert (result["index"], result["failure"], result["load_error"]) == (4, "", "")
     records = [json.loads(line) for line in result["records"].splitlines()]
@@ -52,11 +52,11 @@ def test_a_worker_transcribes_files_together(speech: list[CorpusFile], tmp_path:
     assert [record["text"] for record in records] == [TEXT, "", TEXT]
     assert [record["error"] is None for record in records] == [True, False, True]
     assert "it is not audio" in records[1]["error"]
-    assert len(model.calls) == 1  # both files share a batch
+    assert len(model.calls) == 1  # both files run together
 
 
 def test_a_failure_is_part_of_the_result(speech: list[CorpusFile], tmp_path: Path) -> None:
-    def script(seconds: float, options: dict[str, Any]) -> str:
+    def script(seconds: float, attempt: int) -> str:
         raise KeyError("a bug")
 
     worker, _ = make_worker(tmp_path, script)
@@ -65,7 +65,7 @@ def test_a_failure_is_part_of_the_result(speech: list[CorpusFile], tmp_path: Pat
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(speech: list[CorpusFile], tmp_path: Path) -> None:
-    worker, model = make_worker(tmp_path, lambda seconds, options: framed(TEXT))
+    worker, model = make_worker(tmp_path, lambda seconds, attempt: framed(TEXT))
     row = Shard(0, tuple(speech)).to_row()
     failures = [worker(row)["failure"] for _ in range(MAX_ATTEMPTS + 1)]
     assert failures[:-1] == [""] * MAX_ATTEMPTS
