@@ -61,8 +61,15 @@ class KVPool:
         self._free[index : index + 1] = [(start + num_slots, count - num_slots)] if count > num_slots else []
         return Span(start, num_slots)
 
-    def free(self, span: Span) -> None:
-        """Gives a span back."""
+    def free(self, span: Span, is_clean: bool = True) -> None:
+        """Gives a span back.
+
+        Args:
+            span: empty afterwards.
+            is_clean: its tokens are finite. Others are zeroed: the next owner's masked slots must not hold NaN.
+        """
+        if not is_clean:
+            self.store.clear(span)
         self._give(span.start, span.num_slots)
         span.num_slots = span.length = 0
 
@@ -109,5 +116,5 @@ class KVPool:
                     f"a sequence has room for {span.num_slots} tokens, {span.length + new} are needed."
                 )
         starts, lengths = [span.start for span in spans], [span.length for span in spans]
-        layout = PackedLayout.of(starts, lengths, num_new, device, num_slots=self.num_slots)
+        layout = PackedLayout.of(starts, lengths, num_new, device, room=[span.num_slots for span in spans])
         return KVView(self.store, layout)

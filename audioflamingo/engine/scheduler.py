@@ -121,7 +121,7 @@ class Schedule:
         if is_kept:
             self.kept.keep(row.identity, span)
         else:
-            self._pool.free(span)
+            self._pool.free(span, is_clean=False)
 
     def forget(self) -> None:
         """Drops every finished row."""
