@@ -91,8 +91,15 @@ class KVPool:
         span.num_slots = num_slots
         return True
 
-    def free(self, span: Span) -> None:
-        """Gives a span back."""
+    def free(self, span: Span, is_clean: bool = True) -> None:
+        """Gives a span back.
+
+        Args:
+            span: empty afterwards.
+            is_clean: its tokens are finite. Others are zeroed: the next owner's masked slots must not hold NaN.
+        """
+        if not is_clean:
+            self.store.clear(span)
         self._give(span.start, span.num_slots)
         span.num_slots = span.length = 0
 
@@ -161,4 +168,4 @@ class CacheRows:
 def view_of(store: KVStore, spans: Sequence[Span], num_new: Sequence[int], device: torch.device) -> KVView:
     """Some sequences of a store, one row each, with so many new tokens."""
     starts, lengths = [span.start for span in spans], [span.length for span in spans]
-    return KVView(store, PackedLayout.of(starts, lengths, num_new, device, num_slots=store.num_slots))
+    return KVView(store, PackedLayout.of(starts, lengths, num_new, device, room=[span.num_slots for span in spans]))

@@ -174,7 +174,7 @@ class Scheduler:
                 span.length = min(span.length, len(identity))
                 self.prefixes.keep(identity, span)
             else:
-                self._pool.free(span)
+                self._pool.free(span, is_clean=is_kept)
 
     def release(self, sequence: Sequence) -> None:
         """Gives the slots of a complete sequence back while others of its group go on."""

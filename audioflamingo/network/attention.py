@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels.bfloat16 import is_slow
-from audioflamingo.network.kv import PackedLayout, causal_mask
+from audioflamingo.network.layout import PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
@@ -54,7 +54,13 @@ def sdpa_attention(
     is_causal: bool,
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
-    if is_slow(query, query.shape[2]):
+    num_heads, num_queries = query.shape[1:3]
+    if num_queries == 1 and num_heads != key.shape[1]:
+        # The heads of a group are so many queries to one head, whose keys and values are then read once, not once each.
+        query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, H / K, E)
+        out = sdpa_attention(query, key, value, mask, scale, dropout, is_causal=False)
+        return out.flatten(1, 2)[:, :, None]
+    if is_slow(query, num_queries):
         query, key, value = query.float(), key.float(), value.float()
         return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
     return F.scaled_dot_product_attention(
@@ -65,7 +71,7 @@ def sdpa_attention(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=num_heads != key.shape[1],
     )
 
 

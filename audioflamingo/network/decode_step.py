@@ -1,6 +1,6 @@
 """One decode step from token ids to token ids, a plain function of tensors, so that it compiles and captures alone.
 
-    layout = PackedLayout.of_step(spans, window, store.num_slots, device)
+    layout = PackedLayout.of_step(spans, window, device)
     view = KVView(store, layout)
     step = torch.compile(functools.partial(decode_step, model, view=view), fullgraph=True)
     with torch.no_grad():

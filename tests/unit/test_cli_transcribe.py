@@ -239,7 +239,7 @@ def test_silence_is_an_empty_transcript(tmp_path: Path, model: ScriptedModel) ->
 
 def test_a_loop_is_not_silent(tmp_path: Path, model: ScriptedModel, speech: np.ndarray) -> None:
     soundfile.write(tmp_path / "s.wav", speech, SAMPLING_RATE)
-    model._script = lambda seconds, attempt: "hello " * 100
+    model._script = lambda seconds, attempt: "hello " * 600
     result = af3("transcribe", tmp_path / "s.wav")
     assert result.stdout == "hello hello\n"  # the first of them has a token of its own
     assert "the model repeated itself" in result.stderr

@@ -27,9 +27,7 @@ def prefilled(model: Any) -> tuple[KVStore, list[Span], Tensor]:
     """Rows of unequal length in spans of unequal size, out of order; and the first token of each answer."""
     store = KVStore(model.config.text_config.num_hidden_layers, NUM_SLOTS)
     spans = [Span(40, 30), Span(0, 25), Span(25, 15)]
-    layout = PackedLayout.of(
-        [span.start for span in spans], [0] * 3, LENGTHS, torch.device("cpu"), num_slots=NUM_SLOTS
-    )
+    layout = PackedLayout.of([span.start for span in spans], [0] * 3, LENGTHS, torch.device("cpu"))
     x = model.get_input_embeddings()(torch.cat(prompts()))
     hidden = model.model.language_model.forward_packed(x, KVView(store, layout))
     for span, length in zip(spans, LENGTHS, strict=True):
@@ -54,7 +52,7 @@ def test_a_step_of_tensors_gives_the_tokens_of_each_row_alone(backend: str | Non
     """Not compiled, and compiled whole: lists of Python numbers on the way once forbade it."""
     model = lively_model()
     store, spans, tokens = prefilled(model)
-    layout = PackedLayout.of_step(spans, window=30, num_slots=NUM_SLOTS, device=torch.device("cpu"))
+    layout = PackedLayout.of_step(spans, window=30, device=torch.device("cpu"))
     view = KVView(store, layout)
     graphs = []
 
@@ -83,8 +81,8 @@ def test_a_step_of_tensors_equals_the_step_whose_numbers_are_known() -> None:
         model.set_attn_implementation(implementation)
         store, spans, tokens = prefilled(model)
         device = torch.device("cpu")
-        steps = PackedLayout.of_step(spans, window=30, num_slots=NUM_SLOTS, device=device)
-        known = PackedLayout.of([span.start for span in spans], LENGTHS, [1] * 3, device, num_slots=NUM_SLOTS)
+        steps = PackedLayout.of_step(spans, window=30, device=device)
+        known = PackedLayout.of([span.start for span in spans], LENGTHS, [1] * 3, device)
         for name in ("positions", "slots", "starts", "ends"):
             assert torch.equal(getattr(steps, name), getattr(known, name)), name
         expected = decode_logits(model, tokens, KVView(store, known))
@@ -97,7 +95,7 @@ def test_a_step_of_tensors_equals_the_step_whose_numbers_are_known() -> None:
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively_model()
     store, spans, tokens = prefilled(model)
-    layout = PackedLayout.of_step(spans, window=30, num_slots=NUM_SLOTS, device=torch.device("cpu"))
+    layout = PackedLayout.of_step(spans, window=30, device=torch.device("cpu"))
 
     def fail(*_: Any) -> Any:
         raise AssertionError("a value was read")
