@@ -115,7 +115,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     Args:
         module: what to import.
         extra: the extra of this package that installs it, as in `pip install 'audioflamingo[extra]'`.
-        package: what to install, where that is not the first part of the module's name.
+        package: what messages call it, where that is not the name of the module that is not there.
 
     Raises:
         MissingDependencyError: it is not installed; the message holds the line that installs it.
@@ -123,7 +123,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        name = package or module.split(".")[0]
+        name = package or (error.name or module).split(".")[0]
         raise MissingDependencyError(
             f"this needs the package {name}: pip install 'audioflamingo[{extra}]' ({error})"
         ) from error
