@@ -24,6 +24,18 @@ class AudioTooLongError(AudioError):
     """A clip is longer than the model takes and the caller asked for an error in place of a cut."""
 
 
+class FetchError(AudioError):
+    """An address that may not be fetched from, or that gives no file.
+
+    Attributes:
+        reason: what is wrong, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ConfigError(AudioFlamingoError, ValueError):
     """A configuration value that is impossible or that this package does not implement."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from audioflamingo.audio.fetching import fetch
 from audioflamingo.engine.generate_call import logits_rules
 from audioflamingo.engine.generate_options import resolve_options
 from audioflamingo.engine.request import Sampling, Share
@@ -102,7 +103,7 @@ class ChatCompletions:
         elif part.audio_url.url[:5].lower() == "data:":
             data = decode_base64(part.audio_url.url, field)
         else:
-            data = self._service.fetcher.fetch(part.audio_url.url)
+            data = fetch(part.audio_url.url, self._service.fetch_policy).read()
         return load_clip(data, max_seconds, field)
 
     async def _answer(
