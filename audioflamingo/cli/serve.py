@@ -18,7 +18,7 @@ from audioflamingo.cli.options import (
 )
 from audioflamingo.engine.memory import share_one_heap
 from audioflamingo.errors import ArgumentError, MissingDependencyError
-from audioflamingo.server.settings import ServerSettings
+from audioflamingo.server.server_settings import ServerSettings
 
 _LIMITS = "Limits"
 _ACCESS = "Access"

@@ -56,7 +56,7 @@ class Engine:
         self._eos_token_ids = frozenset(eos_ids(model.generation_config))
         self.encoder = WindowEncoder(model, ClipCache(model))
         self.pool = KVPool(text_config.num_hidden_layers, self.options.cache_tokens)
-        self.schedule = Schedule(self.pool, self.options.max_rows)
+        self.schedule = Schedule(self.pool, self.options.max_rows, self.options.max_requests)
         self._pace = Pace(self.options.piece_s, self.options.max_prefill_tokens)
         self._arriving: deque[Row] = deque()
         self._news = threading.Condition()

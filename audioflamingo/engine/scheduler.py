@@ -21,6 +21,7 @@ class Schedule:
     Args:
         pool: where their keys and values go.
         max_rows: rows that have slots at the same time.
+        max_requests: client requests that they belong to.
 
     Attributes:
         waiting: rows without slots, in the order of arrival.
@@ -29,9 +30,10 @@ class Schedule:
         kept: finished rows, for later ones to start from.
     """
 
-    def __init__(self, pool: KVPool, max_rows: int) -> None:
+    def __init__(self, pool: KVPool, max_rows: int, max_requests: int) -> None:
         self._pool = pool
         self._max_rows = max_rows
+        self._max_requests = max_requests
         self.waiting: list[Row] = []
         self.reading: list[Row] = []
         self.answering: list[Row] = []
@@ -70,7 +72,7 @@ class Schedule:
         for row in self.in_turn(self.waiting) if self.waiting else []:
             if len(self.active) >= self._max_rows:
                 break
-            if self._is_being_read(row):
+            if not self._may_join(row) or self._is_being_read(row):
                 continue
             source, length = self._find_source(row)
             span = self.kept.allocate(row.num_slots, source)
@@ -84,6 +86,11 @@ class Schedule:
             self.waiting.remove(row)
             self.reading.append(row)
         return num_reused
+
+    def _may_join(self, row: Row) -> bool:
+        """Whether the number of client requests that are worked for allows for a row."""
+        shares = {other.request.share for other in self.active}
+        return row.request.share in shares or len(shares) < self._max_requests
 
     def _is_being_read(self, row: Row) -> bool:
         """Whether another row is computing a beginning that this one shares: it is then worth waiting for."""

@@ -47,6 +47,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def joined_text(segments: Iterable[Segment]) -> str:
+    """The text of a whole transcript, on one line."""
+    return " ".join(filter(None, (_one_line(segment.text) for segment in segments)))
+
+
 def _srt(number: int, segment: Segment, _: str | None) -> str:
     times = f"{time_stamp(segment.start_s, ',')} --> {time_stamp(segment.end_s, ',')}"
     return f"{number}\n{times}\n{_cue_text(segment.text)}\n\n"
@@ -138,7 +143,7 @@ def transcript_content(
     return {
         "source": source,
         "duration_s": None if duration_s is None else round(duration_s, 3),
-        "text": " ".join(filter(None, (_one_line(segment.text) for segment in segments))),
+        "text": joined_text(segments),
         "segments": [segment.to_dict() for segment in segments],
     }
 

@@ -12,9 +12,9 @@ import pytest
 
 from audioflamingo.cli.serve import serve
 from audioflamingo.errors import ArgumentError
-from audioflamingo.server.logs import JsonFormatter, request_id
+from audioflamingo.server.middleware import JsonFormatter, request_id
 from audioflamingo.server.run import is_loopback
-from audioflamingo.server.settings import ServerSettings
+from audioflamingo.server.server_settings import ServerSettings
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"

@@ -22,8 +22,10 @@ class ServerSettings:
         port: port to listen on; 0 takes a free one.
         api_key: what clients must send as `Authorization: Bearer ...`; None lets everybody in.
         served_model_name: what the model is called in requests; by default the name it was loaded by.
-        max_running: client requests that are worked on at the same time.
-        max_queue: client requests that may wait besides; more are answered with 429.
+        max_running: client requests that the model works for at the same time; who they are is for the engine's
+            scheduler to say, which goes on with those that have had least of the model.
+        max_queue: client requests that may be inside besides: uploading, being prepared, or waiting for the model.
+            More are answered with 429.
         max_upload_mb: largest request body, in 10^6 bytes.
         max_audio_seconds: longest audio of one request, counted after decoding.
         timeout_seconds: longest time from a request's arrival to the end of its answer.
@@ -40,7 +42,7 @@ class ServerSettings:
     port: int = 8000
     api_key: str | None = None
     served_model_name: str | None = None
-    max_running: int = 32
+    max_running: int = EngineOptions.max_requests
     max_queue: int = 64
     max_upload_mb: float = 25.0
     max_audio_seconds: float = 14400.0
