@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from audioflamingo.audio.damage import find_damage, read_xing_header
-from audioflamingo.errors import AudioError
+from audioflamingo.audio.sources import open_source
+from audioflamingo.errors import AudioError, AudioFlamingoError
 
 # FFmpeg's names. A list, because some of its other formats (playlists) open further files and addresses.
 CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "amr", "mov", "matroska")
@@ -25,6 +27,24 @@ LENGTH_TOLERANCE_S = (
     0.1  # by which a whole mp3 (counted in frames) or WebM may fall short of its stated length
 )
 BLOCK_SAMPLES = 1 << 15
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Claims of a container.
+
+    Attributes:
+        container, codec: names that FFmpeg gives them.
+        sampling_rate: Hz.
+        num_channels: channels.
+        duration_s: seconds; None if it does not say.
+    """
+
+    container: str
+    codec: str
+    sampling_rate: int
+    num_channels: int
+    duration_s: float | None
 
 
 def to_float32(samples: np.ndarray) -> np.ndarray:
@@ -52,21 +72,16 @@ def decode_blocks(file: BinaryIO, name: str) -> Iterator[tuple[float, np.ndarray
     Raises:
         AudioError: no audio in the file, or the file is damaged or cut short.
     """
-    import av
-
     with _as_audio_error(name, "it cannot be read"):
         if reason := find_damage(file):
             raise AudioError(f"{name} is cut short or damaged: {reason}. Get the whole file.")
         if not file.seek(0, os.SEEK_END):
             raise AudioError(f"{name} is empty (0 bytes). Get the file again.")
         file.seek(0)
-    # Only the methods that FFmpeg needs: with a name it would guess the format from the extension.
-    reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
-    options = {"format_whitelist": ",".join(CONTAINERS)}
     with _as_audio_error(
         name, "it is not audio of a kind that can be read (wav, flac, ogg, mp3, mp4, webm ...)"
     ):
-        container = av.open(reader, mode="r", metadata_errors="replace", options=options)
+        container = _open_container(file)
     with container:
         stream = next((s for s in container.streams.audio if s.codec_context is not None), None)
         if stream is None:
@@ -80,6 +95,15 @@ def decode_blocks(file: BinaryIO, name: str) -> Iterator[tuple[float, np.ndarray
             samples = np.ascontiguousarray(samples)  # a mean over interleaved channels is slow
             yield sampling_rate, to_float32(samples).mean(axis=0)
         _check_length(_announced_s(container, stream, file), decoded_s, name)
+
+
+def _open_container(file: BinaryIO) -> Any:
+    import av
+
+    # Only the methods that FFmpeg needs: with a name it would guess the format from the extension.
+    reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+    options = {"format_whitelist": ",".join(CONTAINERS)}
+    return av.open(reader, mode="r", metadata_errors="replace", options=options)
 
 
 @contextmanager
@@ -179,3 +203,23 @@ def _announced_s(container: Any, stream: Any, file: BinaryIO) -> float | None:
         with suppress(ValueError):
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - LENGTH_TOLERANCE_S
     return None
+
+
+def read_audio_info(source: Any) -> AudioInfo | None:
+    """Reads the head of a file; None if it cannot be made sense of (decoding then says why)."""
+    import av
+
+    try:
+        with open_source(source) as (file, _), _open_container(file) as container:
+            stream = container.streams.audio[0]
+            duration_s = None
+            if container.duration:
+                duration_s = container.duration / av.time_base
+            elif stream.duration and stream.time_base:
+                duration_s = float(stream.duration * stream.time_base)
+            context = stream.codec_context
+            return AudioInfo(
+                container.format.name, context.name, context.sample_rate, context.channels, duration_s
+            )
+    except (AudioFlamingoError, av.error.FFmpegError, OSError, ValueError, IndexError):
+        return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audioflamingo.errors import ArgumentError, ClusterError, require
+from audioflamingo.fields import check_fields, option
 
 LOCAL = "local"  # Ray's words for a cluster of this machine alone, and for one that runs on it already
 AUTO = "auto"
@@ -20,6 +21,41 @@ EXTRA = "ray"  # what installs Ray; every node needs it
 # A gRPC server, as Ray's head is one, answers these with a frame of settings (RFC 9113, 3.4 and 6.5).
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
+_RAY = "Ray"
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Which cluster works, with what, and in which pieces."""
+
+    address: str = option(
+        LOCAL,
+        "Head of the cluster; auto: the one that runs on this machine; local: start one here for this command.",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT|auto|local",
+        group=_RAY,
+    )
+    num_workers: int | None = option(
+        None,
+        "Workers, each with a model; by default one for each GPU, without GPUs one for each node.",
+        at_least=1,
+        group=_RAY,
+    )
+    cpus_per_worker: float | None = option(
+        None, "By default 1 beside a GPU, otherwise all of its node.", at_least=0.1, group=_RAY
+    )
+    gpus_per_worker: float | None = option(
+        None, "By default 1 if the cluster has GPUs.", at_least=0.0, group=_RAY
+    )
+    shard_size: int = option(
+        16,
+        "Files that a worker transcribes together, and that are done again if it dies meanwhile.",
+        at_least=1,
+        group=_RAY,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @contextlib.contextmanager

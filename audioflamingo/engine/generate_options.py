@@ -100,6 +100,16 @@ class GenerateInputs(GenerateOptions, total=False):
 OPTION_NAMES = frozenset(GenerateOptions.__annotations__)
 
 
+def sampling_options(temperature: float | None) -> dict[str, Any]:
+    """Keywords of `generate` for a door that knows a temperature only: above 0 it draws, at 0 it takes the likeliest.
+
+    None leaves it to the checkpoint.
+    """
+    if temperature is None:
+        return {}
+    return {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+
+
 def resolve_options(
     where: str,
     model_defaults: GenerationConfig,

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from audioflamingo.errors import ArgumentError
+from audioflamingo.fields import check_fields, option
+
+_LIMITS = "Limits"
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How much the engine takes on.
+    """How much the engine takes on."""
 
-    Attributes:
-        max_rows: answers that are given at the same time.
-        max_requests: client requests (see `Share`) that answers are given for at the same time.
-        cache_tokens: tokens whose keys and values are kept, of running and of finished answers together.
-        max_prefill_tokens: most prompt tokens in one step.
-        piece_s: how long a piece of a prompt or clip may hold up the answers beside it, roughly.
-    """
-
-    max_rows: int = 32
-    max_requests: int = 32
-    cache_tokens: int = 65536
-    max_prefill_tokens: int = 512
-    piece_s: float = 0.02
+    max_rows: int = option(32, "Answers that the model gives at once.", at_least=1, group=_LIMITS)
+    max_requests: int = option(
+        32,
+        "Requests that the model works for at once; it goes on with those that have had least of it.",
+        at_least=1,
+        group=_LIMITS,
+    )
+    cache_tokens: int = option(
+        65536,
+        "Tokens whose keys and values are kept, for running answers and for reuse; the memory is taken at once.",
+        at_least=1,
+        group=_LIMITS,
+    )
+    max_prefill_tokens: int = option(512, "Most prompt tokens in one step.", at_least=1, is_flag=False)
+    piece_s: float = option(
+        0.02,
+        "How long a piece of a prompt or clip may hold up the answers beside it, roughly.",
+        above=0,
+        is_flag=False,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_requests", "cache_tokens", "max_prefill_tokens"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_fields(self)

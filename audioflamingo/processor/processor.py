@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.config import AUDIO_TOKEN
+from audioflamingo.config import AUDIO_TOKEN, DEFAULT_TRANSCRIPTION_PROMPT
 from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError, unknown_arguments
 from audioflamingo.files import to_json, write_text
 from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
@@ -34,7 +34,6 @@ from audioflamingo.processor.settings_files import (
 from audioflamingo.processor.tokenizer import TokenIds, Tokenizer
 from audioflamingo.processor.tokenizer_files import is_original_layout, read_chat_template
 
-DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the input speech."
 _INIT_OPTIONS = ("chat_template", "audio_token", "default_transcription_prompt", "max_audio_len")
 _TEMPLATE_OPTIONS = (
     "chat_template",

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
-from audioflamingo.cli import inputs, jobs
+from audioflamingo.cli import inputs, transcribe_job
 from tests.cli_runs import af3, af3_process, write_tiny_model
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
 
@@ -29,7 +29,7 @@ TEXT = "hello world. It is me."
 def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
     processor = tiny_processor(tmp_path_factory.mktemp("processor"))
     model = ScriptedModel(processor, lambda seconds, options: framed(TEXT))
-    monkeypatch.setattr(jobs, "load", lambda *_: (model, processor))
+    monkeypatch.setattr(transcribe_job, "load", lambda *_: (model, processor))
     return model
 
 
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again(folder: Path, tmp_path: Path, model: Scr
 
 
 def test_nothing_left_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(transcribe_job, "load", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "directory_prompt.txt").write_text("done")
     assert af3("transcribe", DATA / "directory_prompt.flac", "-o", tmp_path).exit_code == 0
 
