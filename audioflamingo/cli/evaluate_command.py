@@ -11,7 +11,7 @@ import typer
 from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
 from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import Terminal
-from audioflamingo.evaluation.options import EvaluationOptions
+from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
     from audioflamingo.evaluation import Evaluation

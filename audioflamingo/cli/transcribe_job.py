@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,6 +28,10 @@ from audioflamingo.transcription.writers import (
     time_stamp,
     write_transcript,
 )
+
+if TYPE_CHECKING:
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
 
 # After these no other output can be written either.
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -124,7 +128,9 @@ class TranscribeJob:
         stem = self._output_dir / item.output_stem
         return stem.with_name(f"{stem.name}.{self._format}")
 
-    def _transcribe(self, model: Any, processor: Any) -> None:
+    def _transcribe(
+        self, model: AudioFlamingo3ForConditionalGeneration, processor: AudioFlamingo3Processor
+    ) -> None:
         from audioflamingo.transcription.transcriber import transcribe_all
 
         durations = self._durations()

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.writers import json_line, transcript_content
+
+if TYPE_CHECKING:
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,10 @@ def _record(name: str, error: str | None, segments: Sequence[Segment], duration_
 
 
 def transcribe_files(
-    model: Any, processor: Any, files: Sequence[CorpusFile], options: TranscriptionOptions
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    files: Sequence[CorpusFile],
+    options: TranscriptionOptions,
 ) -> list[str]:
     """Transcribes files together and gives the record of each, in order."""
     from audioflamingo.transcription.transcriber import transcribe_all

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from audioflamingo.evaluation.evaluate_dataset import Evaluation, answer_rows, evaluate
-    from audioflamingo.evaluation.options import EvaluationOptions
+    from audioflamingo.evaluation.evaluation_options import EvaluationOptions
     from audioflamingo.evaluation.scoring import ItemResult, Summary, normalize, summarize
 
 _HOMES = {
     "Evaluation": "evaluate_dataset",
-    "EvaluationOptions": "options",
+    "EvaluationOptions": "evaluation_options",
     "ItemResult": "scoring",
     "Summary": "scoring",
     "answer_rows": "evaluate_dataset",

@@ -16,7 +16,7 @@ from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, DataError
 from audioflamingo.evaluation.confusion_plot import plot_confusion
-from audioflamingo.evaluation.options import EvaluationOptions
+from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 from audioflamingo.evaluation.scoring import ItemResult, Summary, score, summarize
 from audioflamingo.files import to_json, write_text
 from audioflamingo.kernels.host import to_host
@@ -167,7 +167,9 @@ def _open_run(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, Item
     return {}
 
 
-def _fingerprint(model: Any, rows: Sequence[DataRow], options: dict[str, Any]) -> str:
+def _fingerprint(
+    model: AudioFlamingo3ForConditionalGeneration, rows: Sequence[DataRow], options: dict[str, Any]
+) -> str:
     """Tells runs apart: configuration, a few values of every weight, the rows and the options."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():
