@@ -139,16 +139,16 @@ def fetch(url: str, policy: FetchPolicy) -> BinaryIO:
     for _ in range(policy.max_redirects + 1):
         try:
             reply = _request(target, policy, end)
+            if reply.file is not None:
+                return reply.file
+            target, status = urljoin(target, reply.location), reply.status
         except FetchError as error:
             if not status:
                 raise
             raise policy.refusal(url, f"it redirects (status {status}): {error.reason}") from None
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise policy.refusal(url, f"the address cannot be reached ({reason})") from error
-        if reply.file is not None:
-            return reply.file
-        target, status = urljoin(target, reply.location), reply.status
     raise policy.refusal(url, f"it redirects more than {policy.max_redirects} times (status {status})")
 
 

@@ -101,7 +101,8 @@ class ChatRoute(ApiRoute[ChatRequest]):
         elif part.audio_url.url[:5].lower() == "data:":
             data = decode_base64(part.audio_url.url, field)
         else:
-            data = fetch(part.audio_url.url, self.service.fetch_policy).read()
+            with fetch(part.audio_url.url, self.service.fetch_policy) as file:
+                data = file.read()
         return load_clip(data, max_seconds, field)
 
 

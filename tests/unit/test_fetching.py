@@ -206,6 +206,8 @@ def test_every_redirect_is_checked_again(
         "http://127.0.0.1/",
         "http://inside.example/",
         "file:///etc/passwd",
+        "http://[::1/",
+        "http://",
     ):
         refused(f"http://audio.example/to?{target}", limits)
     assert set(lead_to_loopback) == {PUBLIC}
