@@ -19,6 +19,8 @@ ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
 TEXT_MODEL_TYPE = "qwen2"
 AUDIO_TOKEN = "<sound>"  # the control token that stands for audio
 IGNORED_LABEL = -100  # a label that the loss leaves out
+CHUNK_LENGTH_S = 30  # one window of the encoder
+AUDIO_TOKENS_PER_S = 25  # what the language model sees of it
 
 
 @dataclass

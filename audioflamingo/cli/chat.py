@@ -155,7 +155,7 @@ def _add(conversation: Any, name: str) -> None:
 def _save(conversation: Any, path: Path) -> None:
     from audioflamingo.cli.terminal import Terminal
     from audioflamingo.errors import OutputError
-    from audioflamingo.transcription.writers import write_whole
+    from audioflamingo.files import write_whole
 
     if path.exists():
         raise OutputError(f"{str(path)!r} exists; choose another name.")

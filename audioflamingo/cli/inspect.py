@@ -46,7 +46,7 @@ def inspect(
     from audioflamingo.audio import load_audio
     from audioflamingo.cli.terminal import Terminal
     from audioflamingo.errors import MissingDependencyError, OutputError
-    from audioflamingo.transcription.writers import write_whole
+    from audioflamingo.files import write_whole
 
     if png is not None and png.exists() and not overwrite:
         raise OutputError(f"{str(png)!r} exists; add --overwrite, or choose another name.")

@@ -8,32 +8,18 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from audioflamingo.errors import ArgumentError, ClusterError, MissingDependencyError
+from audioflamingo.errors import ArgumentError, ClusterError, require
 
 LOCAL = "local"  # Ray's words for a cluster of this machine alone, and for one that runs on it already
 AUTO = "auto"
 CONNECT_TIMEOUT_S = 5.0
+EXTRA = "ray"  # what installs Ray; every node needs it
 
 # A gRPC server, as Ray's head is one, answers these with a frame of settings (RFC 9113, 3.4 and 6.5).
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
-
-
-def import_ray(module: str = "ray") -> Any:
-    """Ray or a part of it.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a Ray cluster needs Ray, on every node: pip install 'audioflamingo[ray]'"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -48,7 +34,7 @@ def connected(address: str) -> Iterator[None]:
         ClusterError: nobody answers, or it is another version of Ray or Python.
         MissingDependencyError: Ray is not installed.
     """
-    ray = import_ray()
+    ray = require("ray", EXTRA)
     if ray.is_initialized():
         yield
         return
@@ -160,4 +146,4 @@ def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 def alive_nodes() -> list[dict[str, float]]:
     """Resources of the nodes of the cluster that we are connected to."""
-    return [dict(node["Resources"]) for node in import_ray().nodes() if node["Alive"]]
+    return [dict(node["Resources"]) for node in require("ray", EXTRA).nodes() if node["Alive"]]

@@ -16,7 +16,7 @@ from typing import Any
 
 from audioflamingo.corpus.shards import CorpusFile, Shard
 from audioflamingo.errors import ArgumentError, OutputError
-from audioflamingo.transcription.writers import write_whole
+from audioflamingo.files import write_whole
 
 RUN_FILE = "run.json"
 PARTS_FOLDER = "parts"

@@ -8,10 +8,10 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audioflamingo.corpus.cluster import WorkerPlan, import_ray
+from audioflamingo.corpus.cluster import EXTRA, WorkerPlan
 from audioflamingo.corpus.shards import Shard
 from audioflamingo.corpus.worker import AttemptCounter, Load, ShardWorker
-from audioflamingo.errors import ClusterError
+from audioflamingo.errors import ClusterError, require
 from audioflamingo.transcription.options import TranscriptionOptions
 
 
@@ -62,7 +62,7 @@ def _rows(
     shards: Sequence[Shard], load: Load, options: TranscriptionOptions, plan: WorkerPlan
 ) -> Generator[dict[str, Any], None, None]:
     """What the workers return."""
-    ray, data = import_ray(), import_ray("ray.data")
+    ray, data = require("ray", EXTRA), require("ray.data", EXTRA)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False

@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, NoReturn
 
-from audioflamingo.errors import MissingDependencyError, PromptError
+from audioflamingo.errors import PromptError
 from audioflamingo.processor.batch import IGNORED_LABEL
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.conversation import Conversation, Turn, clips_of, texts_of
@@ -310,14 +310,10 @@ def compile_template(source: str) -> Any:
 
     Raises:
         PromptError: the template is not valid Jinja.
-        MissingDependencyError: Jinja is not installed.
     """
-    try:
-        import jinja2
-        from jinja2 import ext, nodes, parser
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingDependencyError("chat templates need jinja2: pip install jinja2") from error
+    import jinja2
+    from jinja2 import ext, nodes, parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationBlock(ext.Extension):
         """`{% generation %}` marks the assistant's text for other tools; here it is only passed through."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 
+from audioflamingo.audio.fetching import fetch
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.generate_call import logits_rules
 from audioflamingo.engine.generate_options import resolve_options
@@ -100,7 +101,7 @@ class ChatRoute(ApiRoute[ChatRequest]):
         elif part.audio_url.url[:5].lower() == "data:":
             data = decode_base64(part.audio_url.url, field)
         else:
-            data = self.service.fetcher.fetch(part.audio_url.url)
+            data = fetch(part.audio_url.url, self.service.fetch_policy).read()
         return load_clip(data, max_seconds, field)
 
 

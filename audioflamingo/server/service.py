@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from audioflamingo.audio.fetching import FetchPolicy
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.request import Output
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.error_replies import ApiError
-from audioflamingo.server.fetch import Fetcher
 from audioflamingo.server.gate import Gate
 from audioflamingo.server.metrics import Metrics
 from audioflamingo.server.server_settings import ServerSettings
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 PREPARE_THREADS = 2  # parsing, templates, log-mel: short work that must not wait behind long files
 FETCH_TIMEOUT_S = 30.0
+MAX_REDIRECTS = 3
 
 
 class Service:
@@ -54,7 +55,15 @@ class Service:
         self.created = int(time.time())
         self.gate = Gate(settings.max_running + settings.max_queue)
         self.metrics = Metrics(engine, self.gate)
-        self.fetcher = Fetcher(settings.fetch_hosts, settings.max_upload_bytes, FETCH_TIMEOUT_S)
+        self.fetch_policy = FetchPolicy(
+            settings.max_upload_bytes,
+            wait_s=FETCH_TIMEOUT_S,
+            total_s=FETCH_TIMEOUT_S,
+            allowed_hosts=settings.fetch_hosts,
+            max_redirects=MAX_REDIRECTS,
+            limit_name="--max-upload-mb",
+            advice="Send the audio as base64.",
+        )
         self.loading = asyncio.Semaphore(settings.decode_threads + PREPARE_THREADS)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._preparers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")

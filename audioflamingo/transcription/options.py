@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import ArgumentError
-
-MAX_WINDOW_S = 30.0  # one window of the encoder
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class VadOptions:
     min_speech_ms: float = 100.0
     min_silence_ms: float = 800.0
     pad_ms: float = 200.0
-    max_window_s: float = MAX_WINDOW_S
+    max_window_s: float = float(CHUNK_LENGTH_S)
     cut_search_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -43,7 +42,12 @@ class VadOptions:
         for name in ("min_speech_ms", "min_silence_ms", "pad_ms"):
             value = getattr(self, name)
             _check(math.isfinite(value) and 0 <= value <= 10_000, name, value, "in [0, 10000] ms")
-        _check(1 <= self.max_window_s <= MAX_WINDOW_S, "max_window_s", self.max_window_s, "in [1, 30] s")
+        _check(
+            1 <= self.max_window_s <= CHUNK_LENGTH_S,
+            "max_window_s",
+            self.max_window_s,
+            f"in [1, {CHUNK_LENGTH_S}] s",
+        )
         _check(self.cut_search_s >= 0, "cut_search_s", self.cut_search_s, "at least 0 s")
         longest_pad_ms = self.max_window_s * 1000 / 4
         _check(self.pad_ms <= longest_pad_ms, "pad_ms", self.pad_ms, "at most a quarter of max_window_s")
