@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from audioflamingo.audio.fetching import FetchPolicy, fetch
 from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_audio
 from audioflamingo.audio.sources import decode_data_uri
 from audioflamingo.errors import AudioError, AudioTooLongError
+from audioflamingo.server.chat_schema import AudioUrlPart, InputAudioPart
 from audioflamingo.server.error_replies import bad_request
 
 
@@ -50,8 +52,22 @@ def limited_audio(data: bytes, max_seconds: float) -> Iterator[np.ndarray]:
         yield block
 
 
-def load_clip(data: bytes, max_seconds: float, field: str) -> np.ndarray:
-    """A whole clip, float32 (samples,) at 16 kHz; see `limited_audio`."""
+def load_clip(
+    part: InputAudioPart | AudioUrlPart, field: str, max_seconds: float, policy: FetchPolicy
+) -> np.ndarray:
+    """A whole clip of a message, float32 (samples,) at 16 kHz; see `limited_audio`.
+
+    Args:
+        part: where it is.
+        field: what the part is called in messages.
+        max_seconds: longest clip.
+        policy: what may be fetched.
+    """
+    url = part.input_audio.data if isinstance(part, InputAudioPart) else part.audio_url.url
+    if isinstance(part, InputAudioPart) or url[:5].lower() == "data:":
+        data = decode_base64(url, field)
+    else:
+        data = fetch(url, policy).read()
     waveform = np.concatenate(list(limited_audio(data, max_seconds)))
     check_waveform(waveform, field)
     return waveform

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 
-from audioflamingo.audio.fetching import fetch
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.generate_call import logits_rules
 from audioflamingo.engine.generate_options import resolve_options
@@ -20,8 +19,8 @@ from audioflamingo.processor.prompt import Prompt, build_prompt
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.api_route import ApiRoute, Call
-from audioflamingo.server.audio_inputs import decode_base64, load_clip
-from audioflamingo.server.chat_schema import AudioUrlPart, ChatRequest, InputAudioPart, TextPart, parse_chat
+from audioflamingo.server.audio_inputs import load_clip
+from audioflamingo.server.chat_schema import ChatRequest, TextPart, parse_chat
 from audioflamingo.server.replies import JsonResponse, send_events
 
 SMALL_BODY = 20_000  # bytes that the event loop parses itself
@@ -88,22 +87,12 @@ class ChatRoute(ApiRoute[ChatRequest]):
         left_s = service.settings.max_audio_seconds
         for field, part in chat.audio_parts:
             longest_s = min(left_s, service.processor.max_audio_len)
-            clip = await service.decode(self._load_clip, part, longest_s, field)
+            clip = await service.decode(load_clip, part, field, longest_s, service.fetch_policy)
             duration_s = len(clip) / service.processor.feature_extractor.sampling_rate
             left_s -= duration_s
             service.metrics.audio_seconds.inc(duration_s)
             clips.append(clip)
         return clips
-
-    def _load_clip(self, part: InputAudioPart | AudioUrlPart, max_seconds: float, field: str) -> np.ndarray:
-        if isinstance(part, InputAudioPart):
-            data = decode_base64(part.input_audio.data, field)
-        elif part.audio_url.url[:5].lower() == "data:":
-            data = decode_base64(part.audio_url.url, field)
-        else:
-            with fetch(part.audio_url.url, self.service.fetch_policy) as file:
-                data = file.read()
-        return load_clip(data, max_seconds, field)
 
 
 def conversation_of(chat: ChatRequest, clips: list[np.ndarray]) -> list[dict[str, Any]]:
