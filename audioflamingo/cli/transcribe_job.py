@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 # After these no other output can be written either.
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
 _OUTPUT = "Output"
 
 FormatName = StrEnum("FormatName", {name.upper(): name for name in FORMATS})  # type: ignore[misc]

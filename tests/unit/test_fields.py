@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from audioflamingo.cli.ask_command import AnswerOptions
-from audioflamingo.cli.flags import flag_names
+from audioflamingo.cli.flags import flag_names, with_flags
 from audioflamingo.cli.model_loading import ModelOptions
 from audioflamingo.cli.serve_command import serve
 from audioflamingo.cli.transcribe_command import transcribe
@@ -101,3 +103,43 @@ def test_flags_are_the_fields() -> None:
 def test_a_low_threshold_takes_the_end_along() -> None:
     assert VadOptions.from_flags(0.2).end_threshold == 0.2
     assert VadOptions.from_flags(0.9) == VadOptions(threshold=0.9)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Options within others."""
+
+    hosts: tuple[str, ...] = option((), "May be repeated.")
+    use_cache: bool = option(True, "Remember.")
+    hidden: int = option(7, "No flag.", is_flag=False)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Options of a command."""
+
+    number: float | None = option(None, "A number.", at_least=0.0, short="-n", envvar="TEST_NUMBER")
+    is_new: bool = option(False, "New.")
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def run_with_flags(*arguments: str, **options: Any) -> tuple[int, list[Any]]:
+    """The exit code, and what a command with these options was called with."""
+    calls: list[Any] = []
+
+    @with_flags
+    def command(name: str, *, outer: Outer) -> None:
+        calls.append((name, outer))
+
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(arguments), **options).exit_code, calls
+
+
+def test_flags_become_the_object_again() -> None:
+    assert run_with_flags("x") == (0, [("x", Outer())])
+    arguments = ("x", "-n", "2", "--host", "a", "--host", "b", "--no-cache", "--is-new")
+    assert run_with_flags(*arguments) == (0, [("x", Outer(2.0, True, Inner(("a", "b"), use_cache=False)))])
+    assert run_with_flags("x", env={"TEST_NUMBER": "3"}) == (0, [("x", Outer(3.0))])
+    for wrong in (("--number", "-1"), ("--hidden", "1"), ("--no-is-new",), ("--inner", "1")):
+        assert run_with_flags("x", *wrong) == (2, [])
