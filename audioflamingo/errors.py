@@ -30,6 +30,18 @@ class AudioTooLongError(AudioError):
     """A clip is longer than the model takes and the caller asked for an error in place of a cut."""
 
 
+class FetchError(AudioError):
+    """An address that may not be fetched from, or that gives no file.
+
+    Attributes:
+        reason: what is wrong, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ConfigError(AudioFlamingoError, ValueError):
     """A configuration value that is impossible or that this package does not implement."""
 
@@ -130,7 +142,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     Args:
         module: what to import.
         extra: the extra of this package that installs it, as in `pip install 'audioflamingo[extra]'`.
-        package: what to install, where that is not the first part of the module's name.
+        package: what messages call it, where that is not the name of the module that is not there.
 
     Raises:
         MissingDependencyError: it is not installed; the message holds the line that installs it.
@@ -138,7 +150,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        name = package or module.split(".")[0]
+        name = package or (error.name or module).split(".")[0]
         raise MissingDependencyError(
             f"this needs the package {name}: pip install 'audioflamingo[{extra}]' ({error})"
         ) from error

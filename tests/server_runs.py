@@ -15,8 +15,8 @@ import uvicorn
 
 from audioflamingo.server.app import create_app
 from audioflamingo.server.run import Server, build_service
+from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
-from audioflamingo.server.settings import ServerSettings
 from tests.audio_files import encode, tone
 
 WAIT_S = 60

@@ -103,6 +103,16 @@ OPTION_NAMES = frozenset(GenerateOptions.__annotations__)
 INPUT_NAMES = frozenset(GenerateInputs.__annotations__) | {"input_ids", "streamer", "return_dict_in_generate"}
 
 
+def sampling_options(temperature: float | None) -> dict[str, Any]:
+    """Keywords of `generate` for a door that knows a temperature only: above 0 it draws, at 0 it takes the likeliest.
+
+    None leaves it to the checkpoint.
+    """
+    if temperature is None:
+        return {}
+    return {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+
+
 def resolve_options(
     model_defaults: GenerationConfig,
     options: Mapping[str, Any],

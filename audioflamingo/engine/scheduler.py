@@ -201,13 +201,18 @@ class Scheduler:
             num_rows += len(group.sequences)
             if self.active and num_rows > self._options.max_rows:
                 break
-            if self._is_being_read(group):
+            if not self._may_join(group) or self._is_being_read(group):
                 num_rows -= len(group.sequences)
                 continue
             if not self._give_slots(group):
                 break
             self.waiting.remove(group)
             self.reading.append(group)
+
+    def _may_join(self, group: SequenceGroup) -> bool:
+        """Whether the number of client requests that are worked for allows for a group."""
+        shares = {other.request.share for other in self.active}
+        return group.request.share in shares or len(shares) < self._options.max_requests
 
     def _is_being_read(self, group: SequenceGroup) -> bool:
         """Whether another group is computing a beginning that this one shares: it is then worth waiting for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from audioflamingo.audio.loading import SAMPLING_RATE
@@ -20,6 +20,7 @@ from audioflamingo.processor.prompt import Prompt
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
+from audioflamingo.server.transcription_form import TranscriptionRequest
 from audioflamingo.transcription.mending import Answer, mend
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
@@ -33,34 +34,25 @@ class Transcription:
 
     Args:
         service: what it works with.
-        data: the audio file.
-        options: instruction and limits.
-        temperature: 0 takes the most likely tokens.
+        request: the audio file, and how it is transcribed.
+        share: what it has had of the model.
         arrived: when the request came, by `time.monotonic`.
 
     Attributes:
         duration_s: seconds of audio that were read so far.
         num_text_tokens, num_audio_tokens, num_output_tokens: tokens of all windows so far.
-        share: what it has had of the model.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        data: bytes,
-        options: TranscriptionOptions,
-        temperature: float,
-        arrived: float,
-    ) -> None:
+    def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
         self._service = service
-        self._options = options
-        self._temperature = temperature
+        self._options = request.options
+        self._temperature = request.temperature
+        self._share = share
         self._arrived = arrived
-        self._blocks = limited_audio(data, service.settings.max_audio_seconds)
+        self._blocks = limited_audio(request.data, service.settings.max_audio_seconds)
         self._is_first = True
         self.duration_s = 0.0
         self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0
-        self.share = Share()
 
     async def segments(self) -> AsyncGenerator[Segment, None]:
         """Segments in order, as they come.
@@ -116,7 +108,7 @@ class Transcription:
         self.num_text_tokens += len(prompt.token_ids) - prompt.num_audio_tokens
         sampling = self._sampling(len(prompt.token_ids), no_repeat_ngram_size)
         (output,) = await Answers(
-            service.engine, prompt, [sampling], self.share, is_streamed=False
+            service.engine, prompt, [sampling], self._share, is_streamed=False
         ).complete()
         self.num_output_tokens += len(output.token_ids)
         if self._is_first:
@@ -151,8 +143,3 @@ class Transcription:
             stops_at_loops=True,
             num_top_logprobs=0,
         )
-
-
-def joined(segments: Iterator[Segment] | list[Segment]) -> str:
-    """The text of a whole transcript."""
-    return " ".join(filter(None, (" ".join(segment.text.split()) for segment in segments)))

@@ -12,12 +12,10 @@ import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.corpus import job, ray_data
-from audioflamingo.corpus.cluster import WorkerPlan
+from audioflamingo.corpus.cluster import ClusterOptions, WorkerPlan
 from audioflamingo.corpus.folder import CorpusFolder
-from audioflamingo.corpus.ray_data import ShardResult, run_shards
-from audioflamingo.corpus.records import transcript_record
-from audioflamingo.corpus.shards import CorpusFile, Shard, cut_shards
-from audioflamingo.corpus.worker import MAX_ATTEMPTS, AttemptCounter, ShardWorker
+from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardResult, ShardWorker, run_shards
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcript_record
 from audioflamingo.errors import ArgumentError, CheckpointError, ClusterError
 from audioflamingo.transcription.options import TranscriptionOptions
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
@@ -139,7 +137,7 @@ def test_too_many_failures_stop_the_job(tmp_path: Path, monkeypatch: pytest.Monk
     ("files", "shard_size", "message"),
     [
         ([], 1, "no files"),
-        (FILES, 0, "shard_size must be at least 1"),
+        (FILES, 0, "shard_size must be a whole number of at least 1"),
         ([*FILES, FILES[0]], 1, "share a name"),
     ],
 )
@@ -147,5 +145,11 @@ def test_what_is_refused_at_once(
     files: list[CorpusFile], shard_size: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
-        job.transcribe_corpus(files, tmp_path / "out", lambda: (None, None), model={}, shard_size=shard_size)
+        job.transcribe_corpus(
+            files,
+            tmp_path / "out",
+            lambda: (None, None),
+            model={},
+            cluster=ClusterOptions(shard_size=shard_size),
+        )
     assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def test_a_large_body_is_refused_by_its_size_before_it_is_parsed(
     def parse(_: bytes) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("audioflamingo.server.chat_route.parse_json", parse)
+    monkeypatch.setattr("audioflamingo.server.chat_route.parse_chat", parse)
     body = b'{"model": "' + b"x" * 100_000_000 + b'"}'
 
     def pieces() -> Any:
@@ -125,6 +125,36 @@ def test_a_full_queue_is_429_with_retry_after_and_the_queued_are_answered(
         assert client.post(CHAT, json=chat_body("hello")).status_code == 200
 
 
+def test_a_short_request_overtakes_long_ones_that_came_before(
+    model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate once let requests in by arrival, so the scheduler's fairness held only for those inside."""
+    with (
+        running_server(model, processor, max_rows=2, max_running=2, max_queue=8) as fair,
+        fair.client() as client,
+    ):
+        engine, order = fair.service.engine, []
+
+        def ask(name: str, **fields: Any) -> None:
+            assert client.post(CHAT, json=chat_body(name, **fields)).status_code == 200
+            order.append(name)
+
+        with ThreadPoolExecutor(4) as threads:
+            asked = []
+            with blocked(engine, monkeypatch):
+                for name in ("the long one", "the long two"):
+                    fields = {"n": 8, "max_tokens": 150, "frequency_penalty": -2}
+                    asked.append(threads.submit(ask, name, **fields))
+                while len(engine.schedule.waiting) + len(engine._arriving) < 16:
+                    time.sleep(0.002)
+                asked.append(threads.submit(ask, "short"))
+                while len(engine.schedule.waiting) + len(engine._arriving) < 17:
+                    time.sleep(0.002)
+            for future in asked:
+                future.result()
+        assert order[0] == "short"
+
+
 def test_a_request_that_takes_too_long_is_504_and_leaves(model: Any, processor: Any) -> None:
     with running_server(model, processor, timeout_seconds=0.2) as hasty, hasty.client() as client:
         body = chat_body("tool call " * 300, max_tokens=8000, temperature=0, frequency_penalty=-2)
@@ -165,24 +195,32 @@ def test_a_client_that_hangs_up_in_its_upload_leaves_the_queue(server: RunningSe
     server.wait_until_idle()
 
 
-def test_shutdown_finishes_who_runs_and_turns_away_who_waits(
+def test_shutdown_finishes_whom_the_model_has_begun_with_and_turns_away_who_waits(
     model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         running_server(model, processor, max_running=1, max_queue=4) as ending,
         ending.client() as client,
-        ThreadPoolExecutor(3) as threads,
+        ThreadPoolExecutor(4) as threads,
     ):
+        gate = ending.service.gate
+        body = chat_body("tool call", max_tokens=200, frequency_penalty=-2)
+        first = threads.submit(client.post, CHAT, json=body)
+        while not gate.num_running:
+            time.sleep(0.002)
         with blocked(ending.service.engine, monkeypatch):
-            running = []
-            for i in range(3):
-                running.append(threads.submit(client.post, CHAT, json=chat_body(f"the {i}")))
-                while ending.service.gate.num_inside <= i:
+            waiting = []
+            for i, is_streamed in enumerate((False, True, False)):
+                waiting.append(threads.submit(client.post, CHAT, json={**body, "stream": is_streamed}))
+                while gate.num_inside < i + 2:
                     time.sleep(0.002)
+            assert (gate.num_running, gate.num_waiting) == (1, 3)
             ending.server.handle_exit(15, None)
-            waited = [future.result() for future in running[1:]]
-        assert running[0].result().status_code == 200
-        for reply in waited:
+            turned_away = [future.result() for future in waiting]
+        reply = first.result()
+        assert reply.status_code == 200
+        assert reply.json()["usage"]["completion_tokens"] == 200
+        for reply in turned_away:
             assert reply.status_code == 503
             assert error_of(reply)["code"] == "shutting_down"
             assert "retry-after" in reply.headers

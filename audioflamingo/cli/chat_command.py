@@ -6,27 +6,20 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audioflamingo.cli.options import (
-    DEFAULT_MODEL,
-    DebugOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    MaxNewTokensOption,
-    ModelOption,
-    OnLongOption,
-    QuantizationOption,
-    QuietOption,
-    SeedOption,
-    SystemOption,
-    TemperatureOption,
-    VerboseOption,
-    answer_options,
-)
+from audioflamingo.cli.ask_command import AnswerOptions, print_answer
+from audioflamingo.cli.failures import is_expected, report
+from audioflamingo.cli.flags import ScreenOptions, with_flags
+from audioflamingo.cli.model_loading import ModelOptions
+from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import OutputError
+from audioflamingo.files import write_whole
+
+if TYPE_CHECKING:
+    from audioflamingo.engine.chat import Chat
 
 COMMANDS = """\
 /add FILE    add a clip to your next question
@@ -35,6 +28,7 @@ COMMANDS = """\
 /quit        leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
+@with_flags
 def chat(
     ctx: typer.Context,
     audio: Annotated[
@@ -43,18 +37,10 @@ def chat(
             metavar="[AUDIO]...", help="Clips that the first question is about.", show_default=False
         ),
     ] = None,
-    system: SystemOption = None,
-    max_new_tokens: MaxNewTokensOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    on_long: OnLongOption = "truncate",
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.AUTO,
-    quantization: QuantizationOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
+    *,
+    answer: AnswerOptions,
+    model: ModelOptions,
+    screen: ScreenOptions,
 ) -> None:
     """Talk with the model about audio. It remembers the conversation and all clips.
 
@@ -65,17 +51,12 @@ def chat(
 
     In the conversation: /add FILE, /save FILE, /help, /quit.
     """
-    from audioflamingo.cli.loading import load
-    from audioflamingo.cli.terminal import Terminal
-    from audioflamingo.engine.chat import Chat
-
-    loaded, processor = load(model, device, dtype, verbose, quantization)
-    conversation = Chat(loaded, processor, system=system, on_long=on_long)
+    conversation = answer.chat(model, screen.verbose)
     for name in audio or []:
         _add(conversation, name)
-    if not quiet and sys.stdin.isatty():
+    if not screen.quiet and sys.stdin.isatty():
         Terminal.say("Ask something. /help shows the commands.")
-    options = answer_options(max_new_tokens, temperature, seed)
+    options = answer.generate_options()
     while (line := _read_line()) is not None:
         if not line.strip():
             continue
@@ -94,11 +75,7 @@ def _read_line() -> str | None:
         return None
 
 
-def _answer(ctx: typer.Context, conversation: Any, question: str, options: dict[str, Any]) -> None:
-    from audioflamingo.cli.ask import print_answer
-    from audioflamingo.cli.failures import is_expected, report
-    from audioflamingo.cli.terminal import Terminal
-
+def _answer(ctx: typer.Context, conversation: Chat, question: str, options: dict[str, Any]) -> None:
     try:
         print_answer(conversation.ask(question, **options))
     except KeyboardInterrupt:
@@ -109,11 +86,8 @@ def _answer(ctx: typer.Context, conversation: Any, question: str, options: dict[
         report(ctx, error)  # the conversation is as it was before the question
 
 
-def _run_command(ctx: typer.Context, conversation: Any, line: str) -> bool:
+def _run_command(ctx: typer.Context, conversation: Chat, line: str) -> bool:
     """Obeys a line that starts with a slash. Returns whether the conversation goes on."""
-    from audioflamingo.cli.failures import is_expected, report
-    from audioflamingo.cli.terminal import Terminal
-
     command, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if command in ("/quit", "/exit"):
@@ -145,18 +119,12 @@ def _unquote(text: str) -> str:
     return parts[0] if len(parts) == 1 else text
 
 
-def _add(conversation: Any, name: str) -> None:
-    from audioflamingo.cli.terminal import Terminal
-
+def _add(conversation: Chat, name: str) -> None:
     duration_s = conversation.add_audio(name)
     Terminal.say(f"clip {conversation.num_clips}: {name} ({duration_s:.1f} s)")
 
 
-def _save(conversation: Any, path: Path) -> None:
-    from audioflamingo.cli.terminal import Terminal
-    from audioflamingo.errors import OutputError
-    from audioflamingo.transcription.writers import write_whole
-
+def _save(conversation: Chat, path: Path) -> None:
     if path.exists():
         raise OutputError(f"{str(path)!r} exists; choose another name.")
     text = json.dumps(conversation.transcript(), ensure_ascii=False, indent=2) + "\n"

@@ -14,8 +14,9 @@ import torch
 
 from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
-from audioflamingo.errors import ArgumentError, DataError, require
+from audioflamingo.errors import ArgumentError, DataError
 from audioflamingo.evaluation.confusion_plot import plot_confusion
+from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 from audioflamingo.evaluation.scoring import ItemResult, Summary, score, summarize
 from audioflamingo.files import to_json, write_text
 from audioflamingo.kernels.host import to_host
@@ -43,10 +44,10 @@ def evaluate(
     dataset: str | os.PathLike[str] | DatasetConfig | Sequence[DataRow],
     *,
     output_dir: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 256,
-    overwrite: bool = False,
-    progress: bool = False,
+    batch_size: int = EvaluationOptions.batch_size,
+    max_new_tokens: int = EvaluationOptions.max_new_tokens,
+    overwrite: bool = EvaluationOptions.overwrite,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Evaluation:
     """Answers every row's last question and scores it against the row's last answer.
@@ -62,7 +63,7 @@ def evaluate(
         batch_size: prompts answered at once.
         max_new_tokens: longest answer.
         overwrite: start again where `output_dir` holds another run.
-        progress: show a bar.
+        progress: called with the number of rows that are done and of all, after each.
         **options: further keywords of `generate`.
 
     Raises:
@@ -83,22 +84,17 @@ def evaluate(
         done = _open_run(folder, _fingerprint(model, rows, options), overwrite)
         file = (folder / ITEMS_FILE).open("a", encoding="utf-8")
     remaining = [row for row in rows if row.place not in done]
-    bar = None
-    if progress:
-        bar = require("tqdm", "train").tqdm(total=len(rows), initial=len(done), unit="item")
     try:
         for place, item in answer_rows(model, processor, remaining, batch_size, **options):
             done[place] = item
             if file is not None:
                 file.write(json.dumps({"place": place, **item.to_dict()}, ensure_ascii=False) + "\n")
                 file.flush()
-            if bar is not None:
-                bar.update()
+            if progress is not None:
+                progress(len(done), len(rows))
     finally:
         if file is not None:
             file.close()
-        if bar is not None:
-            bar.close()
     items = [done[row.place] for row in rows]
     tasks = sorted({item.task or item.scoring for item in items})
     by_task = {name: summarize([i for i in items if (i.task or i.scoring) == name]) for name in tasks}
@@ -121,7 +117,7 @@ def answer_rows(
     model: AudioFlamingo3ForConditionalGeneration,
     processor: AudioFlamingo3Processor,
     rows: Sequence[DataRow],
-    batch_size: int = 16,
+    batch_size: int = EvaluationOptions.batch_size,
     autocast: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, ItemResult]]:
@@ -171,7 +167,9 @@ def _open_run(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, Item
     return {}
 
 
-def _fingerprint(model: Any, rows: Sequence[DataRow], options: dict[str, Any]) -> str:
+def _fingerprint(
+    model: AudioFlamingo3ForConditionalGeneration, rows: Sequence[DataRow], options: dict[str, Any]
+) -> str:
     """Tells runs apart: configuration, a few values of every weight, the rows and the options."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():

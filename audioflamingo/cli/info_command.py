@@ -10,7 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from audioflamingo.cli.options import DEFAULT_MODEL, MODEL_VARIABLE, DebugOption
+from audioflamingo.cli.flags import with_flags
+from audioflamingo.cli.model_loading import MODEL_KINDS, MODEL_VARIABLE
+from audioflamingo.cli.terminal import Terminal
+from audioflamingo.config import AUDIO_TOKENS_PER_S
+from audioflamingo.hub import BUILT_IN_MODEL
 
 PARTS = (
     ("audio encoder", "model.audio_tower."),
@@ -19,19 +23,20 @@ PARTS = (
     ("language model", "model.language_model."),
     ("output layer", "lm_head."),
 )
+CACHE_MINUTES = 10  # of audio, for which the size of the cache is shown
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+@with_flags
 def info(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL]", envvar=MODEL_VARIABLE, help="nano, a hub id, or a folder."),
-    ] = DEFAULT_MODEL,
+        typer.Argument(metavar="[MODEL]", envvar=MODEL_VARIABLE, help=MODEL_KINDS),
+    ] = BUILT_IN_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     show_template: Annotated[
         bool, typer.Option("--template", help="Print the whole chat template too.")
     ] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Show what a model is: architecture, parameters, memory, files, chat template.
 
@@ -44,8 +49,6 @@ def info(
       af3 info nvidia/audio-flamingo-3-hf
       af3 info ./checkpoint --json
     """
-    from audioflamingo.cli.terminal import Terminal
-
     facts = collect_facts(model)
     if as_json:
         Terminal.show(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -222,11 +225,11 @@ def describe_facts(facts: dict[str, Any], show_template: bool) -> str:
         "parameters",
         *(f"  {name:17} {count:>14,}" for name, count in parameters.items()),
         "",
-        "memory       weights   cache for 10 min of audio",
+        f"memory       weights   cache for {CACHE_MINUTES} min of audio",
     ]
     for dtype, num_bytes in facts["weight_bytes"].items():
         cache_bytes = facts["cache_bytes_per_token"]
-        cache = cache_bytes.get(dtype, cache_bytes["bfloat16"]) * 15000
+        cache = cache_bytes.get(dtype, cache_bytes["bfloat16"]) * CACHE_MINUTES * 60 * AUDIO_TOKENS_PER_S
         lines.append(f"  {dtype:9} {format_size(num_bytes):>9}   {format_size(cache):>9}")
     stored = facts["stored"]
     lines += ["", f"weights    {_stored_line(stored)}", "files"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -122,17 +123,28 @@ class ChatRequest(Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def audio_parts(self) -> list[tuple[str, InputAudioPart | AudioUrlPart]]:
+        """The clips of all messages in order, each with the name of its field."""
+        return [
+            (f"messages.{index}.{part.type}", part)
+            for index, message in enumerate(self.messages)
+            for part in (message.content if isinstance(message.content, list) else ())
+            if not isinstance(part, TextPart)
+        ]
+
+    @property
     def num_top_logprobs(self) -> int | None:
         """Alternatives to report beside each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def parse_chat(content: dict[str, Any]) -> ChatRequest:
-    """Checks the body of a chat request.
+def parse_chat(body: bytes) -> ChatRequest:
+    """Reads the body of a chat request. Costs time for large bodies: not for the event loop.
 
     Raises:
         ApiError: 400 that names the field.
     """
+    content = _parse_json(body)
     _refuse_images(content)
     try:
         chat = ChatRequest.model_validate(content)
@@ -148,6 +160,21 @@ def parse_chat(content: dict[str, Any]) -> ChatRequest:
     if len(limits) > 1:
         raise bad_request("max_tokens and max_completion_tokens contradict each other.", "max_tokens")
     return chat
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        content = json.loads(body, parse_constant=refuse)
+    except RecursionError:
+        raise bad_request("the JSON is nested too deeply.") from None
+    except ValueError as error:  # also UnicodeDecodeError
+        raise bad_request(f"the body is not valid JSON: {str(error)[:200]}.") from None
+    if not isinstance(content, dict):
+        raise bad_request("the body must be a JSON object.")
+    return content
 
 
 def _check_extra(name: str, value: Any) -> None:

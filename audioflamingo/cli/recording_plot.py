@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
 from audioflamingo.audio.loading import SAMPLING_RATE, split_windows
-from audioflamingo.cli.audio_view import AudioView
-from audioflamingo.errors import MissingDependencyError
+from audioflamingo.cli.recording_view import RecordingView
+from audioflamingo.config import AUDIO_TOKENS_PER_S
+from audioflamingo.figures import new_figure, save_png
 
 MAX_COLUMNS = 4000  # of the spectrogram picture
-TOKEN_S = 0.04
+TOKEN_S = 1 / AUDIO_TOKENS_PER_S
 # Clip of at most so many seconds: a line every so many audio tokens.
 TOKEN_GRIDS = ((12.0, 1), (120.0, 25), (float("inf"), 250))
 
 
-def draw_audio(view: AudioView, waveform: np.ndarray, num_mels: int) -> bytes:
+def draw_recording(view: RecordingView, waveform: np.ndarray, num_mels: int, path: Path) -> None:
     """Draws waveform and log-mel, with the windows and, in short clips, every audio token.
 
     Args:
         view: what was measured.
         waveform: 16 kHz (samples,).
         num_mels: mel bins.
-
-    Returns:
-        A PNG file.
+        path: the PNG to write.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("pictures need matplotlib: pip install 'audioflamingo[plot]'") from error
+    figure = new_figure(12, 6)
     used = waveform[: round(view.used_s * SAMPLING_RATE)]
-    figure = Figure(figsize=(12, 6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     _draw_waveform(top, used)
     log_mel = _log_mel(used, num_mels)
@@ -59,9 +53,7 @@ def draw_audio(view: AudioView, waveform: np.ndarray, num_mels: int) -> bytes:
         f"{view.name[-80:].replace('$', ' ')}: {view.duration_s:.2f} s, {len(view.windows)} windows, "
         f"{view.num_audio_tokens} audio tokens of 40 ms"
     )
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
+    save_png(figure, path, dpi=100)
 
 
 def _draw_waveform(axes: Any, waveform: np.ndarray) -> None:
@@ -83,7 +75,7 @@ def _log_mel(waveform: np.ndarray, num_mels: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _draw_grid(axes: tuple[Any, ...], view: AudioView) -> None:
+def _draw_grid(axes: tuple[Any, ...], view: RecordingView) -> None:
     for one in axes:
         for window in view.windows[1:]:
             one.axvline(window.start_s, color="tab:red", linewidth=1.5)

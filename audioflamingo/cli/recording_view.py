@@ -6,7 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from audioflamingo.cli.audio_info import read_audio_info
+import numpy as np
+
+from audioflamingo.audio.decoding import read_audio_info
+from audioflamingo.audio.loading import (
+    HOP_LENGTH,
+    MAX_AUDIO_S,
+    N_SAMPLES,
+    SAMPLING_RATE,
+    check_waveform,
+    num_audio_tokens,
+    split_windows,
+)
+from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector, frames_of
+from audioflamingo.transcription.options import VadOptions
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class WindowView:
 
 
 @dataclass(frozen=True)
-class AudioView:
+class RecordingView:
     """A recording as the model sees it.
 
     Attributes:
@@ -49,27 +62,12 @@ class AudioView:
         return sum(window.num_audio_tokens for window in self.windows)
 
 
-def look_at(name: str, source: Any, waveform: Any) -> AudioView:
+def look_at(name: str, source: Any, waveform: np.ndarray) -> RecordingView:
     """Measures a recording.
 
     Raises:
         AudioError: it is too short for one audio token.
     """
-    import numpy as np
-
-    from audioflamingo.audio.loading import (
-        HOP_LENGTH,
-        MAX_AUDIO_S,
-        N_SAMPLES,
-        SAMPLING_RATE,
-        check_waveform,
-        num_audio_tokens,
-        split_windows,
-    )
-    from audioflamingo.audio.vad import VAD_FRAME
-    from audioflamingo.transcription.options import VadOptions
-
-    threshold = VadOptions().threshold
     check_waveform(waveform, repr(name))
     info = read_audio_info(source)
     used = waveform[: MAX_AUDIO_S * SAMPLING_RATE]
@@ -85,10 +83,13 @@ def look_at(name: str, source: Any, waveform: Any) -> AudioView:
                 (start + len(window)) / SAMPLING_RATE,
                 num_frames,
                 num_audio_tokens(num_frames),
-                round(min(len(window), int((frames >= threshold).sum()) * VAD_FRAME) / SAMPLING_RATE, 2),
+                round(
+                    min(len(window), int((frames >= VadOptions.threshold).sum()) * VAD_FRAME) / SAMPLING_RATE,
+                    2,
+                ),
             )
         )
-    return AudioView(
+    return RecordingView(
         name=name,
         container=None if info is None else info.container,
         codec=None if info is None else info.codec,
@@ -102,11 +103,7 @@ def look_at(name: str, source: Any, waveform: Any) -> AudioView:
     )
 
 
-def _speech(waveform: Any) -> Any:
+def _speech(waveform: np.ndarray) -> np.ndarray:
     """Probability of speech in each 32 ms."""
-    import numpy as np
-
-    from audioflamingo.audio.vad import SpeechDetector, frames_of
-
     detector = SpeechDetector()
     return np.concatenate([detector(block) for block in frames_of([waveform])])

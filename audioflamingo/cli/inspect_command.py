@@ -6,16 +6,23 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audioflamingo.cli.audio_view import AudioView, look_at
-from audioflamingo.cli.options import DebugOption, QuietOption
+from audioflamingo.cli.flags import QuietOptions, with_flags
+from audioflamingo.cli.inputs import STDIN
+from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import MissingDependencyError, OutputError
+
+if TYPE_CHECKING:
+    from audioflamingo.cli.recording_view import RecordingView
 
 
+@with_flags
 def inspect(
     audio: Annotated[str, typer.Argument(metavar="AUDIO", help="A file, a URL, or - for standard input.")],
+    *,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -32,8 +39,7 @@ def inspect(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the picture named by --png.")
     ] = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    screen: QuietOptions,
 ) -> None:
     """Show what the model sees of a recording: windows, frames, audio tokens, and a picture.
 
@@ -44,13 +50,12 @@ def inspect(
       af3 inspect https://example.org/a.mp3 --json --no-png
     """
     from audioflamingo.audio import load_audio
-    from audioflamingo.cli.terminal import Terminal
-    from audioflamingo.errors import MissingDependencyError, OutputError
-    from audioflamingo.transcription.writers import write_whole
+    from audioflamingo.cli.recording_plot import draw_recording
+    from audioflamingo.cli.recording_view import look_at
 
     if png is not None and png.exists() and not overwrite:
         raise OutputError(f"{str(png)!r} exists; add --overwrite, or choose another name.")
-    source: Any = sys.stdin.buffer.read() if audio == "-" else audio
+    source: Any = sys.stdin.buffer.read() if audio == STDIN else audio
     waveform = load_audio(source)
     view = look_at(audio, source, waveform)
     if as_json:
@@ -62,28 +67,25 @@ def inspect(
         return
     path = png or Path(f"{_stem(audio)}.af3.png")
     try:
-        from audioflamingo.cli.plots import draw_audio
-
-        picture = draw_audio(view, waveform, num_mels)
+        draw_recording(view, waveform, num_mels, path)
     except MissingDependencyError as error:
         if png is not None:
             raise
         Terminal.say(f"no picture: {error}")
         return
-    write_whole(path, picture)
-    if not quiet:
+    if not screen.quiet:
         Terminal.say(f"picture: {path}")
 
 
 def _stem(name: str) -> str:
-    if name == "-":
+    if name == STDIN:
         return "stdin"
     if name.startswith("data:"):
         return "data"
     return Path(name.split("?")[0]).stem or "audio"
 
 
-def describe_view(view: AudioView) -> str:
+def describe_view(view: RecordingView) -> str:
     """The view as a table."""
     kind = "unknown" if view.codec is None else f"{view.container}, {view.codec}"
     rate = "?" if view.sampling_rate_hz is None else f"{view.sampling_rate_hz} Hz"

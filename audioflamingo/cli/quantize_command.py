@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from audioflamingo.cli.inputs import Input
-from audioflamingo.cli.options import DebugOption, Quantization, QuietOption
+from audioflamingo.cli.flags import QuietOptions, with_flags
+from audioflamingo.cli.info_command import format_size
+from audioflamingo.cli.inputs import Input, find_inputs
+from audioflamingo.cli.model_loading import MODEL_KINDS, Quantization
+from audioflamingo.cli.terminal import Terminal
 
 
+@with_flags
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="nano, a hub id, or a folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_KINDS)],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     scheme: Annotated[
         Quantization,
@@ -32,8 +36,8 @@ def quantize(
             "may be repeated. Needs memory for the original.",
         ),
     ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    *,
+    screen: QuietOptions,
 ) -> None:
     """Write an int8 or int4 copy of a model, which loads at once and runs on a CPU.
 
@@ -45,12 +49,10 @@ def quantize(
       af3 quantize ./checkpoint ./checkpoint-int8 --scheme int8
       af3 quantize ./checkpoint ./small --scheme int4 --calibrate clips/
     """
-    from audioflamingo.cli.info import format_size
-    from audioflamingo.cli.terminal import Terminal
     from audioflamingo.convert import quantize_checkpoint
 
     prompts = None if calibrate is None else _prompts(model, calibrate)
-    with Terminal.progress(total=1, is_shown=not quiet) as bar:
+    with Terminal.progress(total=1, is_shown=not screen.quiet) as bar:
 
         def show(done: int, total: int) -> None:
             bar.update(done / total, f"{format_size(done)} of {format_size(total)}")
@@ -63,14 +65,13 @@ def quantize(
             calibration=prompts,
             progress=show,
         )
-    if not quiet:
+    if not screen.quiet:
         size = sum(path.stat().st_size for path in folder.expanduser().glob("*.safetensors"))
         Terminal.say(f"{folder}: {format_size(size)} of weights, {scheme.value}")
 
 
 def _prompts(model: str, names: list[str]) -> list[Any]:
     """A transcription prompt for each clip."""
-    from audioflamingo.cli.inputs import find_inputs
     from audioflamingo.processor import AudioFlamingo3Processor
 
     processor = AudioFlamingo3Processor.from_pretrained(model)

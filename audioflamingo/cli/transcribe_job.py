@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import itertools
 import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from audioflamingo.cli.audio_info import read_audio_info
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, report
+from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
-from audioflamingo.cli.loading import load
-from audioflamingo.cli.options import Dtype, Quantization
+from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
+from audioflamingo.fields import option
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Finished, Segment
 from audioflamingo.transcription.writers import (
@@ -27,11 +29,29 @@ from audioflamingo.transcription.writers import (
     write_transcript,
 )
 
+if TYPE_CHECKING:
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
+
 # After these no other output can be written either.
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OUTPUT = "Output"
+
+FormatName = StrEnum("FormatName", {name.upper(): name for name in FORMATS})  # type: ignore[misc]
 
 
-class TranscriptionJob:
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where transcripts go, and how they look."""
+
+    format: FormatName = option(FormatName("txt"), "Format of the transcripts.", short="-f", group=_OUTPUT)
+    output_dir: Path | None = option(
+        None, "Write one file for each audio here, in place of printing.", short="-o", group=_OUTPUT
+    )
+    overwrite: bool = option(False, "Transcribe again what has its output already.", group=_OUTPUT)
+
+
+class TranscribeJob:
     """One run over many inputs.
 
     Attributes:
@@ -42,27 +62,24 @@ class TranscriptionJob:
         self,
         ctx: typer.Context,
         inputs: list[Input],
-        format_name: str,
-        output_dir: Path | None,
-        overwrite: bool,
+        output: OutputOptions,
         options: TranscriptionOptions,
-        quiet: bool,
-        verbose: bool,
+        screen: ScreenOptions,
     ) -> None:
         self._ctx = ctx
         self._inputs = inputs
-        self._format = format_name
-        self._output_dir = output_dir
-        self._overwrite = overwrite
+        self._format = output.format.value
+        self._output_dir = output.output_dir
+        self._overwrite = output.overwrite
         self._options = options
-        self._quiet = quiet
-        self._verbose = verbose
+        self._quiet = screen.quiet
+        self._verbose = screen.verbose
         self._todo: list[Input] = []
         self._segments: list[Segment] = []
         self._formatter: Formatter | None = None
         self.num_done = self.num_failed = self.num_skipped = 0
 
-    def run(self, model: str, device: str, dtype: Dtype, quantization: Quantization | None = None) -> None:
+    def run(self, model: ModelOptions) -> None:
         """Transcribes what is left to do.
 
         Raises:
@@ -73,7 +90,7 @@ class TranscriptionJob:
         self._find_work()
         try:
             if self._todo:
-                self._transcribe(*load(model, device, dtype, self._verbose, quantization))
+                self._transcribe(*load(model, self._verbose))
         except KeyboardInterrupt:
             hint = "" if self._output_dir is None else " The same command goes on with the rest."
             Terminal.say(f"interrupted: {self.num_done} of {len(self._todo)} transcribed.{hint}")
@@ -109,7 +126,9 @@ class TranscriptionJob:
         stem = self._output_dir / item.output_stem
         return stem.with_name(f"{stem.name}.{self._format}")
 
-    def _transcribe(self, model: Any, processor: Any) -> None:
+    def _transcribe(
+        self, model: AudioFlamingo3ForConditionalGeneration, processor: AudioFlamingo3Processor
+    ) -> None:
         from audioflamingo.transcription.transcriber import transcribe_all
 
         durations = self._durations()
@@ -135,6 +154,8 @@ class TranscriptionJob:
         """Seconds of each input, for the bar; 0 where its file does not say."""
         if self._quiet:
             return []
+        from audioflamingo.audio.decoding import read_audio_info
+
         infos = (None if item.path is None else read_audio_info(item.path) for item in self._todo)
         return [0.0 if info is None or info.duration_s is None else info.duration_s for info in infos]
 
