@@ -168,4 +168,6 @@ class CacheRows:
 def view_of(store: KVStore, spans: Sequence[Span], num_new: Sequence[int], device: torch.device) -> KVView:
     """Some sequences of a store, one row each, with so many new tokens."""
     starts, lengths = [span.start for span in spans], [span.length for span in spans]
-    return KVView(store, PackedLayout.of(starts, lengths, num_new, device, room=[span.num_slots for span in spans]))
+    return KVView(
+        store, PackedLayout.of(starts, lengths, num_new, device, room=[span.num_slots for span in spans])
+    )

@@ -65,7 +65,7 @@ def create_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.engine.start)
+        await asyncio.to_thread(service.worker.start)
         try:
             yield
         finally:
@@ -105,5 +105,5 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "audioflamingo",
-        "max_model_len": service.engine.max_prompt_tokens + 1,
+        "max_model_len": service.worker.engine.room(0),
     }

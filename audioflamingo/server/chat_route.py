@@ -5,17 +5,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 
 from audioflamingo.config import GenerationConfig
-from audioflamingo.engine.generate_call import logits_rules
-from audioflamingo.engine.generate_options import resolve_options
-from audioflamingo.engine.request import Output, Sampling, TokenLogprob
-from audioflamingo.engine.sampling import row_seed
-from audioflamingo.processor.prompt import Prompt, build_prompt
+from audioflamingo.engine.generate_options import params_of, resolve_options, sampling_options
+from audioflamingo.engine.request import Output, Request
+from audioflamingo.engine.sampling import TokenLogprob, Uniforms
+from audioflamingo.processor.prompt import Prompt
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.api_route import ApiRoute, Call
@@ -29,7 +29,7 @@ SMALL_BODY = 20_000  # bytes that the event loop parses itself
 class ChatRoute(ApiRoute[ChatRequest]):
     """The route."""
 
-    async def read(self, request: Request) -> ChatRequest:
+    async def read(self, request: HttpRequest) -> ChatRequest:
         """Reads a request."""
         body = await request.body()
         return parse_chat(body) if len(body) <= SMALL_BODY else await self.service.prepare(parse_chat, body)
@@ -37,16 +37,17 @@ class ChatRoute(ApiRoute[ChatRequest]):
     async def answer(self, parsed: ChatRequest, call: Call) -> None:
         """Answers it, whole or as a stream."""
         service = self.service
-        prompt, samplings = await self._prepare(parsed)
-        reply = ChatReply(parsed, prompt, service.model_name, service.processor.tokenizer)
-        answers = Answers(service.engine, prompt, samplings, call.share, bool(parsed.stream))
+        request = await self._prepare(parsed)
+        request.share = call.share
+        reply = ChatReply(parsed, request.prompt, service.model_name, service.processor.tokenizer)
+        answers = Answers(service.worker, request)
         try:
             if parsed.stream:
                 await send_events(call.send, self._events(answers, reply, call))
                 return
             outputs = await answers.complete()
-            for index, output in enumerate(outputs):
-                reply.add(index, output)
+            for output in outputs:
+                reply.add(output)
                 service.note_answer(call.arrived, output)
             await call.reply(JsonResponse(reply.whole(outputs)))
         finally:
@@ -57,24 +58,25 @@ class ChatRoute(ApiRoute[ChatRequest]):
         self, answers: Answers, reply: ChatReply, call: Call
     ) -> AsyncGenerator[dict[str, Any], None]:
         has_begun = False
-        async for index, output in answers:
+        async for output in answers:
             if not has_begun:
                 has_begun = True
                 for choice in range(reply.num_choices):
                     yield reply.first_chunk(choice)
-            reply.add(index, output)
-            yield reply.chunk(index, output)
+            reply.add(output)
+            yield reply.chunk(output)
             if output.is_last:
                 self.service.note_answer(call.arrived, output)
         if reply.is_usage_wanted:
             yield reply.usage_chunk()
 
-    async def _prepare(self, chat: ChatRequest) -> tuple[Prompt, list[Sampling]]:
+    async def _prepare(self, chat: ChatRequest) -> Request:
         service = self.service
 
-        def build(clips: list[np.ndarray]) -> tuple[Prompt, list[Sampling]]:
-            prompt = build_prompt(service.processor, conversation_of(chat, clips))
-            return prompt, samplings_of(chat, service.generation_config, len(prompt.token_ids))
+        def build(clips: list[np.ndarray]) -> Request:
+            prompt = service.processor.prompt(conversation_of(chat, clips))
+            _ = prompt.identity  # hashes the audio here, not in the engine's thread
+            return engine_request(chat, prompt, service.generation_config, service.processor.tokenizer)
 
         if not chat.audio_parts:
             return await service.prepare(build, [])
@@ -113,43 +115,37 @@ def conversation_of(chat: ChatRequest, clips: list[np.ndarray]) -> list[dict[str
     return messages
 
 
-def samplings_of(
-    chat: ChatRequest, generation_config: GenerationConfig, num_prompt_tokens: int
-) -> list[Sampling]:
-    """How each of the `n` answers is chosen; what the request leaves open is the checkpoint's default.
+def engine_request(
+    chat: ChatRequest, prompt: Prompt, defaults: GenerationConfig, tokenizer: Tokenizer
+) -> Request:
+    """What the engine is asked for; what the request leaves open is the checkpoint's default.
 
     Raises:
         ArgumentError: values that do not fit each other.
     """
     names = ("top_p", "top_k", "min_p", "repetition_penalty")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(chat, name)) is not None}
-    options["num_beams"] = 1  # whatever the checkpoint's default: answers share batches step by step
+    options |= sampling_options(chat.temperature)
     options["min_new_tokens"] = chat.min_tokens
     options["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
-    if chat.temperature is not None:
-        options["do_sample"] = chat.temperature > 0
-        if chat.temperature > 0:
-            options["temperature"] = chat.temperature
+    options["stop_strings"] = chat.stops or None
     if options.get("do_sample") is False:  # a greedy choice has no use for these
         options = {name: value for name, value in options.items() if name not in ("top_p", "top_k", "min_p")}
-    config = resolve_options("chat completions", generation_config, options)
-    if config.max_new_tokens is not None:
-        limit = config.max_new_tokens
-    else:
-        limit = max(1, (config.max_length or 0) - num_prompt_tokens)
+    num_answers = chat.n or 1
+    if defaults.num_beams > 1:
+        options |= {"num_beams": max(defaults.num_beams, num_answers), "num_return_sequences": num_answers}
+    config = resolve_options(defaults, options)
+    limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
+    params = params_of(config, len(prompt), limit, tokenizer)
+    rules = replace(
+        params.rules,
+        frequency_penalty=chat.frequency_penalty or 0.0,
+        presence_penalty=chat.presence_penalty or 0.0,
+    )
+    params = replace(params, rules=rules, num_answers=num_answers, num_top_logprobs=chat.num_top_logprobs)
     seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
-    return [
-        Sampling(
-            rules=logits_rules(config, num_prompt_tokens),
-            frequency_penalty=chat.frequency_penalty or 0.0,
-            presence_penalty=chat.presence_penalty or 0.0,
-            seed=row_seed(seed, choice),
-            stop=chat.stops,
-            max_new_tokens=limit,
-            num_top_logprobs=chat.num_top_logprobs,
-        )
-        for choice in range(chat.n or 1)
-    ]
+    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
+    return Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms)
 
 
 class ChatReply:
@@ -180,10 +176,10 @@ class ChatReply:
         self._num_completion_tokens = 0
         self._num_reused: list[int | None] = [None] * self.num_choices
 
-    def add(self, index: int, output: Output) -> None:
+    def add(self, output: Output) -> None:
         """Counts an output of an answer."""
         self._num_completion_tokens += len(output.token_ids)
-        self._num_reused[index] = output.num_reused
+        self._num_reused[output.index] = output.num_reused
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -203,12 +199,12 @@ class ChatReply:
         """The reply in one piece."""
         choices = [
             {
-                "index": index,
+                "index": output.index,
                 "message": {"role": "assistant", "content": output.text, "refusal": None},
                 "logprobs": self._logprobs(output),
                 "finish_reason": output.finish_reason,
             }
-            for index, output in enumerate(outputs)
+            for output in outputs
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
@@ -216,10 +212,10 @@ class ChatReply:
         """Opens an answer."""
         return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
 
-    def chunk(self, index: int, output: Output) -> dict[str, Any]:
+    def chunk(self, output: Output) -> dict[str, Any]:
         """What an answer has grown by."""
         delta = {"content": output.text} if output.text else {}
-        choice = self._choice(index, delta, output.finish_reason)
+        choice = self._choice(output.index, delta, output.finish_reason)
         choice["logprobs"] = self._logprobs(output)
         return self._chunk([choice])
 

@@ -14,6 +14,7 @@ import uvicorn
 
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.worker import EngineWorker
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.app import create_app
@@ -36,9 +37,9 @@ def build_service(
     options = EngineOptions(
         max_rows=settings.max_rows, max_requests=settings.max_running, cache_tokens=settings.cache_tokens
     )
-    engine = Engine(model, processor.tokenizer, options)
+    worker = EngineWorker(Engine(model, processor.tokenizer, options))
     name = settings.served_model_name or model_name
-    return Service(engine, processor, model.generation_config, name, settings)
+    return Service(worker, processor, model.generation_config, name, settings)
 
 
 def served_name(model: str) -> str:

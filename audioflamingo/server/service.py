@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from audioflamingo.audio.fetching import FetchPolicy
 from audioflamingo.config import GenerationConfig
-from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.request import Output
+from audioflamingo.engine.worker import EngineWorker
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.gate import Gate
@@ -29,7 +29,7 @@ class Service:
     """One model behind HTTP.
 
     Args:
-        engine: gives the answers.
+        worker: runs the engine that gives the answers.
         processor: the model's `AudioFlamingo3Processor`.
         generation_config: the checkpoint's defaults for what a request leaves open.
         model_name: what requests call the model.
@@ -41,20 +41,20 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        worker: EngineWorker,
         processor: AudioFlamingo3Processor,
         generation_config: GenerationConfig,
         model_name: str,
         settings: ServerSettings,
     ) -> None:
-        self.engine = engine
+        self.worker = worker
         self.processor = processor
         self.generation_config = generation_config
         self.model_name = model_name
         self.settings = settings
         self.created = int(time.time())
         self.gate = Gate(settings.max_running + settings.max_queue)
-        self.metrics = Metrics(engine, self.gate)
+        self.metrics = Metrics(worker.engine, self.gate)
         self.fetch_policy = FetchPolicy(
             settings.max_upload_bytes,
             wait_s=FETCH_TIMEOUT_S,
@@ -104,11 +104,11 @@ class Service:
                 await self.gate.wait_until_empty()
         except TimeoutError:
             pass
-        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.worker.stop)
         for executor in (self._decoders, self._preparers):
             executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def is_healthy(self) -> bool:
         """Whether requests have a chance."""
-        return self.engine.is_alive and not self.gate.is_closing
+        return self.worker.is_alive and not self.gate.is_closing

@@ -30,13 +30,13 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 @contextlib.contextmanager
 def blocked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Holds the model still for the length of the block."""
-    gate, step = threading.Event(), engine._step
+    gate, step = threading.Event(), engine.step
 
     def wait() -> None:
         gate.wait(30)
         step()
 
-    monkeypatch.setattr(engine, "_step", wait)
+    monkeypatch.setattr(engine, "step", wait)
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def test_a_full_queue_is_429_with_retry_after_and_the_queued_are_answered(
 ) -> None:
     with running_server(model, processor, max_running=1, max_queue=2) as small, small.client() as client:
         with ThreadPoolExecutor(3) as threads:
-            with blocked(small.service.engine, monkeypatch):
+            with blocked(small.service.worker.engine, monkeypatch):
                 running = []
                 for i in range(3):
                     running.append(threads.submit(client.post, CHAT, json=chat_body(f"the {i}")))
@@ -133,7 +133,7 @@ def test_a_short_request_overtakes_long_ones_that_came_before(
         running_server(model, processor, max_rows=2, max_running=2, max_queue=8) as fair,
         fair.client() as client,
     ):
-        engine, order = fair.service.engine, []
+        worker, order = fair.service.worker, []
 
         def ask(name: str, **fields: Any) -> None:
             assert client.post(CHAT, json=chat_body(name, **fields)).status_code == 200
@@ -141,14 +141,14 @@ def test_a_short_request_overtakes_long_ones_that_came_before(
 
         with ThreadPoolExecutor(4) as threads:
             asked = []
-            with blocked(engine, monkeypatch):
+            with blocked(worker.engine, monkeypatch):
                 for name in ("the long one", "the long two"):
                     fields = {"n": 8, "max_tokens": 150, "frequency_penalty": -2}
                     asked.append(threads.submit(ask, name, **fields))
-                while len(engine.schedule.waiting) + len(engine._arriving) < 16:
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 2:
                     time.sleep(0.002)
                 asked.append(threads.submit(ask, "short"))
-                while len(engine.schedule.waiting) + len(engine._arriving) < 17:
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 3:
                     time.sleep(0.002)
             for future in asked:
                 future.result()
@@ -171,7 +171,7 @@ def test_a_request_that_takes_too_long_is_504_and_leaves(model: Any, processor: 
 def test_a_client_that_hangs_up_is_dropped(server: RunningServer) -> None:
     body = chat_body("tool call", max_tokens=8000, frequency_penalty=-2)
     for is_streamed in (False, True):
-        steps = server.service.engine.num_steps
+        steps = server.service.worker.engine.num_steps
         with server.client() as client, contextlib.suppress(httpx.ReadTimeout):
             if is_streamed:
                 with client.stream("POST", CHAT, json={**body, "stream": True}) as reply:
@@ -179,7 +179,7 @@ def test_a_client_that_hangs_up_is_dropped(server: RunningServer) -> None:
             else:
                 client.post(CHAT, json=body, timeout=0.3)
         server.wait_until_idle()
-        assert server.service.engine.num_steps - steps < 8000
+        assert server.service.worker.engine.num_steps - steps < 8000
     with server.client() as client:
         assert client.post(CHAT, json=chat_body("hello")).status_code == 200
         text = client.get("/metrics").text
@@ -208,7 +208,7 @@ def test_shutdown_finishes_whom_the_model_has_begun_with_and_turns_away_who_wait
         first = threads.submit(client.post, CHAT, json=body)
         while not gate.num_running:
             time.sleep(0.002)
-        with blocked(ending.service.engine, monkeypatch):
+        with blocked(ending.service.worker.engine, monkeypatch):
             waiting = []
             for i, is_streamed in enumerate((False, True, False)):
                 waiting.append(threads.submit(client.post, CHAT, json={**body, "stream": is_streamed}))
@@ -235,7 +235,7 @@ def test_shutdown_ends_what_does_not_end_itself(model: Any, processor: Any) -> N
         body = chat_body("tool call", max_tokens=8000, frequency_penalty=-2)
         whole = threads.submit(client.post, CHAT, json=body)
         streamed = threads.submit(client.post, CHAT, json={**body, "stream": True})
-        while len(ending.service.engine.schedule.answering) < 2:
+        while len(ending.service.worker.engine.scheduler.answering) < 2:
             time.sleep(0.002)
         ending.stop()
         assert whole.result().status_code == 503

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from audioflamingo.engine.stop_text import StopText
 from hypothesis import given
 from hypothesis import strategies as st
+
+from audioflamingo.engine.stopping import StopText
 
 
 @given(st.text("ab-", max_size=30), st.lists(st.text("ab-", min_size=1, max_size=4), max_size=3), st.data())
