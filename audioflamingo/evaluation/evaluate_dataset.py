@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.engine.answer_many import answer_many
+from audioflamingo.engine.generate_call import prepare_one
+from audioflamingo.engine.request import Request
 from audioflamingo.errors import ArgumentError, DataError
 from audioflamingo.evaluation.confusion_plot import plot_confusion
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
@@ -118,31 +119,32 @@ def answer_rows(
     processor: AudioFlamingo3Processor,
     rows: Sequence[DataRow],
     batch_size: int = EvaluationOptions.batch_size,
-    autocast: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, ItemResult]]:
-    """Answers and scores rows in batches of similar length, longest first.
+    """Answers and scores rows, longest first, `batch_size` at a time.
 
     Yields:
-        (place of the row, its result).
+        (place of the row, its result), as answers are complete.
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
-    ordered = sorted(rows, key=lambda row: -row.duration_s)
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        parts = [split_row(row) for row in batch]
-        inputs = processor.apply_chat_template(
-            [messages for messages, _, _ in parts],
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-        ).to(model.device)
-        with torch.no_grad() if autocast is None else autocast():
-            outputs = model.generate(**inputs, **options)
-        answers = processor.decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for row, (_, question, reference), answer in zip(batch, parts, answers, strict=True):
-            yield row.place, score(row.id, question, reference, answer, row.task, row.duration_s)
+    requests = (
+        (row, _request(model, processor, row, options))
+        for row in sorted(rows, key=lambda row: -row.duration_s)
+    )
+    for row, output in answer_many(model, processor.tokenizer, requests, batch_size):
+        _, question, reference = split_row(row)
+        yield row.place, score(row.id, question, reference, output.text, row.task, row.duration_s)
+
+
+def _request(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    row: DataRow,
+    options: dict[str, Any],
+) -> Request:
+    prompt = processor.prompt(split_row(row)[0], on_long="truncate")
+    return prepare_one(model, prompt, {"tokenizer": processor.tokenizer, **options})
 
 
 def _open_run(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, ItemResult]:

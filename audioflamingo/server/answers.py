@@ -5,35 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 
-from audioflamingo.engine.request import Output, Request
+from audioflamingo.engine.request import Output, Request, Share
 from audioflamingo.engine.worker import EngineWorker
 
 
 class Answers:
-    """The answers to a request that are being given.
+    """The answers to one prompt that are being given.
 
     Args:
         worker: runs the engine that gives them.
-        request: what is asked; its `on_output` is set here.
+        requests: what is asked, about the same prompt; answers are counted from each one's `first_row` on.
+        share: the client request that they belong to.
 
     Raises:
         ContextLengthError: the prompt can never fit.
         EngineStoppedError: the engine takes no more.
     """
 
-    def __init__(self, worker: EngineWorker, request: Request) -> None:
+    def __init__(self, worker: EngineWorker, requests: Sequence[Request], share: Share) -> None:
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._is_woken = False
         self._outputs: deque[Output] = deque()
-        self._request = request
-        request.on_output = self._receive
-        worker.submit(request)
+        self._requests = requests
+        self._num_answers = sum(request.params.num_answers for request in requests)
+        for request in requests:
+            request.share = share
+            request.on_output = partial(self._receive, request.first_row)
+            worker.submit(request)
 
-    def _receive(self, output: Output) -> None:
-        self._outputs.append(output)
+    def _receive(self, first: int, output: Output) -> None:
+        self._outputs.append(replace(output, index=first + output.index))
         if not self._is_woken:
             self._is_woken = True
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
@@ -41,7 +47,8 @@ class Answers:
 
     def cancel(self) -> None:
         """Drops what is not complete."""
-        self._request.cancel()
+        for request in self._requests:
+            request.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         """Yields outputs until all answers are complete; ending early drops the rest.
@@ -49,7 +56,7 @@ class Answers:
         Raises:
             AudioFlamingoError: an answer failed.
         """
-        num_open = self._request.params.num_answers
+        num_open = self._num_answers
         try:
             while num_open:
                 await self._ready.wait()
@@ -76,4 +83,4 @@ class Answers:
         whole: dict[int, Output] = {}
         async for output in self:
             whole[output.index] = output.joined_to(whole.get(output.index))
-        return [whole[index] for index in range(self._request.params.num_answers)]
+        return [whole[index] for index in range(self._num_answers)]

@@ -37,10 +37,9 @@ class ChatRoute(ApiRoute[ChatRequest]):
     async def answer(self, parsed: ChatRequest, call: Call) -> None:
         """Answers it, whole or as a stream."""
         service = self.service
-        request = await self._prepare(parsed)
-        request.share = call.share
-        reply = ChatReply(parsed, request.prompt, service.model_name, service.processor.tokenizer)
-        answers = Answers(service.worker, request)
+        requests = await self._prepare(parsed)
+        reply = ChatReply(parsed, requests[0].prompt, service.model_name, service.processor.tokenizer)
+        answers = Answers(service.worker, requests, call.share)
         try:
             if parsed.stream:
                 await send_events(call.send, self._events(answers, reply, call))
@@ -70,13 +69,13 @@ class ChatRoute(ApiRoute[ChatRequest]):
         if reply.is_usage_wanted:
             yield reply.usage_chunk()
 
-    async def _prepare(self, chat: ChatRequest) -> Request:
+    async def _prepare(self, chat: ChatRequest) -> list[Request]:
         service = self.service
 
-        def build(clips: list[np.ndarray]) -> Request:
+        def build(clips: list[np.ndarray]) -> list[Request]:
             prompt = service.processor.prompt(conversation_of(chat, clips))
             _ = prompt.identity  # hashes the audio here, not in the engine's thread
-            return engine_request(chat, prompt, service.generation_config, service.processor.tokenizer)
+            return engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
 
         if not chat.audio_parts:
             return await service.prepare(build, [])
@@ -115,9 +114,9 @@ def conversation_of(chat: ChatRequest, clips: list[np.ndarray]) -> list[dict[str
     return messages
 
 
-def engine_request(
+def engine_requests(
     chat: ChatRequest, prompt: Prompt, defaults: GenerationConfig, tokenizer: Tokenizer
-) -> Request:
+) -> list[Request]:
     """What the engine is asked for; what the request leaves open is the checkpoint's default.
 
     Raises:
@@ -142,10 +141,16 @@ def engine_request(
         frequency_penalty=chat.frequency_penalty or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
     )
-    params = replace(params, rules=rules, num_answers=num_answers, num_top_logprobs=chat.num_top_logprobs)
+    params = replace(params, rules=rules, num_top_logprobs=chat.num_top_logprobs)
     seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
     uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
-    return Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms)
+    # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
+    num_requests = 1 if params.beams is not None else num_answers
+    params = replace(params, num_answers=num_answers // num_requests)
+    return [
+        Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms, first_row=index)
+        for index in range(num_requests)
+    ]
 
 
 class ChatReply:

@@ -104,7 +104,7 @@ class Transcription:
         prompt = request.prompt
         self.num_audio_tokens += prompt.num_audio_tokens
         self.num_text_tokens += len(prompt) - prompt.num_audio_tokens
-        (output,) = await Answers(service.worker, request).complete()
+        (output,) = await Answers(service.worker, [request], self._share).complete()
         self.num_output_tokens += len(output.token_ids)
         if self._is_first:
             self._is_first = False
@@ -113,6 +113,5 @@ class Transcription:
 
     def _prepare(self, window: Window, no_repeat_ngram_size: int) -> Request:
         request = self._requests.request(window, no_repeat_ngram_size, seed=secrets.randbits(63))
-        request.share = self._share
         _ = request.prompt.identity  # hashes the audio here, not in the engine's thread
         return request

@@ -276,9 +276,8 @@ def test_penalties_lower_what_was_said(
 ) -> None:
     prompt = processor.prompt(user("tool call"))
     plain = submit(engine, prompt, greedy(40)).token_ids
-    penalized = submit(
-        engine, prompt, greedy(40, rules=LogitsRules(frequency_penalty=100.0, presence_penalty=100.0))
-    ).token_ids
+    rules = LogitsRules(frequency_penalty=100.0, presence_penalty=100.0)
+    penalized = submit(engine, prompt, greedy(40, rules=rules)).token_ids
     assert len(set(plain)) < len(plain)
     assert len(set(penalized)) == len(penalized)
 

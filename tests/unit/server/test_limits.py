@@ -145,10 +145,10 @@ def test_a_short_request_overtakes_long_ones_that_came_before(
                 for name in ("the long one", "the long two"):
                     fields = {"n": 8, "max_tokens": 150, "frequency_penalty": -2}
                     asked.append(threads.submit(ask, name, **fields))
-                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 2:
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 16:
                     time.sleep(0.002)
                 asked.append(threads.submit(ask, "short"))
-                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 3:
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 17:
                     time.sleep(0.002)
             for future in asked:
                 future.result()
