@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from audioflamingo.engine.chat import Chat
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
     from audioflamingo.network.encoder import AudioFlamingo3Encoder
-    from audioflamingo.network.kv_cache import KVCache
+    from audioflamingo.network.kv import KVCache
     from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
     from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
     from audioflamingo.processor.tokenizer import TextStreamer
@@ -42,7 +42,7 @@ _MODULE_OF = {
     "AutoProcessor": "processor",
     "Chat": "engine.chat",
     "GenerationConfig": "config",
-    "KVCache": "network.kv_cache",
+    "KVCache": "network.kv",
     "Qwen2Config": "config",
     "StreamDecoder": "processor",
     "TextStreamer": "processor.tokenizer",

@@ -1,51 +1,47 @@
-"""Keys and values of every sequence that the server holds, in one pool that never grows.
+"""Slots for the sequences of an engine: a `KVStore`, and which stretches of it belong to nobody.
 
-The pool is a long row of slots, one token each. A sequence gets a span of consecutive slots when it starts, enough for
-its prompt and its longest answer, so a running one can never run out. Attention reads a sequence where it lies:
-nothing is copied when requests join or leave the batch.
+A sequence gets a span of consecutive slots when it starts, enough for its prompt and its longest answer, so a running
+one can never run out. Attention reads a sequence where it lies: nothing is copied when requests join or leave the
+batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from audioflamingo.errors import ContextLengthError
-
-
-@dataclass(eq=False)
-class Span:
-    """Consecutive slots of a sequence.
-
-    Attributes:
-        start: the first slot.
-        num_slots: how many.
-        length: slots that hold a token already, from the first on.
-    """
-
-    start: int
-    num_slots: int
-    length: int = field(default=0)
+from audioflamingo.network.kv import KVCache, KVStore, KVView, PackedLayout, Span
 
 
 class KVPool:
-    """Preallocated keys and values, one buffer pair a layer, each `(1, K, slots, E)`.
+    """Spans of one store, handed out and taken back.
 
-    Buffers are allocated when a layer first writes, where and in what it writes.
+    From an empty pool they are handed out one behind the other, so sequences of equal size stand evenly spaced and
+    attend in one call.
 
     Args:
         num_layers: layers of the language model.
-        num_slots: tokens that fit.
+        num_slots: tokens that fit; with `grows` at first.
+        grows: add slots where there are too few.
+
+    Attributes:
+        store: the keys and values. If the pool does not grow, its memory is taken in full when a layer first writes, so
+            that an engine cannot grow into memory that is no longer there.
     """
 
-    def __init__(self, num_layers: int, num_slots: int) -> None:
-        self.num_slots = num_slots
-        self._keys: list[Tensor | None] = [None] * num_layers
-        self._values: list[Tensor | None] = [None] * num_layers
-        self._free: list[tuple[int, int]] = [(0, num_slots)]  # (start, count), in order, never touching
+    def __init__(self, num_layers: int, num_slots: int, grows: bool = False) -> None:
+        self.store = KVStore(num_layers, num_slots, is_filled=not grows)
+        self._grows = grows
+        self._free: list[tuple[int, int]] = (
+            [(0, num_slots)] if num_slots else []
+        )  # (start, count), never touching
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that fit."""
+        return self.store.num_slots
 
     @property
     def num_free(self) -> int:
@@ -55,7 +51,7 @@ class KVPool:
     @property
     def num_bytes(self) -> int:
         """Memory of the allocated buffers in bytes."""
-        return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
+        return self.store.num_bytes
 
     def allocate(self, num_slots: int) -> Span | None:
         """Takes the smallest free stretch that is long enough; None if there is none."""
@@ -67,8 +63,43 @@ class KVPool:
         self._free[index : index + 1] = [(start + num_slots, count - num_slots)] if count > num_slots else []
         return Span(start, num_slots)
 
-    def free(self, span: Span) -> None:
-        """Gives a span back."""
+    def allocate_new(self, num_slots: int) -> Span | None:
+        """The same from slots that are added where the pool may grow; None where it may not.
+
+        Once there is something to be moved, the pool at least doubles.
+        """
+        if not self._grows:
+            return None
+        last = self._free[-1][1] if self._free and sum(self._free[-1]) == self.num_slots else 0
+        more = num_slots - last
+        self.grow(max(more, self.num_slots) if self.num_bytes else more)
+        return self.allocate(num_slots)
+
+    def extend(self, span: Span, num_slots: int) -> bool:
+        """Gives a span more slots where it stands, to `num_slots` in all; False if those behind it are not free."""
+        more, end = num_slots - span.num_slots, span.start + span.num_slots
+        if more <= 0:
+            return True
+        index = next((i for i, (start, _) in enumerate(self._free) if start == end), None)
+        room = 0 if index is None else self._free[index][1]
+        if room < more and self._grows and end + room == self.num_slots:
+            self.grow(max(more - room, self.num_slots))
+            return self.extend(span, num_slots)
+        if index is None or room < more:
+            return False
+        self._free[index : index + 1] = [(end + more, room - more)] if room > more else []
+        span.num_slots = num_slots
+        return True
+
+    def free(self, span: Span, is_clean: bool = True) -> None:
+        """Gives a span back.
+
+        Args:
+            span: empty afterwards.
+            is_clean: its tokens are finite. Others are zeroed: the next owner's masked slots must not hold NaN.
+        """
+        if not is_clean:
+            self.store.clear(span)
         self._give(span.start, span.num_slots)
         span.num_slots = span.length = 0
 
@@ -77,6 +108,12 @@ class KVPool:
         rest, span.num_slots = span.num_slots - span.length, span.length
         if rest:
             self._give(span.start + span.length, rest)
+
+    def grow(self, num_slots: int) -> None:
+        """Adds so many free slots at the end. What is stored stays where it is."""
+        end = self.num_slots
+        self.store.resize(end + num_slots)
+        self._give(end, num_slots)
 
     def _give(self, start: int, count: int) -> None:
         merged: list[tuple[int, int]] = []
@@ -89,71 +126,48 @@ class KVPool:
 
     def copy(self, source: Span, target: Span, num_tokens: int) -> None:
         """Copies the first tokens of one span to the start of another, which then holds just them."""
-        for buffer in (*self._keys, *self._values):
-            if buffer is not None:
-                found = buffer.narrow(2, source.start, num_tokens)
-                buffer.narrow(2, target.start, num_tokens).copy_(found)
+        self.store.copy(source, target, num_tokens)
         target.length = num_tokens
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores `(N, K, E)` keys and values in the named slots `(N,)`. Returns the layer's buffers."""
-        if self._keys[layer] is None:
-            shape = (1, keys.shape[1], self.num_slots, keys.shape[2])
-            # Filled, not only reserved: the memory is then taken at the start, and the server cannot grow into it.
-            self._keys[layer] = keys.new_empty(shape).fill_(0)
-            self._values[layer] = values.new_empty(shape).fill_(0)
-        key_buffer, value_buffer = self._keys[layer], self._values[layer]
-        assert key_buffer is not None
-        assert value_buffer is not None
-        slots = slots.to(key_buffer.device)
-        key_buffer.index_copy_(2, slots, keys.transpose(0, 1)[None])
-        value_buffer.index_copy_(2, slots, values.transpose(0, 1)[None])
-        return key_buffer, value_buffer
+    def view(self, spans: Sequence[Span], num_new: Sequence[int], device: torch.device) -> KVView:
+        """Shows some sequences to the network, one row each. The caller counts the new tokens in afterwards.
 
-
-class PooledRows:
-    """The sequences of one step as the cache of the language model, one row a span.
-
-    Args:
-        pool: where the spans lie.
-        spans: one for each row.
-        num_new: tokens that the step adds to each.
-    """
-
-    def __init__(self, pool: KVPool, spans: Sequence[Span], num_new: Sequence[int]) -> None:
-        self._pool = pool
-        self._spans = spans
-        self.lengths = [span.length for span in spans]
-        self._ends = [span.length + new for span, new in zip(spans, num_new, strict=True)]
-        firsts = [span.start + span.length for span in spans]
-        self._slots = torch.tensor(
-            [first + i for first, new in zip(firsts, num_new, strict=True) for i in range(new)]
-        )
-
-    def reserve(self, num_new: list[int]) -> None:
-        """Checks that the new tokens fit; spans do not grow.
+        Args:
+            spans: the rows.
+            num_new: tokens that the call adds to each.
+            device: of the packed new tokens.
 
         Raises:
-            ContextLengthError: they do not.
+            ContextLengthError: a span has no room for them; spans do not grow.
         """
-        for span, new in zip(self._spans, num_new, strict=True):
+        for span, new in zip(spans, num_new, strict=True):
             if span.length + new > span.num_slots:
                 raise ContextLengthError(
                     f"a sequence has room for {span.num_slots} tokens, {span.length + new} are needed."
                 )
+        return view_of(self.store, spans, num_new, device)
 
-    def write(
-        self, layer: int, keys: Tensor, values: Tensor, num_new: list[int]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Stores the new tokens of all rows; returns what each row attends to, `(1, K, L, E)`."""
-        key_buffer, value_buffer = self._pool.write(layer, keys, values, self._slots)
-        return [
-            (key_buffer.narrow(2, span.start, end), value_buffer.narrow(2, span.start, end))
-            for span, end in zip(self._spans, self._ends, strict=True)
-        ]
 
-    def advance(self, num_new: list[int]) -> None:
-        """Counts the new tokens in."""
-        for span, new in zip(self._spans, num_new, strict=True):
-            span.length += new
-        self.lengths = [span.length for span in self._spans]
+class CacheRows:
+    """Rows of a caller's cache, which the engine continues in place of spans of its own pool.
+
+    Args:
+        cache: owns the spans; grows as they do.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+
+    def view(self, spans: Sequence[Span], num_new: Sequence[int], device: torch.device) -> KVView:
+        """Shows some of the rows to the network; see `KVPool.view`."""
+        counts = {id(span): new for span, new in zip(spans, num_new, strict=True)}
+        self._cache.reserve([counts.get(id(span), 0) for span in self._cache.spans])
+        return view_of(self._cache.store, spans, num_new, device)
+
+
+def view_of(store: KVStore, spans: Sequence[Span], num_new: Sequence[int], device: torch.device) -> KVView:
+    """Some sequences of a store, one row each, with so many new tokens."""
+    starts, lengths = [span.start for span in spans], [span.length for span in spans]
+    return KVView(
+        store, PackedLayout.of(starts, lengths, num_new, device, room=[span.num_slots for span in spans])
+    )

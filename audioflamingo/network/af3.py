@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from audioflamingo.config import IGNORED_LABEL, AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.network.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache, KVView
+from audioflamingo.network.loss import causal_lm_loss, reference_padding_states
 from audioflamingo.network.outputs import AudioFeaturesOutput, CausalLMOutput, LanguageModelOutput
 from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
 from audioflamingo.network.qwen2 import Qwen2Attention, Qwen2Model
 
 CACHE_ROOM = 256  # slots beyond the prompt in a cache that nobody sized
-LOSS_CHUNK = 1024  # labelled positions whose logits exist at one time
+
+
+class LanguageModelOptions(TypedDict, total=False):
+    """What `AudioFlamingo3Model` hands on to `Qwen2Model.forward` as it is."""
+
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    output_hidden_states: bool
+    output_attentions: bool
 
 
 class AudioFlamingo3Model(nn.Module):
@@ -63,19 +71,17 @@ class AudioFlamingo3Model(nn.Module):
         input_ids: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
         audio_embeds: Tensor | None = None,
+        **options: Unpack[LanguageModelOptions],
     ) -> LanguageModelOutput:
         """Runs the model without its output layer; see `AudioFlamingo3WithHead.forward`.
 
         `audio_embeds` `(A, D)` are projected audio tokens (`get_audio_features(...).pooler_output`) in place of
-        `input_features`.
+        `input_features`. `options` are the language model's own: `attention_mask`, `position_ids`,
+        `output_hidden_states`, `output_attentions`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ArgumentError("give either input_ids or inputs_embeds, not both and not neither.")
@@ -93,17 +99,12 @@ class AudioFlamingo3Model(nn.Module):
         ):  # an answer may hold <sound>
             inputs_embeds = self._merge(input_ids, inputs_embeds, audio_embeds)
         if use_cache and past_key_values is None:
-            past_key_values = self.new_cache(
-                inputs_embeds.shape[0], initial_length=inputs_embeds.shape[1] + CACHE_ROOM
+            text_config, (batch_size, num_columns, _) = self.config.text_config, inputs_embeds.shape
+            context = text_config.max_position_embeddings
+            past_key_values = KVCache(
+                text_config.num_hidden_layers, batch_size, context, num_columns + CACHE_ROOM
             )
-        output = self.language_model(
-            inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        output = self.language_model(inputs_embeds, past_key_values=past_key_values, **options)
         output.audio_hidden_states = audio_embeds
         return output
 
@@ -121,20 +122,6 @@ class AudioFlamingo3Model(nn.Module):
             return inputs_embeds
         audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_audio[..., None].expand_as(inputs_embeds), audio_embeds)
-
-    def new_cache(
-        self, batch_size: int, max_length: int | None = None, initial_length: int | None = None
-    ) -> KVCache:
-        """Builds an empty cache.
-
-        Args:
-            batch_size: rows.
-            max_length: most tokens of a row, the model's context by default.
-            initial_length: slots that are allocated at first, `max_length` by default; they double when they run out.
-        """
-        text_config = self.config.text_config
-        limit = text_config.max_position_embeddings if max_length is None else max_length
-        return KVCache(text_config.num_hidden_layers, batch_size, limit, initial_length)
 
 
 class AudioFlamingo3WithHead(nn.Module):
@@ -163,7 +150,7 @@ class AudioFlamingo3WithHead(nn.Module):
         return self.model.language_model.norm.weight.dtype
 
     def get_memory_footprint(self) -> int:
-        """Bytes of the weights, shared ones counted once; quantized ones as they are stored."""
+        """Bytes of the weights, shared ones counted once; quantized ones as they are stored. transformers' name."""
         tensors = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -223,92 +210,52 @@ class AudioFlamingo3WithHead(nn.Module):
             output_attentions=output_attentions,
         )
         hidden = outputs.last_hidden_state
-        loss = None
+        loss: Tensor | None = None
+        logits: Any
         if labels is not None:
-            if labels.shape != hidden.shape[:2]:
-                raise ArgumentError(
-                    f"labels must be {tuple(hidden.shape[:2])} as the input, got {tuple(labels.shape)}."
-                )
             predictors = hidden
             if attention_mask is not None and input_ids is not None:
-                predictors = self._fill_padding_before_labels(hidden, input_ids, attention_mask, labels)
+                predictors = reference_padding_states(
+                    self.model.language_model, hidden, input_ids, attention_mask, labels
+                )
             loss = causal_lm_loss(predictors, labels, self.lm_head)
-        logits: Any
         if labels is not None and logits_to_keep is None:
             logits = lambda: self.lm_head(hidden)  # noqa: E731
         else:
             logits = self.lm_head(_keep_positions(hidden, logits_to_keep))
-        output = CausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            audio_hidden_states=outputs.audio_hidden_states,
-        )
+        rest = {name: outputs[name] for name in outputs.keys() if name != "last_hidden_state"}  # noqa: SIM118
+        output = CausalLMOutput(loss=loss, logits=logits, **rest)
         return output.to_tuple() if return_dict is False else output
 
-    def _fill_padding_before_labels(
-        self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-    ) -> Tensor:
-        """Gives padding that stands right before a labelled token the hidden state that the reference has there.
+    # What an engine calls, which batches rows of its own
 
-        With left padding each row's first token is a label (unless it is masked), predicted from the padding before
-        it. That teaches nothing, but the published loss counts it. Pad right, or label the answer only, to avoid it.
-        """
-        num_columns = hidden.shape[1]
-        is_real = attention_mask[:, -num_columns:].to(labels.device) != 0
-        starts = is_real[:, :-1].logical_not() & is_real[:, 1:]
-        before_label = starts & (labels[:, 1:] != IGNORED_LABEL)
-        flat = [
-            row * num_columns + column
-            for row, columns in enumerate(to_host(before_label))
-            for column, is_wanted in enumerate(columns)
-            if is_wanted
-        ]
-        if not flat:
-            return hidden
-        index = torch.tensor(flat, device=hidden.device)
-        embeds = self.get_input_embeddings()(input_ids.flatten()[index.to(input_ids.device)])
-        filled = self.model.language_model.without_attention(embeds).to(hidden.device, hidden.dtype)
-        return hidden.flatten(0, 1).index_copy(0, index, filled).view_as(hidden)
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of tokens `(N,)`, `(N, D)`."""
+        return self.get_input_embeddings()(token_ids)
 
-    def last_token_logits(
-        self,
-        input_ids: Tensor,
-        cache: KVCache,
-        attention_mask: Tensor | None = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
-        audio_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """Runs new tokens through the model, appends them to `cache`, and returns logits where generation goes on.
+    def packed_logits(self, x: Tensor, view: KVView, last: Tensor | None = None) -> Tensor:
+        """Runs new tokens that are packed already, and tells where some of them may lead.
 
         Args:
-            input_ids: `(B, S)` new tokens.
-            cache: of B rows.
-            attention_mask: `(B, S)`, 0 on padding.
-            input_features: `(W, M, T)`, with the prompt only.
-            input_features_mask: `(W, T)`.
-            audio_embeds: projected audio tokens `(A, D)` in place of `input_features`.
+            x: embeddings of the rows' new tokens, one row after the other, `(N, D)`.
+            view: what the rows hold, and where the new tokens go; written. The caller counts the new tokens in.
+            last: which of the tokens, `(R,)`; all by default.
 
         Returns:
-            Logits of each row's last real token, float32 `(B, V)`, on the device of `input_ids`.
+            Logits of the token behind each, float32 `(R, V)`, on the device of `x`.
         """
-        hidden = self.model(
-            input_ids=input_ids,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            audio_embeds=audio_embeds,
-        ).last_hidden_state
-        last = hidden[:, -1]
-        if attention_mask is not None:
-            columns = torch.arange(hidden.shape[1], device=hidden.device)
-            is_real = attention_mask[:, -hidden.shape[1] :].to(hidden.device) != 0
-            last = hidden[torch.arange(hidden.shape[0], device=hidden.device), (is_real * columns).argmax(-1)]
-        return self.lm_head(last).float().to(input_ids.device)
+        hidden = self.model.language_model.forward_packed(x, view)
+        hidden = hidden if last is None else hidden[last.to(hidden.device)]
+        return self.lm_head(hidden).float().to(x.device)
+
+    def encode_in_pieces(
+        self, features: Tensor, num_frames: int, num_positions: int
+    ) -> Generator[None, None, Tensor]:
+        """Encodes and projects one window little by little; see `AudioFlamingo3Encoder.in_pieces`."""
+        tower = self.model.audio_tower
+        features = features.to(tower.conv1.weight.device)
+        rows = yield from tower.in_pieces(features, num_frames, num_positions)
+        return self.model.multi_modal_projector(rows)
 
     def get_audio_features(
         self, input_features: Tensor, input_features_mask: Tensor | None = None
@@ -319,8 +266,16 @@ class AudioFlamingo3WithHead(nn.Module):
     def new_cache(
         self, batch_size: int, max_length: int | None = None, initial_length: int | None = None
     ) -> KVCache:
-        """Builds an empty cache; see `AudioFlamingo3Model.new_cache`."""
-        return self.model.new_cache(batch_size, max_length, initial_length)
+        """Builds an empty cache.
+
+        Args:
+            batch_size: rows.
+            max_length: most tokens of a row, the model's context by default.
+            initial_length: slots that are allocated at first, `max_length` by default; they double when they run out.
+        """
+        text_config = self.config.text_config
+        limit = text_config.max_position_embeddings if max_length is None else max_length
+        return KVCache(text_config.num_hidden_layers, batch_size, limit, initial_length)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Exists because peft's causal-language-model wrapper looks for it; `generate` has no use for it.
@@ -374,43 +329,6 @@ def _keep_positions(hidden: Tensor, logits_to_keep: int | Tensor | None) -> Tens
             f"logits_to_keep must be 0 (all), a count or a tensor of positions, got {logits_to_keep!r}."
         )
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-
-
-def causal_lm_loss(
-    hidden: Tensor, labels: Tensor, lm_head: nn.Module, row_weights: Tensor | None = None
-) -> Tensor:
-    """Mean cross-entropy of predicting each label from the position before it, in float32.
-
-    Logits exist for `LOSS_CHUNK` labelled positions at a time, in the backward pass too.
-
-    Args:
-        hidden: `(B, S, D)`.
-        labels: `(B, S)`, -100 where nothing is to be predicted.
-        lm_head: maps `(N, D)` to `(N, V)`.
-        row_weights: `(B,)`, how much each label of a row counts in the mean; equally by default.
-
-    Raises:
-        ArgumentError: no label counts.
-    """
-    targets = labels[:, 1:].flatten().to(hidden.device)
-    counted = [i for i, label in enumerate(to_host(targets)) if label != IGNORED_LABEL]
-    if not counted:
-        raise ArgumentError(
-            "labels are -100 everywhere (the first column never counts); there is nothing to learn from."
-        )
-    index = torch.tensor(counted, device=hidden.device)
-    weights = torch.ones(len(counted), device=hidden.device)
-    if row_weights is not None:
-        weights = row_weights.to(hidden.device, torch.float32)[index // (hidden.shape[1] - 1)]
-    hidden, targets = hidden[:, :-1].flatten(0, 1).index_select(0, index), targets.index_select(0, index)
-
-    def chunk_loss(hidden_chunk: Tensor, target_chunk: Tensor, weight_chunk: Tensor) -> Tensor:
-        losses = F.cross_entropy(lm_head(hidden_chunk).float(), target_chunk, reduction="none")
-        return (losses * weight_chunk).sum()
-
-    chunks = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), weights.split(LOSS_CHUNK), strict=True)
-    losses = [checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.stack(losses).sum() / weights.sum()
 
 
 @torch.no_grad()

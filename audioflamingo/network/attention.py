@@ -1,7 +1,7 @@
-"""Scaled dot-product attention, twice: a plain reference, and torch's fused kernel.
+"""Scaled dot-product attention, twice: a plain reference, and torch's fused kernel; and `attend_packed` over both.
 
 Both take `(B, H, T, E)` queries against `(B, K, L, E)` keys and values, where K divides H (grouped queries). The
-reference also returns its weights.
+reference also returns its weights. `attend_packed` is how the language model attends, whatever stands in a batch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels.bfloat16 import is_slow
+from audioflamingo.network.layout import PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
-
-
-def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """True where a query may look: the queries are the last `num_queries` of the `num_keys` positions. `(T, L)`."""
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    return mask.tril(diagonal=num_keys - num_queries)
 
 
 def eager_attention(
@@ -59,7 +54,13 @@ def sdpa_attention(
     is_causal: bool,
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
-    if is_slow(query, query.shape[2]):
+    num_heads, num_queries = query.shape[1:3]
+    if num_queries == 1 and num_heads != key.shape[1]:
+        # The heads of a group are so many queries to one head, whose keys and values are then read once, not once each.
+        query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, H / K, E)
+        out = sdpa_attention(query, key, value, mask, scale, dropout, is_causal=False)
+        return out.flatten(1, 2)[:, :, None]
+    if is_slow(query, num_queries):
         query, key, value = query.float(), key.float(), value.float()
         return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
     return F.scaled_dot_product_attention(
@@ -70,7 +71,7 @@ def sdpa_attention(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=num_heads != key.shape[1],
     )
 
 
@@ -95,16 +96,91 @@ def attend(
         scale: factor of the scores.
         dropout: probability of dropping a weight; 0 outside training.
         mask: bool `(B or 1, 1, T, L)`, True where a query may look.
-        is_causal: the queries are the last T of the L positions and look back only. Not together with `mask`.
+        is_causal: queries look back only; there are as many as keys, or one, which is the last. Not together with
+            `mask`.
 
     Returns:
         The output `(B, H, T, E)`, and the weights `(B, H, T, L)` from `"eager"`, else None.
     """
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    if is_causal and num_queries == 1:
+    if is_causal and query.shape[2] == 1:
         is_causal = False
-    if is_causal and (implementation == "eager" or num_queries != num_keys):
-        mask, is_causal = causal_mask(num_queries, num_keys, query.device), False
+    if is_causal and implementation == "eager":
+        mask, is_causal = causal_mask(query.shape[2], key.shape[2], query.device), False
     if implementation == "eager":
         return eager_attention(query, key, value, mask, scale, dropout)
     return sdpa_attention(query, key, value, mask, scale, dropout, is_causal), None
+
+
+def attend_packed(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: PackedLayout,
+    *,
+    implementation: AttentionImplementation,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Causal attention of packed rows, each to its own keys and values among all that are stored.
+
+    Rows that stand evenly spaced attend in one call, where they lie. A captured step, whose numbers are on the device
+    only, gathers a window of fixed width for each row instead.
+
+    Args:
+        query: of all rows' new tokens, `(N, H, E)`.
+        keys: of all slots, `(K, slots, E)`.
+        values: likewise.
+        layout: where the rows are.
+        implementation: `"eager"` (the reference) or `"sdpa"`.
+        scale: factor of the scores.
+        dropout: probability of dropping a weight; 0 outside training.
+
+    Returns:
+        The output `(N, H, E)`; and from `"eager"` the weights of each row, `(1, H, T, L)`, else None. A captured step
+        gives no weights.
+    """
+    if layout.table is not None:
+        out = _attend_table(query, keys, values, layout, implementation, scale)
+        return out, None
+    outputs, all_weights = [], []
+    first = 0
+    for group in layout.groups:
+        num_rows, num_queries = len(group.ends), len(group.ends) * group.num_new
+        out, weights = attend(
+            query.narrow(0, first, num_queries).unflatten(0, (num_rows, group.num_new)).transpose(1, 2),
+            group.rows_of(keys),
+            group.rows_of(values),
+            implementation=implementation,
+            scale=scale,
+            dropout=dropout,
+            mask=None if group.mask is None else group.mask.to(query.device),
+            is_causal=group.mask is None,
+        )  # (rows, H, T, E)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        if weights is not None:
+            all_weights += [w[..., :end] for w, end in zip(weights.split(1), group.ends, strict=True)]
+        first += num_queries
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), all_weights or None
+
+
+def _attend_table(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: PackedLayout,
+    implementation: AttentionImplementation,
+    scale: float,
+) -> Tensor:
+    """One new token a row, `(R, H, E)`, by tensors alone: no value reaches the host, no shape depends on one."""
+    assert layout.table is not None
+    num_rows, window = layout.table.shape
+    slots = layout.table.flatten().to(keys.device)
+    ends = layout.ends.to(keys.device)
+    is_seen = torch.arange(window, device=keys.device) < ends[:, None]  # (R, window)
+    key, value = (
+        buffer.index_select(1, slots).unflatten(1, (num_rows, window)).transpose(0, 1)  # (R, K, window, E)
+        for buffer in (keys, values)
+    )
+    mask = is_seen[:, None, None]
+    out, _ = attend(query[:, :, None], key, value, implementation=implementation, scale=scale, mask=mask)
+    return out[:, :, 0]

@@ -51,17 +51,25 @@ class AudioFlamingo3Attention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
-        """Maps packed positions `(P, D)` to `(P, D)`."""
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of packed positions `(P, D)`, each `(P, D)`."""
+        return self.k_proj(x), self.v_proj(x)
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], groups: list[WindowGroup]) -> Tensor:
+        """Attends from packed positions, `(Q, D)` to `(Q, D)`.
+
+        Args:
+            x: where from: all positions of all groups, or some positions of one window.
+            keys_values: those of all positions, each `(P, D)`.
+            groups: how the P positions are windows.
+        """
         # The query is scaled before the product, as the weights were trained: in half precision the order matters.
         query = self.q_proj(x) * self.head_dim**-0.5
-        key, value = self.k_proj(x), self.v_proj(x)
         sizes = [group.num_windows * group.length for group in groups]
+        queries = query.split(sizes) if len(groups) > 1 else [query]
         outputs = []
-        for group, q, k, v in zip(
-            groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-        ):
-            shape = (group.num_windows, group.length, self.num_heads, self.head_dim)
+        for group, q, k, v in zip(groups, queries, *(t.split(sizes) for t in keys_values), strict=True):
+            shape = (group.num_windows, -1, self.num_heads, self.head_dim)
             out, _ = attend(
                 q.view(shape).transpose(1, 2),
                 k.view(shape).transpose(1, 2),
@@ -70,21 +78,8 @@ class AudioFlamingo3Attention(nn.Module):
                 scale=1.0,
                 dropout=self.dropout if self.training else 0.0,
             )  # (n, H, T, E)
-            outputs.append(out.transpose(1, 2).reshape(-1, self.num_heads * self.head_dim))
+            outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
         return self.out_proj(torch.cat(outputs))
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one window `(T, D)`, each `(1, H, T, E)`."""
-        return self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))
-
-    def attend_to(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attends from some positions `(P, D)` of the window that `keys_values` was given, `(P, D)`."""
-        query = self._split_heads(self.q_proj(x) * self.head_dim**-0.5)
-        out, _ = attend(query, key, value, implementation=self.implementation, scale=1.0)  # (1, H, P, E)
-        return self.out_proj(out[0].transpose(0, 1).flatten(1))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)[None]
 
 
 class AudioFlamingo3EncoderLayer(nn.Module):
@@ -102,24 +97,29 @@ class AudioFlamingo3EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
         """Maps packed positions `(P, D)` to `(P, D)`."""
-        attended = self.self_attn(self.self_attn_layer_norm(x), groups)
+        normed = self.self_attn_layer_norm(x)
+        return self._run(x, normed, self.self_attn.keys_values(normed), groups)
+
+    def in_pieces(self, x: Tensor, num_positions: int) -> Generator[None, None, Tensor]:
+        """`forward` of one window `(T, D)`, so many positions at a time; yields before each piece."""
+        normed = self.self_attn_layer_norm(x)
+        keys_values, groups = self.self_attn.keys_values(normed), [WindowGroup(1, len(x))]
+        done = []
+        for part, normed_part in zip(x.split(num_positions), normed.split(num_positions), strict=True):
+            yield
+            done.append(self._run(part, normed_part, keys_values, groups))
+        return torch.cat(done)
+
+    def _run(
+        self, x: Tensor, normed: Tensor, keys_values: tuple[Tensor, Tensor], groups: list[WindowGroup]
+    ) -> Tensor:
+        """The formula, for all packed positions or for some of one window, `(Q, D)` to `(Q, D)`."""
+        attended = self.self_attn(normed, keys_values, groups)
         x = x + F.dropout(attended, self.dropout, self.training)
         activated = F.gelu(self.fc1(self.final_layer_norm(x)))
         activated = F.dropout(activated, self.activation_dropout, self.training)
         x = x + F.dropout(self.fc2(activated), self.dropout, self.training)
         return x.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x.dtype == torch.float16 else x
-
-    def in_pieces(self, x: Tensor, num_positions: int) -> Generator[None, None, Tensor]:
-        """`forward` of one window `(T, D)` in evaluation mode, so many positions at a time; yields between them."""
-        normed = self.self_attn_layer_norm(x)
-        key, value = self.self_attn.keys_values(normed)
-        done = []
-        for part, normed_part in zip(x.split(num_positions), normed.split(num_positions), strict=True):
-            yield
-            part = part + self.self_attn.attend_to(normed_part, key, value)
-            part = part + self.fc2(F.gelu(self.fc1(self.final_layer_norm(part))))
-            done.append(part.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT) if part.dtype == torch.float16 else part)
-        return torch.cat(done)
 
 
 class AudioFlamingo3Encoder(nn.Module):

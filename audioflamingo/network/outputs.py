@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from audioflamingo.network.kv_cache import KVCache
+from audioflamingo.network.kv import KVCache
 
 
 class ModelOutput:

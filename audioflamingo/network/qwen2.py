@@ -1,13 +1,10 @@
 """The language model: Qwen2 (arXiv 2407.10671), without its output layer.
 
 Real tokens are packed: the tokens of all rows stand in one `(N, D)` matrix, so padding costs nothing, and a row's
-result does not depend on what its neighbours are. Attention runs for rows of equal shape together, else row by row.
+result does not depend on what its neighbours are.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,37 +15,9 @@ from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
-from audioflamingo.network.attention import AttentionImplementation, attend
-from audioflamingo.network.kv_cache import Cache, KVCache
+from audioflamingo.network.attention import AttentionImplementation, attend_packed
+from audioflamingo.network.kv import KVCache, KVView, PackedLayout
 from audioflamingo.network.outputs import LanguageModelOutput
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Where the tokens of a packed matrix come from.
-
-    Attributes:
-        num_new: real tokens of each row in this call.
-        num_past: tokens of each row that the cache already holds.
-    """
-
-    num_new: list[int]
-    num_past: list[int]
-
-    @cached_property
-    def is_uniform(self) -> bool:
-        """All rows bring equally many tokens and have equally long pasts."""
-        return len(set(self.num_new)) == 1 and len(set(self.num_past)) == 1
-
-    @cached_property
-    def is_decode_step(self) -> bool:
-        """Every row brings one token."""
-        return all(new == 1 for new in self.num_new)
-
-    def positions(self, device: torch.device) -> Tensor:
-        """Position of each packed token in its row, `(N,)`: real tokens only are counted."""
-        spans = zip(self.num_past, self.num_new, strict=True)
-        return torch.cat([torch.arange(past, past + new, device=device) for past, new in spans])
 
 
 class Qwen2RMSNorm(nn.Module):
@@ -101,97 +70,23 @@ class Qwen2Attention(nn.Module):
         self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: PackedRows, cache: Cache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], view: KVView
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Maps packed tokens `(N, D)` to `(N, D)`; the weights are one `(B', H, T, L)` tensor an attended part."""
+        """Maps packed tokens `(N, D)` to `(N, D)`, beside the weights of each row, `(1, H, T, L)`, if there are any."""
         query = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, H, E)
         key = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, K, E)
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, K, E)
-        buffers = None if cache is None else cache.write(self.layer, key, value, rows.num_new)
-        if isinstance(buffers, list):
-            out, weights = self._attend_stored(query, rows, buffers)
-        elif rows.is_uniform:
-            out, weights = self._attend_uniform(query, key, value, rows, buffers)
-        elif rows.is_decode_step and buffers is not None:
-            out, weights = self._attend_decode_step(query, rows, buffers)
-        else:
-            out, weights = self._attend_rows(query, key, value, rows, buffers)
-        return self.o_proj(out.flatten(1)), weights
-
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        return attend(
+        keys, values = view.write(self.layer, key, value)  # (K, slots, E)
+        out, weights = attend_packed(
             query,
-            key,
-            value,
+            keys,
+            values,
+            view.layout,
             implementation=self.implementation,
             scale=self.head_dim**-0.5,
             dropout=self.dropout if self.training else 0.0,
-            mask=mask,
-            is_causal=mask is None,
         )
-
-    def _attend_uniform(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rows: PackedRows,
-        buffers: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """All rows at once: they have the same shape."""
-        batch_size, past, end = len(rows.num_new), rows.num_past[0], rows.num_past[0] + rows.num_new[0]
-        query, key, value = (t.unflatten(0, (batch_size, -1)).transpose(1, 2) for t in (query, key, value))
-        if buffers is not None and past:
-            key, value = (buffer[:, :, :end] for buffer in buffers)  # (B, K, L, E)
-        out, weights = self._attend(query, key, value)  # (B, H, T, E)
-        return out.transpose(1, 2).flatten(0, 1), None if weights is None else list(weights.split(1))
-
-    def _attend_decode_step(
-        self, query: Tensor, rows: PackedRows, buffers: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """One token a row, pasts of unequal length: one call, the slots past a row's end masked."""
-        ends = torch.tensor([past + 1 for past in rows.num_past], device=query.device)
-        longest = max(rows.num_past) + 1
-        mask = torch.arange(longest, device=query.device) < ends[:, None]  # (B, L)
-        key, value = (buffer[:, :, :longest] for buffer in buffers)  # (B, K, L, E)
-        out, weights = self._attend(query[:, :, None], key, value, mask[:, None, None, :])  # (B, H, 1, E)
-        if weights is None:
-            return out[:, :, 0], None
-        return out[:, :, 0], [
-            w[None, :, :, : past + 1] for w, past in zip(weights, rows.num_past, strict=True)
-        ]
-
-    def _attend_rows(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rows: PackedRows,
-        buffers: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Row by row: unequal numbers of new tokens."""
-        outputs, all_weights = [], []
-        parts = zip(*(t.split(rows.num_new) for t in (query, key, value)), strict=True)
-        for row, (q, k, v) in enumerate(parts):
-            past, end = rows.num_past[row], rows.num_past[row] + rows.num_new[row]
-            q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # (1, H or K, T, E)
-            if buffers is not None and past:
-                k, v = (buffer[row : row + 1, :, :end] for buffer in buffers)
-            out, weights = self._attend(q, k, v)
-            outputs.append(out[0].transpose(0, 1))
-            all_weights.append(weights)
-        return torch.cat(outputs), [w for w in all_weights if w is not None] or None
-
-    def _attend_stored(
-        self, query: Tensor, rows: PackedRows, stored: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Row by row, against keys and values `(1, K, L, E)` that lie somewhere of their own for each row."""
-        parts = query.transpose(0, 1)[None].split(rows.num_new, dim=2)  # (1, H, T, E) a row
-        results = [self._attend(q, k, v) for q, (k, v) in zip(parts, stored, strict=True)]
-        out = torch.cat([out for out, _ in results], dim=2)[0].transpose(0, 1)  # (N, H, E)
-        return out, [weights for _, weights in results if weights is not None] or None
+        return self.o_proj(out.flatten(1)), weights
 
 
 class Qwen2MLP(nn.Module):
@@ -219,20 +114,11 @@ class Qwen2DecoderLayer(nn.Module):
         self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        rows: PackedRows | None = None,
-        cache: Cache | None = None,
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], view: KVView
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Maps packed tokens `(N, D)` to `(N, D)`, beside the attention weights.
-
-        Without `rotary` and `rows` the tokens attend to nothing.
-        """
-        weights = None
-        if rotary is not None and rows is not None:
-            attended, weights = self.self_attn(self.input_layernorm(x), rotary, rows, cache)
-            x = x + attended
+        """Maps packed tokens `(N, D)` to `(N, D)`, beside the attention weights."""
+        attended, weights = self.self_attn(self.input_layernorm(x), rotary, view)
+        x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
 
@@ -273,32 +159,34 @@ class Qwen2Model(nn.Module):
             ArgumentError: shapes that do not fit, or attention weights asked of `"sdpa"`.
             ContextLengthError: more tokens than `max_position_embeddings` or than the cache holds.
         """
+        if output_attentions:
+            self._check_weights_exist()
         batch_size, num_columns, _ = inputs_embeds.shape
         index, num_new = _real_tokens(attention_mask, batch_size, num_columns, inputs_embeds.device)
-        rows = PackedRows(
-            num_new, [0] * batch_size if past_key_values is None else list(past_key_values.lengths)
-        )
-        self._check(rows, past_key_values, output_attentions)
-
+        positions = None if position_ids is None else _pack_positions(position_ids, index, inputs_embeds)
         x = inputs_embeds.flatten(0, 1)
         x = x if index is None else x.index_select(0, index)  # (N, D)
-        positions = (
-            rows.positions(x.device)
-            if position_ids is None
-            else _pack_positions(position_ids, index, inputs_embeds)
-        )
-        assert self.config.head_dim is not None
-        rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        if past_key_values is None:
+            self._check_context(num_new)
+            view = KVView(None, PackedLayout.packed(num_new, x.device, positions))
+        else:
+            lengths = zip(
+                past_key_values.lengths, num_new, strict=False
+            )  # `view` refuses another number of rows
+            self._check_context([past + new for past, new in lengths])
+            view = past_key_values.view(num_new, x.device, positions)
+
+        rotary = self._rotary(x, view.layout)
         hidden_states, attentions = [x], []
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x, weights = checkpoint(layer, x, rotary, rows, past_key_values, use_reentrant=False)
+                x, weights = checkpoint(layer, x, rotary, view, use_reentrant=False)
             else:
-                x, weights = layer(x, rotary, rows, past_key_values)
+                x, weights = layer(x, rotary, view)
             if output_hidden_states:
                 hidden_states.append(x)
             if output_attentions:
-                attentions.append(_pad_weights(weights, index, rows, (batch_size, num_columns)))
+                attentions.append(_pad_weights(weights, index, view.layout, (batch_size, num_columns)))
         if past_key_values is not None:
             past_key_values.advance(num_new)
         x = hidden_states[-1] = self.norm(x)
@@ -313,49 +201,46 @@ class Qwen2Model(nn.Module):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def forward_packed(self, x: Tensor, num_new: list[int], cache: Cache) -> Tensor:
+    def forward_packed(self, x: Tensor, view: KVView) -> Tensor:
         """Runs the layers over new tokens that are packed already, for a caller who batches rows of its own.
+
+        The caller counts the new tokens in afterwards. Nothing is read from the device, and with a layout that keeps
+        tensors only (`PackedLayout.of_step`) the call can be compiled or captured.
 
         Args:
             x: embeddings of the rows' new tokens, one row after the other, `(N, D)`.
-            num_new: tokens of each row.
-            cache: of as many rows; read, appended to and advanced.
+            view: what the rows hold, and where the new tokens go.
 
         Returns:
             The normalised hidden states, `(N, D)`.
 
         Raises:
-            ContextLengthError: as `forward`.
+            ContextLengthError: as `forward`; not in a captured step, which knows no lengths.
         """
-        rows = PackedRows(num_new, list(cache.lengths))
-        self._check(rows, cache, output_attentions=False)
+        layout = view.layout
+        if layout.num_new is not None and layout.num_past is not None:
+            self._check_context(
+                [past + new for past, new in zip(layout.num_past, layout.num_new, strict=True)]
+            )
+        rotary = self._rotary(x, layout)
+        for layer in self.layers:
+            x, _ = layer(x, rotary, view)
+        return self.norm(x)
+
+    def _rotary(self, x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
         assert self.config.head_dim is not None
-        rotary = rotary_embedding(
-            rows.positions(x.device), self.config.head_dim, self.config.rope_theta, x.dtype
-        )
-        for layer in self.layers:
-            x, _ = layer(x, rotary, rows, cache)
-        cache.advance(num_new)
-        return self.norm(x)
+        return rotary_embedding(layout.positions, self.config.head_dim, self.config.rope_theta, x.dtype)
 
-    def without_attention(self, inputs_embeds: Tensor) -> Tensor:
-        """Hidden states of tokens that attend to nothing, `(N, D)` to `(N, D)`: what padding is to the reference."""
-        x = inputs_embeds
-        for layer in self.layers:
-            x, _ = layer(x)
-        return self.norm(x)
-
-    def _check(self, rows: PackedRows, cache: Cache | None, output_attentions: bool) -> None:
-        longest = max(past + new for past, new in zip(rows.num_past, rows.num_new, strict=True))
+    def _check_context(self, lengths: list[int]) -> None:
         limit = self.config.max_position_embeddings
-        if longest > limit:
+        if max(lengths) > limit:
             raise ContextLengthError(
-                f"{longest} tokens are more than the model's context of {limit}; shorten the audio (25 tokens a "
+                f"{max(lengths)} tokens are more than the model's context of {limit}; shorten the audio (25 tokens a "
                 "second) or the conversation."
             )
-        if cache is not None:
-            cache.reserve(rows.num_new)
-        if output_attentions and any(
+
+    def _check_weights_exist(self) -> None:
+        if any(
             module.implementation != "eager"
             for module in self.modules()
             if isinstance(module, Qwen2Attention)
@@ -408,23 +293,24 @@ def _unpack(packed: Tensor, index: Tensor | None, batch_size: int, num_columns: 
 
 
 def _pad_weights(
-    weights: list[Tensor] | None, index: Tensor | None, rows: PackedRows, shape: tuple[int, int]
+    weights: list[Tensor] | None, index: Tensor | None, layout: PackedLayout, shape: tuple[int, int]
 ) -> Tensor:
     """Attention weights of the rows as one `(B, H, S, L)` tensor.
 
     With padding in the input, L counts the columns of the input behind the longest past, as the mask does.
     """
     assert weights is not None
+    assert layout.num_past is not None
     batch_size, num_columns = shape
-    if index is None and rows.is_uniform:
+    if index is None and len(set(layout.num_past)) == 1:
         return torch.cat(weights)
-    longest_past = max(rows.num_past)
+    longest_past = max(layout.num_past)
     flat = range(batch_size * num_columns) if index is None else to_host(index)
     columns: list[list[int]] = [[] for _ in range(batch_size)]
     for position in flat:
         columns[position // num_columns].append(position % num_columns)
     out = weights[0].new_zeros((batch_size, weights[0].shape[1], num_columns, longest_past + num_columns))
-    for row, (part, past) in enumerate(zip(weights, rows.num_past, strict=True)):
+    for row, (part, past) in enumerate(zip(weights, layout.num_past, strict=True)):
         queries = torch.tensor(columns[row], device=part.device)
         keys = torch.cat([torch.arange(past, device=part.device), longest_past + queries])
         out[row, :, queries[:, None], keys] = part[0]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.network.af3 import causal_lm_loss
+from audioflamingo.network.loss import causal_lm_loss
 from audioflamingo.network.outputs import LanguageModelOutput
 from audioflamingo.training.batches import Batch, CtcTargets
 from audioflamingo.training.config import CTC_ALPHABET

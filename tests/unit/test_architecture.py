@@ -15,8 +15,10 @@ PACKAGE = Path(audioflamingo.__file__).parent
 ROWS = (
     *(
         "errors",
+        "fields",
         "config",
         "files",
+        "figures",
         "hub",
         "kernels",
         "audio",

@@ -20,7 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from tests.tiny_model import make_batch, tiny_model
 
-MODULES = ("audioflamingo.network.encoder", "audioflamingo.network.qwen2", "audioflamingo.network.af3")
+MODULES = (
+    "audioflamingo.network.encoder",
+    "audioflamingo.network.qwen2",
+    "audioflamingo.network.af3",
+    "audioflamingo.network.loss",
+)
 
 
 class WithoutCudaRuntime(TorchFunctionMode):

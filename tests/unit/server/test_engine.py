@@ -13,8 +13,9 @@ import torch
 
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.limits import EngineOptions
-from audioflamingo.engine.request import EngineRequest, Sampling, Share
+from audioflamingo.engine.request import Request, SamplingParams, Share
 from audioflamingo.engine.sampling import LogitsRules
+from audioflamingo.engine.worker import EngineWorker
 from audioflamingo.errors import ContextLengthError, EngineStoppedError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.prompt import Prompt
@@ -25,8 +26,8 @@ OPTIONS = EngineOptions(cache_tokens=6000, max_prefill_tokens=100)
 
 
 @pytest.fixture
-def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[Engine]:
-    engine = Engine(model, processor.tokenizer, OPTIONS)
+def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[EngineWorker]:
+    engine = EngineWorker(Engine(model, processor.tokenizer, OPTIONS))
     engine.start()
     yield engine
     engine.stop()
@@ -64,7 +65,7 @@ def alone(model: Any, processor: AudioFlamingo3Processor, messages: Any, **optio
 
 
 def test_concurrent_greedy_answers_equal_generate(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     prompts = [processor.prompt(messages) for messages in conversations()]
     answers = [submit(engine, prompt, greedy(8 + 4 * i)) for i, prompt in enumerate(prompts)]
@@ -75,7 +76,7 @@ def test_concurrent_greedy_answers_equal_generate(
 
 
 def test_concurrent_seeded_answers_equal_generate(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     rules = [
         {"temperature": 0.7, "top_p": 0.9},
@@ -83,7 +84,7 @@ def test_concurrent_seeded_answers_equal_generate(
         {"repetition_penalty": 1.5},
     ]
     prompts = [processor.prompt(messages) for messages in conversations()]
-    answers = [submit(engine, prompt, seeded(i, 10, **rules[i % 3])) for i, prompt in enumerate(prompts)]
+    answers = [submit(engine, prompt, seeded(10, **rules[i % 3]), seed=i) for i, prompt in enumerate(prompts)]
     for i, (messages, answer) in enumerate(zip(conversations(), answers, strict=True)):
         options: Any = {"top_k": 0, **rules[i % 3]}
         expected = alone(model, processor, messages, max_new_tokens=10, do_sample=True, seed=i, **options)
@@ -91,7 +92,7 @@ def test_concurrent_seeded_answers_equal_generate(
 
 
 def test_requests_join_and_leave_a_running_batch(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     long = submit(engine, processor.prompt(user("tool call")), greedy(60))
     while not long.outputs:
@@ -103,17 +104,17 @@ def test_requests_join_and_leave_a_running_batch(
 
 
 def test_the_same_clip_and_conversation_are_not_read_again(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     first = user("What is the sound", clip(3.0))
     answer = submit(engine, processor.prompt(first), greedy()).text
-    assert (engine.encoder.num_misses, engine.num_reused_tokens) == (1, 0)
+    assert (engine.engine.clip_cache.num_misses, engine.engine.scheduler.num_reused_tokens) == (1, 0)
     second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "Why"}]
     prompt = processor.prompt(second)
     again = submit(engine, prompt, greedy())
     assert again.token_ids == alone(model, processor, second, max_new_tokens=12, do_sample=False)
     assert again.result.num_reused >= 75
-    assert engine.encoder.num_misses == 1
+    assert engine.engine.clip_cache.num_misses == 1
     # Another question about the clip starts behind the clip.
     other = submit(engine, processor.prompt(user("is it the end", clip(3.0))), greedy())
     expected = alone(model, processor, user("is it the end", clip(3.0)), max_new_tokens=12, do_sample=False)
@@ -122,10 +123,10 @@ def test_the_same_clip_and_conversation_are_not_read_again(
 
 
 def test_equal_prompts_at_the_same_time_are_read_once(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     prompt = processor.prompt(user("What is the sound", clip(5.0)))
-    answers = [submit(engine, prompt, seeded(i)) for i in range(4)]
+    answers = [submit(engine, prompt, seeded(), seed=i) for i in range(4)]
     for i, answer in enumerate(answers):
         expected = alone(
             model,
@@ -137,56 +138,58 @@ def test_equal_prompts_at_the_same_time_are_read_once(
             top_k=0,
         )
         assert answer.token_ids == expected
-    assert engine.num_reused_tokens == 3 * (len(prompt.token_ids) - 1)
+    assert engine.engine.scheduler.num_reused_tokens == 3 * (len(prompt.token_ids) - 1)
 
 
 def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest(
     model: Any, processor: AudioFlamingo3Processor
 ) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=200))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=200)))
     engine.start()
     texts = [f"the {i} and {i} and {i}" for i in range(12)]
     answers = [submit(engine, processor.prompt(user(text)), greedy(30)) for text in texts]
     for text, answer in zip(texts, answers, strict=True):
         assert answer.token_ids == alone(model, processor, user(text), max_new_tokens=30, do_sample=False)
-    assert engine.schedule.kept.num_slots + engine.pool.num_free == 200
+    assert engine.engine.scheduler.prefixes.num_slots + engine.engine.pool.num_free == 200
     engine.stop()
 
 
-def test_a_prompt_that_can_never_fit_is_refused(processor: AudioFlamingo3Processor, engine: Engine) -> None:
+def test_a_prompt_that_can_never_fit_is_refused(
+    processor: AudioFlamingo3Processor, engine: EngineWorker
+) -> None:
     prompt = processor.prompt(user("the " * 7000))
     with pytest.raises(ContextLengthError, match="at most 5999 fit"):
         submit(engine, prompt, greedy())
 
 
 def test_the_answer_is_cut_where_the_context_ends(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=64))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=64)))
     engine.start()
     prompt = processor.prompt(user("hello"))
-    answer = submit(engine, prompt, Sampling(max_new_tokens=10_000))
+    answer = submit(engine, prompt, SamplingParams(max_new_tokens=10_000))
     assert len(answer.token_ids) <= 64 - len(prompt.token_ids)
     engine.stop()
 
 
 def test_a_cancelled_request_leaves_and_its_slots_come_back(
-    processor: AudioFlamingo3Processor, engine: Engine
+    processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     running = submit(engine, processor.prompt(user("tool call")), greedy(5000))
     while not running.outputs:
         time.sleep(0.001)
     running.request.cancel()
     deadline = time.monotonic() + 10
-    while engine.schedule.rows and time.monotonic() < deadline:
+    while engine.engine.scheduler.groups and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert engine.schedule.rows == []
-    assert engine.schedule.kept.num_slots + engine.pool.num_free == OPTIONS.cache_tokens
+    assert engine.engine.scheduler.groups == []
+    assert engine.engine.scheduler.prefixes.num_slots + engine.engine.pool.num_free == OPTIONS.cache_tokens
     count = len(running.outputs)
     submit(engine, processor.prompt(user("the end")), greedy()).result  # noqa: B018
     assert len(running.outputs) == count
 
 
 def test_stop_fails_what_is_not_complete(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, OPTIONS)
+    engine = EngineWorker(Engine(model, processor.tokenizer, OPTIONS))
     engine.start()
     running = submit(engine, processor.prompt(user("tool call")), greedy(5000))
     while not running.outputs:
@@ -199,7 +202,7 @@ def test_stop_fails_what_is_not_complete(model: Any, processor: AudioFlamingo3Pr
 
 
 def test_a_step_that_fails_ends_its_answers_and_no_others(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("the device is gone")
@@ -213,7 +216,7 @@ def test_a_step_that_fails_ends_its_answers_and_no_others(
 
 
 def test_nan_logits_fail_the_answer(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.lm_head, "forward", lambda x: torch.full((len(x), 512), torch.nan))
     failed = submit(engine, processor.prompt(user("hello")), greedy())
@@ -221,7 +224,7 @@ def test_nan_logits_fail_the_answer(
 
 
 def test_stop_texts_end_an_answer_and_are_left_out(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     prompt = processor.prompt(user("tool call"))
     text = submit(engine, prompt, greedy(40)).text
@@ -232,7 +235,7 @@ def test_stop_texts_end_an_answer_and_are_left_out(
 
 
 def test_log_probabilities_are_the_models_own(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     messages = user("What is the sound", clip(0.7))
     batch = processor.apply_chat_template(
@@ -251,7 +254,7 @@ def test_log_probabilities_are_the_models_own(
 
 
 def test_rows_with_a_least_length_share_a_batch_with_others(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     rules = LogitsRules(min_new_tokens=15, eos_token_ids=(10, 11, 12, 497))
     answers = [
@@ -269,17 +272,18 @@ def test_rows_with_a_least_length_share_a_batch_with_others(
 
 
 def test_penalties_lower_what_was_said(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     prompt = processor.prompt(user("tool call"))
     plain = submit(engine, prompt, greedy(40)).token_ids
-    penalized = submit(engine, prompt, greedy(40, frequency_penalty=100.0, presence_penalty=100.0)).token_ids
+    rules = LogitsRules(frequency_penalty=100.0, presence_penalty=100.0)
+    penalized = submit(engine, prompt, greedy(40, rules=rules)).token_ids
     assert len(set(plain)) < len(plain)
     assert len(set(penalized)) == len(penalized)
 
 
 def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=1))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=1)))
     rich, poor = Share(service_s=100.0), Share()
     order: list[str] = []
     lock = threading.Lock()
@@ -294,7 +298,7 @@ def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Proce
 
     prompt = Prompt([1, 2, 3])
     for name, share in (("rich", rich), ("poor 1", poor), ("poor 2", poor)):
-        engine.submit(EngineRequest(prompt, greedy(3), note(name), share))
+        engine.submit(Request(prompt, greedy(3), note(name), share))
     engine.start()
     deadline = time.monotonic() + 20
     while len(order) < 3 and time.monotonic() < deadline:
