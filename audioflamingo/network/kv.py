@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, ContextLengthError
-from audioflamingo.network.layout import PackedLayout, Span
+from audioflamingo.network.row_layout import PackedLayout, Span
 
 __all__ = ["KVCache", "KVStore", "KVView", "PackedLayout", "Span"]
 

@@ -14,7 +14,7 @@ from audioflamingo.audio.loading import num_audio_tokens
 from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
 from audioflamingo.kernels.host import to_host
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.processor.prompt import Features, Prompt, place_windows
 
 

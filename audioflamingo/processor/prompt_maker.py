@@ -19,7 +19,7 @@ from audioflamingo.processor.chat_template import (
 )
 from audioflamingo.processor.clips import Clip, check_window, encode_windows, load_windows
 from audioflamingo.processor.conversation import Conversation, Turn, clips_of, parse_conversations
-from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.processor_options import AudioOptions
 from audioflamingo.processor.prompt import Prompt, PromptText
 from audioflamingo.processor.tokenizer import Tokenizer
 

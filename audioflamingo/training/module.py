@@ -11,7 +11,7 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.network.loss import causal_lm_loss
 from audioflamingo.network.outputs import LanguageModelOutput
 from audioflamingo.training.batches import Batch, CtcTargets
-from audioflamingo.training.config import CTC_ALPHABET
+from audioflamingo.training.training_config import CTC_ALPHABET
 
 CTC_BLANK = 0
 

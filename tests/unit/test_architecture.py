@@ -31,7 +31,7 @@ ROWS = (
         "datasets",
         "engine",
         "model",
-        "convert",
+        "quantize_folder",
         "transcription",
         "evaluation",
         "training",

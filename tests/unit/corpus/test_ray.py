@@ -18,7 +18,7 @@ from audioflamingo.cli import cluster_job
 from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from tests.cli_runs import af3, af3_process, write_tiny_model
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.checkpoint.pretrained import (
     DEFAULT_SHARD_SIZE,
     config_to_save,
@@ -28,7 +28,7 @@ from audioflamingo.hub import resolve_folder
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
-from audioflamingo.quantization.config import as_config, read_quantization, with_quantization
+from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
 
 Progress = Callable[[int, int], None]
 
