@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from audioflamingo.network.kv import KVCache
     from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
     from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
-    from audioflamingo.processor.streamers import TextStreamer
+    from audioflamingo.processor.tokenizer import TextStreamer
     from audioflamingo.quantization import quantize
     from audioflamingo.transcription import transcribe
 
@@ -45,7 +45,7 @@ _MODULE_OF = {
     "KVCache": "network.kv",
     "Qwen2Config": "config",
     "StreamDecoder": "processor",
-    "TextStreamer": "processor.streamers",
+    "TextStreamer": "processor.tokenizer",
     "Tokenizer": "processor",
     "load_audio": "audio",
     "quantize": "quantization",

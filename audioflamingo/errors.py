@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
 from typing import Any
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class AudioFlamingoError(Exception):
@@ -22,6 +28,18 @@ class AudioError(AudioFlamingoError, ValueError):
 
 class AudioTooLongError(AudioError):
     """A clip is longer than the model takes and the caller asked for an error in place of a cut."""
+
+
+class FetchError(AudioError):
+    """An address that may not be fetched from, or that gives no file.
+
+    Attributes:
+        reason: what is wrong, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ConfigError(AudioFlamingoError, ValueError):
@@ -88,6 +106,15 @@ class AudioFlamingoWarning(UserWarning):
     """Category of every warning of the package: truncation, fallbacks, options without effect."""
 
 
+def warn(message: str) -> None:
+    """Warns, and names the line outside of the package that led there."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AudioFlamingoWarning, stacklevel=level)
+
+
 def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) -> ArgumentError:
     """Builds the error for keywords that `where` does not take.
 
@@ -115,7 +142,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     Args:
         module: what to import.
         extra: the extra of this package that installs it, as in `pip install 'audioflamingo[extra]'`.
-        package: what to install, where that is not the first part of the module's name.
+        package: what messages call it, where that is not the name of the module that is not there.
 
     Raises:
         MissingDependencyError: it is not installed; the message holds the line that installs it.
@@ -123,7 +150,7 @@ def require(module: str, extra: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        name = package or module.split(".")[0]
+        name = package or (error.name or module).split(".")[0]
         raise MissingDependencyError(
             f"this needs the package {name}: pip install 'audioflamingo[{extra}]' ({error})"
         ) from error

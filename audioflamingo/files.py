@@ -1,10 +1,10 @@
 """Files that are written whole or not at all, and the small text files of a checkpoint folder.
 
-`replacing` is for one file. `AtomicFolder` replaces several together: they are written and synced beside the older ones
-first, then renamed. A failure while writing (a full disk, Ctrl-C, a killed process) leaves the older files as they
-were. The renames are several steps; what they leave when the machine stops between two of them is recognised by
-`checkpoint.weights.find_tensors`, through the save id in the names of the files that were not yet renamed and inside
-those that were.
+`write_whole` and `write_text` are for one file, `replacing` for one that others write. `AtomicFolder` replaces several
+together: they are written and synced beside the older ones first, then renamed. A failure while writing (a full disk,
+Ctrl-C, a killed process) leaves the older files as they were. The renames are several steps; what they leave when the
+machine stops between two of them is recognised by `checkpoint.weights.find_tensors`, through the save id in the names
+of the files that were not yet renamed and inside those that were.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from audioflamingo.errors import CheckpointError
+from audioflamingo.errors import CheckpointError, OutputError
 
 TEMPORARY_PATTERN = re.compile(r"\.saving-(?P<save_id>[0-9a-f]{32})-.+")
 
@@ -98,6 +98,28 @@ def write_text(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}.") from error
+
+
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: where it goes.
+        content: all of it, or its pieces in order.
+
+    Raises:
+        OutputError: it cannot be written. What was there before is unchanged.
+    """
+    try:
+        with replacing(path) as temporary, temporary.open("xb") as file:
+            file.writelines((content,) if isinstance(content, bytes) else content)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "
+            "space, or choose another folder. Nothing that was there before has changed.",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

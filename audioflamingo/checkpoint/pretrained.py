@@ -125,30 +125,24 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         check_devices(device_map)
         if config is not None and not isinstance(config, AudioFlamingo3Config):
             raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
-        requested_quantization = None if quantization is None else as_config(quantization)
+        if quantization is not None:
+            as_config(quantization)  # a mistake shows before anything is fetched
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config = read_config(folder) if config is None else copy.deepcopy(config)
-        is_quantized_folder = read_quantization(config) is not None
         stored = find_tensors(folder)
-        model = build_empty(cls, config)
-        check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        model, is_quantizing = _build(cls, folder, config, stored, quantization)
         found_dtype = requested_dtype or stored_dtype(config, folder, stored)
-        if is_quantized_folder:
-            _check_recorded(folder, config, quantization)
-        elif requested_quantization is not None:
-            config = with_quantization(config, as_config(requested_quantization, is_calibrated=False))
-            model = build_empty(cls, config)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
 
         placement = _place(device_map, model, found_dtype)
-        if requested_quantization is None or is_quantized_folder:
-            fill_from_files(model, stored, found_dtype, placement)
-        else:
+        if is_quantizing:
             fill_quantizing(model, stored, found_dtype)
-        config.dtype = _name(found_dtype)
+        else:
+            fill_from_files(model, stored, found_dtype, placement)
+        model.config.dtype = _name(found_dtype)
         model.generation_config = read_generation_config(folder, config)
         if placement.is_split:
             connect_devices(model, placement, model.get_input_embeddings())
@@ -191,6 +185,25 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             config_to_save(self.config, dtype),
             self.generation_config.to_dict(),
         )
+
+
+def _build(
+    kind: type[PretrainedAudioFlamingo3],
+    folder: Path,
+    config: AudioFlamingo3Config,
+    stored: Mapping[str, StoredTensor],
+    quantization: str | QuantizationConfig | None,
+) -> tuple[Any, bool]:
+    """A model without weights that fits the files, and whether those are quantized on the way into it."""
+    model = build_empty(kind, config)
+    check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    if read_quantization(config) is not None:
+        _check_recorded(folder, config, quantization)
+        return model, False
+    if quantization is None:
+        return model, False
+    scheme = as_config(as_config(quantization), is_calibrated=False)
+    return build_empty(kind, with_quantization(config, scheme)), True
 
 
 def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:

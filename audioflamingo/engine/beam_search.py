@@ -1,15 +1,14 @@
 """Beam search and beam sampling: several candidate answers a prompt, scored by their total log-probability.
 
-`BeamState` is the search of one prompt, plain arithmetic on the host; `BeamSearch` runs the states of a batch
-against a model and a cache that it only knows as a function and a `KVCache`. Scores are float32, as the
-reference computes them (transformers 5.23.0, `GenerationMixin._beam_search`), so that ties and roundings fall
-the same way.
+`BeamSearch` is the search for one prompt, plain arithmetic on the host; its beams run as sequences of the engine, which
+hands the scores of a step to `find_candidates`. Scores are float32, as the reference computes them (transformers
+5.23.0, `GenerationMixin._beam_search`), so that ties and roundings fall the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioflamingo.engine.sampling import LogitsRules, Uniforms, draw_without_replacement
+from audioflamingo.engine.sampling import TokenLogprob, draw_without_replacement, most_likely
 from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import AudioFlamingoError
 from audioflamingo.kernels.host import to_host
-from audioflamingo.network.kv import KVCache
 
 NO_ANSWER_SCORE = np.float32(-1e9)  # an empty place among the answers; what scores no better is not an answer
+NAN_MESSAGE = "the model's logits hold NaN; look for NaN in the weights or an overflow of float16."
 DEAD = np.float32(-np.inf)  # score of a beam without a valid continuation
 
 
@@ -64,22 +63,21 @@ class Beam:
 
     score: np.float32
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
     is_stopped: bool = False
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token that would continue one beam; `score` is that of the whole continuation."""
+    """One token that would continue one beam; `score` is that of the whole continuation, `logprob` the token's own."""
 
     score: np.float32
     beam: int
-    token_id: int
-    logprob: float
+    logprob: TokenLogprob
 
 
-class BeamState:
+class BeamSearch:
     """The search for one prompt.
 
     Args:
@@ -88,13 +86,14 @@ class BeamState:
         stop: what else ends an answer.
 
     Attributes:
+        options: as given.
         running: N beams, best first.
         answers: at most N complete answers, best first.
         is_done: whether further steps cannot change the answers.
     """
 
     def __init__(self, options: BeamOptions, max_new_tokens: int, stop: StopRules) -> None:
-        self._options = options
+        self.options = options
         self._max_new_tokens = max_new_tokens
         self._stop = stop
         self.running = [Beam(np.float32(0))] + [Beam(DEAD)] * (options.num_beams - 1)
@@ -106,7 +105,7 @@ class BeamState:
         beams = [self._extend(candidate) for candidate in candidates]
         length = len(beams[0].token_ids)
         is_last = length >= self._max_new_tokens
-        num_beams = self._options.num_beams
+        num_beams = self.options.num_beams
         complete = [beam for beam in beams[:num_beams] if beam.is_stopped or is_last]
         self._add_answers(complete, length)
         open_beams = [
@@ -115,9 +114,23 @@ class BeamState:
         self.running = sorted(open_beams, key=lambda beam: -beam.score)[:num_beams]
         self.is_done = is_last or self._is_settled(length)
 
+    def best(self) -> list[Beam]:
+        """The answers that were asked for, best first.
+
+        Raises:
+            AudioFlamingoError: there are fewer, because the rules forbid the rest.
+        """
+        wanted = self.options.num_return_sequences
+        if len(self.answers) < wanted:
+            raise AudioFlamingoError(
+                f"beam search found {len(self.answers)} of {wanted} answers to a prompt: the options allow the other "
+                "beams no token. Relax top_k, top_p or no_repeat_ngram_size."
+            )
+        return self.answers[:wanted]
+
     def _extend(self, candidate: Candidate) -> Beam:
         parent = self.running[candidate.beam]
-        token_ids = [*parent.token_ids, candidate.token_id]
+        token_ids = [*parent.token_ids, candidate.logprob.token_id]
         return Beam(
             candidate.score,
             token_ids,
@@ -129,171 +142,68 @@ class BeamState:
     def _add_answers(self, complete: list[Beam], length: int) -> None:
         scored = [dataclasses.replace(beam, score=self._penalized(beam.score, length)) for beam in complete]
         found = [beam for beam in scored if beam.score > NO_ANSWER_SCORE]
-        self.answers = sorted(self.answers + found, key=lambda beam: -beam.score)[: self._options.num_beams]
+        self.answers = sorted(self.answers + found, key=lambda beam: -beam.score)[: self.options.num_beams]
 
     def _penalized(self, score: np.float32, length: int) -> np.float32:
-        return score / np.float32(length**self._options.length_penalty)
+        return score / np.float32(length**self.options.length_penalty)
 
     def _is_settled(self, length: int) -> bool:
         if self.running[0].score == DEAD:
             return True
-        if len(self.answers) < self._options.num_beams:
+        if len(self.answers) < self.options.num_beams:
             return False
-        if self._options.early_stopping is True:
+        if self.options.early_stopping is True:
             return True
-        if self._options.early_stopping == "never" and self._options.length_penalty > 0:
+        if self.options.early_stopping == "never" and self.options.length_penalty > 0:
             length = self._max_new_tokens
         return bool(self._penalized(self.running[0].score, length) <= self.answers[-1].score)
 
 
-@dataclass
-class BeamResult:
-    """What a beam search found.
-
-    Attributes:
-        answers: for each prompt its answers, best first.
-        scores: for each step the scores that candidates were chosen by, `(B * N, V)`, before the beams' own
-            were added; NaN for prompts that were done. Empty unless recorded.
-        logits: for each step the model's logits, `(B * N, V)`, likewise.
-    """
-
-    answers: list[list[Beam]]
-    scores: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-
-
-class BeamSearch:
-    """Beam search over a batch of prompts; prompts that are done leave the batch.
+def find_candidates(
+    searches: Sequence[BeamSearch], scores: Tensor, logits: Tensor, numbers: Tensor | None, num_top: int = 0
+) -> list[list[Candidate] | AudioFlamingoError]:
+    """The K candidates of each search in one step.
 
     Args:
-        options: see `BeamOptions`.
-        rules: applied to the log-probabilities of each step.
-        states: the searches, one a prompt.
-        uniforms: random numbers, one row a prompt; needed for `do_sample` only.
-        record_scores: keep the scores of each step.
-        record_logits: keep the logits of each step.
+        searches: G of them, with the same options.
+        scores: float32 `(G * N, V)`, log-probabilities after the rules, N rows a search in the order of its beams.
+        logits: float32 `(G * N, V)`, the model's own.
+        numbers: `(G, K)` in [0, 1) to draw with, None to take the best.
+        num_top: how many of the most likely tokens are reported beside each candidate.
+
+    Returns:
+        The candidates in the order in which they were chosen; an error for a search whose logits hold NaN.
     """
-
-    def __init__(
-        self,
-        options: BeamOptions,
-        rules: LogitsRules,
-        states: list[BeamState],
-        uniforms: Uniforms | None = None,
-        record_scores: bool = False,
-        record_logits: bool = False,
-    ) -> None:
-        self._options = options
-        self._rules = rules
-        self._states = states
-        self._uniforms = uniforms
-        self._record_scores = record_scores
-        self._record_logits = record_logits
-        self._open = list(range(len(states)))  # prompts that are still searched, in the order of their rows
-        self._result = BeamResult([])
-
-    def run(
-        self, logits: Tensor, history: Tensor | None, cache: KVCache, decode: Callable[[Tensor], Tensor]
-    ) -> BeamResult:
-        """Searches until every prompt is done.
-
-        Args:
-            logits: `(B, V)` after the prompts.
-            history: `(B, L)` ids of the prompts, when the rules need it.
-            cache: holds the prompts, B rows; changed.
-            decode: maps one new token a row of the cache, `(rows, 1)`, to its logits, `(rows, V)`.
-
-        Raises:
-            AudioFlamingoError: NaN among the logits, or fewer answers than asked for because the rules forbid
-                the rest.
-        """
-        num_beams = self._options.num_beams
-        rows = [prompt for prompt in self._open for _ in range(num_beams)]
-        cache.select(rows)
-        index = torch.tensor(rows, device=logits.device)
-        logits = logits[index]
-        history = None if history is None else history[index]
-        num_new_tokens = 0
-        while True:
-            was_open = list(self._open)
-            for prompt, candidates in zip(
-                was_open, self._candidates(logits, history, num_new_tokens), strict=True
-            ):
-                self._states[prompt].advance(candidates)
-            num_new_tokens += 1
-            self._open = [prompt for prompt in was_open if not self._states[prompt].is_done]
-            if not self._open:
-                return self._collect()
-            first_rows = {prompt: place * num_beams for place, prompt in enumerate(was_open)}
-            running = [
-                (first_rows[prompt], beam) for prompt in self._open for beam in self._states[prompt].running
-            ]
-            rows = [first_row + beam.origins[-1] for first_row, beam in running]
-            tokens = torch.tensor([[beam.token_ids[-1]] for _, beam in running], device=logits.device)
-            cache.select(rows)
-            if history is not None:
-                history = torch.cat([history[torch.tensor(rows, device=history.device)], tokens], dim=1)
-            logits = decode(tokens)
-
-    def _candidates(
-        self, logits: Tensor, history: Tensor | None, num_new_tokens: int
-    ) -> list[list[Candidate]]:
-        """The K candidates of each open prompt, from logits `(open * N, V)`."""
-        num_open, vocab_size = len(self._open), logits.shape[1]
-        logprobs = logits.log_softmax(-1)
-        scores = self._rules(logprobs, history, num_new_tokens)
-        self._record(scores, logits)
-        beam_scores = [beam.score for prompt in self._open for beam in self._states[prompt].running]
-        totals = scores + torch.tensor(np.array(beam_scores), device=scores.device)[:, None]
-        totals = totals.view(num_open, -1)  # (open, N * V)
-        num_candidates = min(self._options.num_candidates, totals.shape[1])
-        if self._uniforms is None:
-            places = totals.topk(num_candidates).indices
-        else:
-            numbers = self._uniforms.draw(self._open, num_candidates).to(totals.device)
-            places = draw_without_replacement(totals, numbers)
-        chosen = totals.gather(1, places), places, logprobs.view(num_open, -1).gather(1, places)
-        return _read_candidates(*chosen, vocab_size)
-
-    def _record(self, scores: Tensor, logits: Tensor) -> None:
-        num_beams = self._options.num_beams
-        rows = [prompt * num_beams + beam for prompt in self._open for beam in range(num_beams)]
-        index = torch.tensor(rows, device=scores.device)
-        for wanted, kept, values in (
-            (self._record_scores, self._result.scores, scores),
-            (self._record_logits, self._result.logits, logits),
-        ):
-            if wanted:
-                full = values.new_full((len(self._states) * num_beams, values.shape[1]), torch.nan)
-                kept.append(full.index_copy(0, index, values))
-
-    def _collect(self) -> BeamResult:
-        wanted = self._options.num_return_sequences
-        for prompt, state in enumerate(self._states):
-            if len(state.answers) < wanted:
-                raise AudioFlamingoError(
-                    f"beam search found {len(state.answers)} of {wanted} answers to prompt {prompt}: the "
-                    "options allow the other beams no token. Relax top_k, top_p or no_repeat_ngram_size."
-                )
-        self._result.answers = [state.answers[:wanted] for state in self._states]
-        return self._result
-
-
-def _read_candidates(
-    scores: Tensor, places: Tensor, logprobs: Tensor, vocab_size: int
-) -> list[list[Candidate]]:
-    """Brings one step's candidates, each tensor `(open, K)`, to the host in one read."""
-    bits = torch.stack([scores.view(torch.int32), places.int(), logprobs.view(torch.int32)])
-    host = np.array(to_host(bits), dtype=np.int32)
-    all_scores, all_places, all_logprobs = host[0].view(np.float32), host[1], host[2].view(np.float32)
-    if np.isnan(all_scores).any():
-        raise AudioFlamingoError(
-            "the model's logits hold NaN; look for NaN in the weights or an overflow of float16."
-        )
-    return [
+    num_beams, vocab_size = searches[0].options.num_beams, logits.shape[1]
+    logprobs = logits.log_softmax(-1)
+    beam_scores = [beam.score for search in searches for beam in search.running]
+    totals = scores + torch.tensor(np.array(beam_scores), device=scores.device)[:, None]
+    totals = totals.view(len(searches), -1)  # (G, N * V)
+    num_candidates = min(searches[0].options.num_candidates, totals.shape[1])
+    if numbers is None:
+        places = totals.topk(num_candidates).indices
+    else:
+        places = draw_without_replacement(totals, numbers[:, :num_candidates].to(totals.device))
+    bits = torch.stack(  # one read for all
         [
-            Candidate(score, int(place) // vocab_size, int(place) % vocab_size, float(logprob))
-            for score, place, logprob in zip(*row, strict=True)
+            totals.gather(1, places).view(torch.int32),
+            places.int(),
+            logprobs.view(len(searches), -1).gather(1, places).view(torch.int32),
         ]
-        for row in zip(all_scores, all_places, all_logprobs, strict=True)
-    ]
+    )
+    host = np.array(to_host(bits), dtype=np.int32)
+    tops = most_likely(logprobs, num_top)
+    found: list[list[Candidate] | AudioFlamingoError] = []
+    for place, rows in enumerate(
+        zip(host[0].view(np.float32), host[1], host[2].view(np.float32), strict=True)
+    ):
+        if np.isnan(rows[0]).any():
+            found.append(AudioFlamingoError(NAN_MESSAGE))
+            continue
+        candidates = []
+        for score, where, logprob in zip(*rows, strict=True):
+            beam, token_id = divmod(int(where), vocab_size)
+            top = tops[place * num_beams + beam]
+            candidates.append(Candidate(score, beam, TokenLogprob(token_id, float(logprob), top)))
+        found.append(candidates)
+    return found

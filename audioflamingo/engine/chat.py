@@ -1,20 +1,24 @@
 """A conversation about audio that keeps what the model has already read.
 
-Each turn the whole conversation is rendered, and only what lies beyond the tokens in the cache goes through
-the model: the audio of earlier turns is encoded once.
+Each turn the whole conversation is rendered; the engine's prefix cache finds what lies there already, so that only what
+is new goes through the model, and the audio of earlier turns is encoded once.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Unpack
 
+from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, load_audio
 from audioflamingo.engine.audio_cache import ClipCache
-from audioflamingo.errors import PromptError
-from audioflamingo.processor.tokenizer import StreamDecoder
-
-INITIAL_CACHE = 2048  # slots; they double when they run out
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.generate import evaluation_mode
+from audioflamingo.engine.generate_call import prepare_one
+from audioflamingo.engine.generate_options import GenerateOptions
+from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.request import Output, Request
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.processor.processor import AudioFlamingo3Processor
 
 
 class Chat:
@@ -36,8 +40,8 @@ class Chat:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        model: AudioFlamingo3WithHead,
+        processor: AudioFlamingo3Processor,
         system: str | None = None,
         on_long: str = "truncate",
         clip_cache: ClipCache | None = None,
@@ -45,10 +49,8 @@ class Chat:
         self._model = model
         self._processor = processor
         self._on_long = on_long
-        self._clip_cache = ClipCache(model) if clip_cache is None else clip_cache
-        self._cache: Any = None
-        self._cached_ids: list[int] = []
-        self._num_cached_windows = 0
+        self._clip_cache = clip_cache or ClipCache()
+        self._engine = self._new_engine()
         self._pending: list[dict[str, Any]] = []
         self._waveforms: list[Any] = []
         self.messages: list[dict[str, Any]] = (
@@ -68,15 +70,13 @@ class Chat:
         Raises:
             AudioError: it cannot be read, or is too short.
         """
-        from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, load_audio
-
         waveform = load_audio(source)
         check_waveform(waveform, source if isinstance(source, str) else "audio")
         self._waveforms.append(waveform)
         self._pending.append({"type": "audio", "audio": waveform})
         return len(waveform) / SAMPLING_RATE
 
-    def ask(self, question: str, **options: Any) -> Iterator[str]:
+    def ask(self, question: str, **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """Asks, and yields the answer piece by piece; the pieces joined are the answer.
 
         An answer that is broken off (by closing the iterator) stays in the conversation as far as it went. A
@@ -84,32 +84,27 @@ class Chat:
 
         Args:
             question: the text of the turn. The clips added since the last one stand before it.
-            **options: keywords of `model.stream`.
+            **options: keywords of `model.stream`. The answer of a beam search comes in one piece.
 
         Raises:
-            AudioFlamingoError: as `model.stream` and `processor.apply_chat_template`.
+            AudioFlamingoError: as `model.stream` and `processor.prompt`.
         """
         content: Any = [*self._pending, {"type": "text", "text": question}] if self._pending else question
         messages = [*self.messages, {"role": "user", "content": content}]
-        steps, prompt_ids = self._start(messages, options)
+        outputs: list[Output] = []
+        request = self._request(messages, options, outputs.append)
         pending, self._pending = self._pending, []
-        answer_ids: list[int] = []
         text = ""
-        decoder = StreamDecoder(self._processor.tokenizer)
         self.finish_reason = None
         is_kept = True
         try:
-            with contextlib.closing(steps):
-                for step in steps:
-                    token_ids = step.token_ids.tolist()
-                    answer_ids += token_ids
-                    self.finish_reason = step.finish_reasons[0]
-                    if piece := decoder.put(token_ids):
-                        text += piece
-                        yield piece
-            if piece := decoder.end():
-                text += piece
-                yield piece
+            for output in self._answer(request, outputs):
+                if output.error is not None:
+                    raise output.error
+                self.num_reused, self.finish_reason = output.num_reused, output.finish_reason
+                if output.text:
+                    text += output.text
+                    yield output.text
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -117,56 +112,37 @@ class Chat:
             raise
         finally:
             if is_kept:
-                self._cached_ids = [*prompt_ids, *answer_ids][: self._cache.lengths[0]]
+                request.cancel()
+                self._engine.tidy()
                 self.messages = [*messages, {"role": "assistant", "content": text}]
             else:
-                self._forget()
+                self._engine = self._new_engine()
                 self._pending = pending
 
-    def _start(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[Any, list[int]]:
-        """Prepares the prompt, finds what of it the cache holds, and starts the generation of the rest."""
-        inputs = self._processor.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True, on_long=self._on_long
-        )
-        prompt_ids: list[int] = inputs.input_ids[0].tolist()
-        num_windows = len(inputs.input_features) if "input_features" in inputs else 0
-        kept = self._common_prefix(prompt_ids)
-        if self._cache is None or not kept:
-            self._forget()
-            kept = 0
-            self._cache = self._model.new_cache(1, initial_length=INITIAL_CACHE)
-        self._cache.crop([kept])
-        self.num_reused = kept
-        new: dict[str, Any] = {
-            "input_ids": inputs.input_ids[:, kept:],
-            "attention_mask": inputs.attention_mask[:, kept:],
-        }
-        windows = slice(self._num_cached_windows, num_windows)
-        self._num_cached_windows = num_windows
-        try:
-            if windows.start < num_windows:
-                new["audio_embeds"] = self._clip_cache.embed(
-                    inputs.input_features[windows], inputs.input_features_mask[windows]
-                )
-            return self._model.stream(**new, **options, past_key_values=self._cache), prompt_ids
-        except Exception:
-            self._forget()
-            raise
+    def _new_engine(self) -> Engine:
+        """An engine that remembers what the conversation has read, and nothing yet."""
+        options = EngineOptions.alone(max_rows=1, keeps_prefixes=True)
+        return Engine(self._model, self._processor.tokenizer, options, self._clip_cache)
 
-    def _common_prefix(self, prompt_ids: list[int]) -> int:
-        """Tokens of the prompt that the cache holds: less than all; with all earlier audio, or none."""
-        limit = min(len(prompt_ids) - 1, len(self._cached_ids))
-        pairs = zip(prompt_ids[:limit], self._cached_ids[:limit], strict=True)
-        kept = next((i for i, (new, old) in enumerate(pairs) if new != old), limit)
-        is_audio_kept = self._processor.audio_token_id not in self._cached_ids[kept:]
-        return kept if is_audio_kept else 0
+    def _request(
+        self, messages: list[dict[str, Any]], options: GenerateOptions, on_output: Callable[[Output], None]
+    ) -> Request:
+        """What the engine is asked for."""
+        prompt = self._processor.prompt(messages, on_long=self._on_long)
+        options = {"tokenizer": self._processor.tokenizer, **options}
+        return prepare_one(self._model, prompt, options, on_output)
 
-    def _forget(self) -> None:
-        self._cache, self._cached_ids, self._num_cached_windows = None, [], 0
+    def _answer(self, request: Request, outputs: list[Output]) -> Iterator[Output]:
+        """Runs the engine until the request is answered."""
+        with evaluation_mode(self._model):
+            self._engine.submit(request)
+            while self._engine.has_work:
+                self._engine.step()
+                news, outputs[:] = list(outputs), []
+                yield from news
 
     def transcript(self) -> list[dict[str, Any]]:
         """The conversation for a file: audio is named by its number and length."""
-        from audioflamingo.audio.loading import SAMPLING_RATE
 
         def plain(part: dict[str, Any]) -> dict[str, Any]:
             if part["type"] != "audio":
@@ -184,14 +160,3 @@ class Chat:
             else {**message, "content": list(map(plain, message["content"]))}
             for message in self.messages
         ]
-
-    def drop_pending(self) -> None:
-        """Takes back the clips that no question was asked about yet.
-
-        Raises:
-            PromptError: there are none.
-        """
-        if not self._pending:
-            raise PromptError("no clip is waiting for a question.")
-        del self._waveforms[len(self._waveforms) - len(self._pending) :]
-        self._pending = []

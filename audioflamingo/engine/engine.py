@@ -1,248 +1,317 @@
-"""Continuous batching: one thread that owns the model and works on all answers at once, step by step.
+"""The one engine: continuous batching over a pool of keys and values, a step at a time. No thread, no HTTP.
 
-A step runs one token of every answer that has begun, together with a piece of the prompts that wait: requests join
-and leave between steps, and a long prompt or clip is read in pieces that hold nobody up for long. Whoever has had
-least of the model goes first (see `Share`), so a short request overtakes a long transcription.
+A step runs one token of every answer that has begun, together with prompts, whole or in pieces: requests join and leave
+between steps. `generate` runs a batch of them to its end, a conversation one after the other, transcription and
+evaluation keep as many going as there is room for, and the server wraps the engine in a thread (`worker`).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections import deque
-from typing import Any
+from collections.abc import Sequence as Rows
 
 import torch
+from torch import Tensor
 
-from audioflamingo.engine import row_sampling
 from audioflamingo.engine.audio_cache import ClipCache
-from audioflamingo.engine.generate_options import eos_ids
-from audioflamingo.engine.kv_pool import KVPool
+from audioflamingo.engine.audio_encoder import AudioEncoder
+from audioflamingo.engine.beam_search import find_candidates
+from audioflamingo.engine.choosing import apply_rules, choose, draw_numbers, token_logprobs
+from audioflamingo.engine.kv_pool import CacheRows, KVPool
 from audioflamingo.engine.limits import EngineOptions
-from audioflamingo.engine.memory import give_back_memory
-from audioflamingo.engine.pace import Pace
-from audioflamingo.engine.request import EngineRequest
+from audioflamingo.engine.request import Request
 from audioflamingo.engine.sampling import NO_TOKEN
-from audioflamingo.engine.scheduler import Schedule
-from audioflamingo.engine.sequence import Row, embed
-from audioflamingo.engine.window_encoder import WindowEncoder
-from audioflamingo.errors import AudioFlamingoError, ContextLengthError, EngineStoppedError
+from audioflamingo.engine.scheduler import Scheduler, Step
+from audioflamingo.engine.sequence import Sequence, SequenceGroup
+from audioflamingo.errors import AudioFlamingoError, ContextLengthError
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.network.kv import KVCache
 from audioflamingo.processor.tokenizer import Tokenizer
 
-logger = logging.getLogger("audioflamingo.server")
-TIDY_AFTER_S = 1.0  # without work
+NOTHING_TO_SAY = (
+    "no token can be chosen. Either the model's logits are not finite (NaN in weights or input, an overflow of "
+    "float16), or no_repeat_ngram_size forbids all tokens."
+)
 
 
 class Engine:
-    """Gives many answers at once. `start` it, `submit` requests from any thread, `stop` it.
+    """Answers many prompts at once: `submit` requests, and call `step` as long as it has work.
 
     Args:
-        model: an `AudioFlamingo3ForConditionalGeneration`; belongs to the engine's thread from `start` on.
-        tokenizer: its processor's.
+        model: an `AudioFlamingo3ForConditionalGeneration` in evaluation mode.
+        tokenizer: turns ids into text; None where nobody wants text.
         options: how much it takes on.
+        clip_cache: encoded audio to look up and add to; by default one of its own, which is empty.
+        cache: a cache whose rows the requests continue, one request a row in the order in which they are submitted.
 
     Attributes:
-        num_steps, num_prompt_tokens, num_reused_tokens, num_new_tokens: counts since the start.
-        encoder: encodes audio; counts windows.
+        num_steps, num_prompt_tokens, num_new_tokens: counts since the start.
+        audio: encodes audio.
+        clip_cache: encoded audio; counts windows.
+        pool: keys and values.
+        scheduler: who waits, whose prompt is read, who is answered.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: AudioFlamingo3WithHead,
+        tokenizer: Tokenizer | None = None,
+        options: EngineOptions | None = None,
+        clip_cache: ClipCache | None = None,
+        cache: KVCache | None = None,
+    ) -> None:
         self.options = options or EngineOptions()
-        self._model = model.eval()
+        self._model = model
         self._tokenizer = tokenizer
         text_config = model.config.text_config
-        self._space = min(text_config.max_position_embeddings, self.options.cache_tokens)
-        self._eos_token_ids = frozenset(eos_ids(model.generation_config))
-        self.encoder = WindowEncoder(model, ClipCache(model))
-        self.pool = KVPool(text_config.num_hidden_layers, self.options.cache_tokens)
-        self.schedule = Schedule(self.pool, self.options.max_rows)
-        self._pace = Pace(self.options.piece_s, self.options.max_prefill_tokens)
-        self._arriving: deque[Row] = deque()
-        self._news = threading.Condition()
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self.num_steps = self.num_prompt_tokens = self.num_reused_tokens = self.num_new_tokens = 0
+        self._context = text_config.max_position_embeddings
+        self._cache = cache
+        self._num_continued = 0
+        self.clip_cache = clip_cache or ClipCache()
+        self.audio = AudioEncoder(model, self.clip_cache)
+        size = self.options.cache_tokens
+        self.pool = KVPool(text_config.num_hidden_layers, size or 0, grows=size is None)
+        self._rows = self.pool if cache is None else CacheRows(cache)
+        self.scheduler = Scheduler(self.pool, self.audio, self.options)
+        self.num_steps = self.num_prompt_tokens = self.num_new_tokens = 0
 
-    # From any thread
+    def room(self, num_prompt_tokens: int, num_sequences: int = 1) -> int:
+        """Tokens that an answer to a prompt can have at most."""
+        space = self._context
+        if self.options.cache_tokens is not None:
+            space = min(space, self.options.cache_tokens // num_sequences)
+        return space - num_prompt_tokens
 
-    def start(self) -> None:
-        """Takes the memory of the cache and starts the model's thread."""
-        with torch.no_grad():
-            self._warm_up()
-        self._thread.start()
+    def submit(self, request: Request) -> SequenceGroup:
+        """Takes a request, to be worked on from the next step on.
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the model's thread runs."""
-        return self._thread.is_alive()
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt that leaves room for an answer of one token."""
-        return self._space - 1
-
-    def submit(self, request: EngineRequest) -> None:
-        """Takes a request. Its answer comes through `request.on_output`.
+        Returns:
+            What becomes of it. Its answers also come through `request.on_output`.
 
         Raises:
             ContextLengthError: the prompt can never fit.
-            EngineStoppedError: the engine takes no more.
         """
-        num_prompt = len(request.prompt.token_ids)
-        if num_prompt > self.max_prompt_tokens:
+        group = self.prepare(request)
+        self.scheduler.add([group])
+        return group
+
+    def prepare(self, request: Request) -> SequenceGroup:
+        """What becomes of a request once it is added to the scheduler; see `submit`. From any thread."""
+        num_prompt, params = len(request.prompt.token_ids), request.params
+        room = self.room(num_prompt, params.num_sequences)
+        if room < 1:
             raise ContextLengthError(
                 f"the prompt has {num_prompt} tokens, {request.prompt.num_audio_tokens} of them audio (25 a second); "
-                f"at most {self.max_prompt_tokens} fit. Shorten the audio or the conversation."
+                f"at most {num_prompt + room - 1} fit. Shorten the audio or the conversation."
             )
-        limit = min(request.sampling.max_new_tokens, self._space - num_prompt)
-        row = Row(request, self._tokenizer, self._eos_token_ids, limit)
-        with self._news:
-            if self._is_stopping:
-                raise EngineStoppedError("the server is shutting down; send the request again.")
-            self._arriving.append(row)
-            self._news.notify()
+        span = None
+        if self._cache is not None:
+            span = self._cache.spans[self._num_continued]
+            self._num_continued += 1
+        return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span)
 
-    def stop(self) -> None:
-        """Ends the thread. Answers that are not complete fail with `EngineStoppedError`."""
-        with self._news:
-            self._is_stopping = True
-            self._news.notify()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self.scheduler.groups)
 
-    # The model's thread
-
-    def _warm_up(self) -> None:
+    @torch.no_grad()
+    def warm_up(self) -> None:
         """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen."""
         span = self.pool.allocate(1)
         assert span is not None
         ids = torch.zeros(1, dtype=torch.long, device=self._model.device)
-        view = self.pool.view([span], [1], self._model.device)
-        self._model.model.language_model.forward_packed(self._model.get_input_embeddings()(ids), view)
+        view = self.pool.view([span], [1], ids.device)
+        self._model.packed_logits(self._model.embed(ids), view, ids)
         self.pool.free(span)
 
     @torch.no_grad()
-    def _run(self) -> None:
-        while True:
-            if not self._wait(TIDY_AFTER_S):
-                give_back_memory()
-                self._wait()
-            with self._news:
-                arrived = list(self._arriving)
-                self._arriving.clear()
-                is_stopping = self._is_stopping
-            self.schedule.add(arrived)
-            if is_stopping:
-                self._fail(
-                    self.schedule.rows,
-                    EngineStoppedError("the server was shut down before the answer was complete."),
-                )
-                return
-            try:
-                self._step()
-            except Exception as error:  # the thread must outlive whatever one step meets
-                logger.exception("a step of the model failed")
-                self._fail(self.schedule.active, error)
-                self.schedule.forget()
-
-    def _wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until there is something to do; False when the time was over before."""
-        with self._news:
-            return self._news.wait_for(self._has_work, timeout_s)
-
-    def _has_work(self) -> bool:
-        return bool(self._arriving or self.schedule.rows or self._is_stopping)
-
-    def _step(self) -> None:
-        schedule = self.schedule
-        schedule.drop_cancelled()
-        self.num_reused_tokens += schedule.admit()
-        prompts = self._choose_prompts()
-        self.encoder.forget({w.key for row in schedule.reading if (w := row.missing_window) is not None})
-        work = [(row, 1) for row in schedule.answering] + prompts
-        if not work:
+    def step(self) -> None:
+        """Decides what runs now, runs it, and gives each sequence whose turn it is its next token."""
+        step = self.scheduler.schedule()
+        if step.windows:
+            self._encode(step)
+        if not step.chunks:
             return
         start = time.perf_counter()
-        self._run_work(work)
+        rows, logits = self._run(step)
+        if rows:
+            self._answer(rows, logits)
         step_s = time.perf_counter() - start
-        num_tokens = sum(count for _, count in work)
-        for row, count in work:
-            row.request.share.service_s += step_s * count / num_tokens
-        num_prompt_tokens = sum(count for _, count in prompts)
-        self._pace.note(num_prompt_tokens, step_s)
+        num_tokens = sum(count for _, count in step.chunks)
+        for sequence, count in step.chunks:
+            sequence.group.request.share.service_s += step_s * count / num_tokens
+        self.scheduler.budget.note(step.num_prompt_tokens, step_s)
         self.num_steps += 1
-        self.num_prompt_tokens += num_prompt_tokens
 
-    def _choose_prompts(self) -> list[tuple[Row, int]]:
-        """Which prompts to go on with, and by how many tokens. Whose turn it is but lacks audio has that encoded."""
-        chosen: list[tuple[Row, int]] = []
-        budget = self._pace.num_tokens
-        for row in self.schedule.in_turn(self.schedule.reading):
-            self._find_audio(row)
-            if not row.num_ready and not chosen:
-                self._encode(row)
-            count = min(row.num_ready, budget)
-            if count:
-                chosen.append((row, count))
-                budget -= count
-            if not budget or not chosen:
-                break
-        return chosen
+    def tidy(self) -> None:
+        """Lets cancelled requests go, without running anything."""
+        self.scheduler.drop_cancelled()
 
-    def _find_audio(self, row: Row) -> None:
-        while (window := row.missing_window) is not None:
-            tokens = self.encoder.find(window)
-            if tokens is None:
-                return
-            row.add_audio(window, tokens)
+    def fail(self, groups: Rows[SequenceGroup], error: Exception) -> None:
+        """Ends answers with an error."""
+        for group in list(groups):
+            self.scheduler.finish(group, is_kept=False)
+            group.fail(error)
 
-    def _encode(self, row: Row) -> None:
-        """Goes on with the next window that a row needs, for the time of a piece."""
-        window = row.missing_window
-        assert window is not None
-        start = time.perf_counter()
-        tokens = self.encoder.work(window, self._pace.piece_s)
-        row.request.share.service_s += time.perf_counter() - start
-        if tokens is not None:
-            row.add_audio(window, tokens)
-
-    def _run_work(self, work: list[tuple[Row, int]]) -> None:
-        """Runs the next tokens of some rows, and gives a new one to those whose prompt is done."""
-        model = self._model
-        spans = [row.span for row, _ in work if row.span is not None]
-        num_new = [count for _, count in work]
-        x = embed(model.get_input_embeddings(), work, model.device)
-        view = self.pool.view(spans, num_new, x.device)
-        hidden = model.model.language_model.forward_packed(x, view)
-        for span, count in zip(spans, num_new, strict=True):
-            span.length += count
-        rows, last, end = [], [], 0
-        for row, count in work:
-            end += count
-            if row.is_prompt_done:
-                rows.append(row)
-                last.append(end - 1)
-            row.forget_audio()
-        if not rows:
+    def _encode(self, step: Step) -> None:
+        """Encodes the audio of a step: all of it, or for the time of a piece where others wait."""
+        if self.options.piece_s is None:
+            encoded = self.audio.encode([window for _, window in step.windows])
+            for (group, window), tokens in zip(step.windows, encoded, strict=True):
+                group.add_audio(window, tokens)
             return
-        logits = model.lm_head(hidden[torch.tensor(last, device=hidden.device)]).float()  # (R, V)
-        tokens = row_sampling.choose(rows, logits)
-        logprobs = row_sampling.log_probabilities(rows, logits, tokens)
-        self.num_new_tokens += len(rows)
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            if token == NO_TOKEN:
-                self._fail(
-                    [row], AudioFlamingoError("the model's logits are not finite, or no token is allowed.")
-                )
-                continue
-            if not row.new_ids:
-                row.note_first_token()
-                self.schedule.begin_answer(row)
-            if row.add_token(token, logprob):
-                self.schedule.finish(row)
+        ((group, window),) = step.windows
+        start = time.perf_counter()
+        done = self.audio.work(window, self.options.piece_s)
+        group.request.share.service_s += time.perf_counter() - start
+        if done is not None:
+            group.add_audio(window, done)
 
-    def _fail(self, rows: list[Row], error: Exception) -> None:
-        for row in list(rows):
-            self.schedule.finish(row, is_kept=False)
-            row.fail(error)
+    def _run(self, step: Step) -> tuple[list[Sequence], Tensor]:
+        """Runs the chunks of a step. Returns the sequences that get a token, and their logits `(R, V)`."""
+        chunks = sorted(step.chunks, key=lambda chunk: chunk[0].first_slot)
+        spans = [sequence.used_span for sequence, _ in chunks]
+        counts = [count for _, count in chunks]
+        x = self._embed(chunks)
+        view = self._rows.view(spans, counts, x.device)
+        self.num_prompt_tokens += step.num_prompt_tokens
+        rows, last, end = [], [], 0
+        for (sequence, count), span in zip(chunks, spans, strict=True):
+            end += count
+            span.length += count
+            if sequence.group.is_prompt_done:
+                rows.append(sequence)
+                last.append(end - 1)
+            if not sequence.new_ids:
+                sequence.group.forget_audio()
+        logits = self._model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
+        return self._fork(rows, logits)
+
+    def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:
+        """Embeddings of the next tokens of some sequences, one after the other, `(N, D)`."""
+        ids = [token for sequence, count in chunks for token in sequence.next_ids(count)]
+        x = self._model.embed(torch.tensor(ids, device=self._model.device))
+        offset = 0
+        for sequence, count in chunks:
+            if not sequence.new_ids:
+                for start, embeds in sequence.group.audio_pieces(count):
+                    place = slice(offset + start, offset + start + len(embeds))
+                    x[place] = embeds.to(x.device, x.dtype)
+            offset += count
+        return x
+
+    def _fork(self, rows: list[Sequence], logits: Tensor) -> tuple[list[Sequence], Tensor]:
+        """Lets the answers of groups begin whose prompt is done: each sequence of a group gets the same logits."""
+        forked: list[Sequence] = []
+        sources: list[int] = []
+        for place, sequence in enumerate(rows):
+            group = sequence.group
+            is_first = group.first_token_at is None
+            members = group.sequences if is_first else [sequence]
+            if is_first:
+                group.first_token_at = time.monotonic()
+                self.scheduler.begin_answer(group)
+            forked += members
+            sources += [place] * len(members)
+        if len(forked) > len(rows):
+            logits = logits[torch.tensor(sources, device=logits.device)]
+        return forked, logits
+
+    def _answer(self, rows: list[Sequence], logits: Tensor) -> None:
+        """Gives each row its next token, from `(R, V)`."""
+        places = {id(sequence): place for place, sequence in enumerate(rows)}
+        plain = [place for place, sequence in enumerate(rows) if sequence.group.search is None]
+        if plain:
+            self._choose([rows[place] for place in plain], _rows(logits, plain))
+        searching = {id(s.group): s.group for s in rows if s.group.search is not None}
+        alike: dict[object, list[SequenceGroup]] = {}
+        for group in searching.values():
+            params = group.request.params
+            num_new = len(group.reader.new_ids)
+            key = (params.beams, params.rules, num_new < params.rules.min_new_tokens)
+            alike.setdefault(key, []).append(group)
+        for groups in alike.values():
+            index = [places[id(sequence)] for group in groups for sequence in group.sequences]
+            self._search(groups, _rows(logits, index))
+
+    def _choose(self, rows: list[Sequence], logits: Tensor) -> None:
+        """One token for each sequence that chooses token by token."""
+        tokens = choose(rows, logits)
+        logprobs = token_logprobs(rows, logits, tokens)
+        self.num_new_tokens += len(rows)
+        for sequence, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            group = sequence.group
+            if group.error is not None:
+                continue
+            if token == NO_TOKEN:
+                self.fail([group], AudioFlamingoError(NOTHING_TO_SAY))
+                continue
+            sequence.add_token(token, logprob)
+            if group.is_done:
+                self.scheduler.finish(group)
+            elif sequence.finish_reason is not None:
+                self.scheduler.release(sequence)
+
+    def _search(self, groups: list[SequenceGroup], logits: Tensor) -> None:
+        """One step of beam searches with the same options, N rows of `(G * N, V)` for each."""
+        params = groups[0].request.params
+        assert params.beams is not None
+        rows = [sequence for group in groups for sequence in group.sequences]
+        scores = apply_rules(params.rules, rows, logits.log_softmax(-1))
+        for row, sequence in enumerate(rows):
+            if sequence.group.request.params.keeps_scores:
+                sequence.scores.append(scores[row])
+            if sequence.group.request.params.keeps_logits:
+                sequence.logits.append(logits[row])
+        numbers = None
+        if params.beams.do_sample:
+            sources = [(group.request.uniforms, group.request.first_row) for group in groups]
+            numbers = draw_numbers(
+                [(u, row) for u, row in sources if u is not None], params.beams.num_candidates
+            )
+        num_top = max(group.request.params.num_top_logprobs or 0 for group in groups)
+        searches = [group.search for group in groups if group.search is not None]
+        found = find_candidates(searches, scores, logits, numbers, num_top)
+        for group, search, candidates in zip(groups, searches, found, strict=True):
+            if isinstance(candidates, AudioFlamingoError):
+                self.fail([group], candidates)
+                continue
+            search.advance(candidates)
+            if search.is_done:
+                self._end_search(group)
+            else:
+                self._reorder(group)
+
+    def _end_search(self, group: SequenceGroup) -> None:
+        try:
+            group.finish_search()
+        except AudioFlamingoError as error:
+            self.fail([group], error)
+            return
+        self.num_new_tokens += sum(len(sequence.new_ids) for sequence in group.sequences)
+        self.scheduler.finish(group)
+
+    def _reorder(self, group: SequenceGroup) -> None:
+        """Lets each sequence go on as the beam that now stands in its place: only answers differ, only they move."""
+        assert group.search is not None
+        first = group.offset + len(group.prompt.token_ids)
+        source: list[int] = []
+        target: list[int] = []
+        for sequence, beam in zip(group.sequences, group.search.running, strict=True):
+            origin = group.sequences[beam.origins[-1]]
+            if origin is not sequence:
+                length = origin.used_span.length
+                source += range(origin.used_span.start + first, origin.used_span.start + length)
+                target += range(sequence.used_span.start + first, sequence.used_span.start + length)
+            sequence.new_ids = beam.token_ids
+        if source:
+            device = self._model.device
+            self.pool.store.move(torch.tensor(source, device=device), torch.tensor(target, device=device))
+
+
+def _rows(values: Tensor, places: list[int]) -> Tensor:
+    """Some rows of `(R, V)`, which is itself if they are all of them in order."""
+    if places == list(range(len(values))):
+        return values
+    return values[torch.tensor(places, device=values.device)]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from audioflamingo.config import GenerationConfig
-from audioflamingo.engine.stopping import Decodes
-from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, unknown_arguments
+from audioflamingo.engine.beam_search import BeamOptions
+from audioflamingo.engine.request import SamplingParams
+from audioflamingo.engine.sampling import LogitsRules
+from audioflamingo.engine.stopping import Decodes, StopRules
+from audioflamingo.errors import ArgumentError, unknown_arguments, warn
 from audioflamingo.network.kv import KVCache
 
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(GenerationConfig) if f.name != "extra")
@@ -98,21 +100,31 @@ class GenerateInputs(GenerateOptions, total=False):
 
 
 OPTION_NAMES = frozenset(GenerateOptions.__annotations__)
+INPUT_NAMES = frozenset(GenerateInputs.__annotations__) | {"input_ids", "streamer", "return_dict_in_generate"}
+
+
+def sampling_options(temperature: float | None) -> dict[str, Any]:
+    """Keywords of `generate` for a door that knows a temperature only.
+
+    Above 0 tokens are drawn one by one, whatever the checkpoint's beams; at 0 the likeliest are taken; None leaves it
+    to the checkpoint.
+    """
+    if temperature is None:
+        return {}
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "num_beams": 1}
+    return {"do_sample": False}
 
 
 def resolve_options(
-    where: str,
     model_defaults: GenerationConfig,
     options: Mapping[str, Any],
-    other_names: Collection[str] = (),
 ) -> GenerationConfig:
     """Merges what the caller passed with the defaults, and checks every value.
 
     Args:
-        where: the function that was called, for messages.
         model_defaults: the model's `generation_config`.
         options: the caller's keywords.
-        other_names: keywords that the function takes besides, for messages.
 
     Returns:
         The values to use. Exactly one of `max_new_tokens` and `max_length` is set.
@@ -122,23 +134,17 @@ def resolve_options(
     """
     unknown = [name for name in options if name not in OPTION_NAMES]
     if unknown:
-        raise unknown_arguments(where, unknown, OPTION_NAMES | set(other_names))
+        raise unknown_arguments("generate()", unknown, OPTION_NAMES | INPUT_NAMES)
     passed = {name: options[name] for name in CONFIG_FIELDS if options.get(name) is not None}
     defaults = _defaults(model_defaults, options.get("generation_config"))
     config = dataclasses.replace(defaults, **{**passed, **_length_limit(defaults, passed)})
     for name, (is_allowed, allowed) in CHECKS.items():
         value = getattr(config, name)
         if value is not None and not is_allowed(value):
-            raise ArgumentError(f"{where}: {name} must be {allowed}, got {value!r}.")
-    _check_together(where, config)
-    _warn_without_effect(where, config, passed)
+            raise ArgumentError(f"{name} must be {allowed}, got {value!r}.")
+    _check_together(config)
+    _warn_without_effect(config, passed)
     return config
-
-
-def greedy_by_default(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords for an answer that is followed as it grows: beams only where the caller asked for them."""
-    is_open = options.get("num_beams") is None and options.get("generation_config") is None
-    return {**options, "num_beams": 1} if is_open else dict(options)
 
 
 def _defaults(
@@ -166,11 +172,9 @@ def _defaults(
         if found.extra.get(name) is not None and found.extra[name] != neutral
     }
     if ignored:
-        warnings.warn(
+        warn(
             f"the generation config asks for {ignored}, which this package does not implement; it has no "
             "effect.",
-            AudioFlamingoWarning,
-            stacklevel=5,
         )
     return found
 
@@ -179,11 +183,9 @@ def _length_limit(defaults: GenerationConfig, passed: Mapping[str, Any]) -> dict
     """The one length limit that holds: the caller's, else the defaults' (their own before our default)."""
     if passed.get("max_new_tokens") is not None:
         if passed.get("max_length") is not None:
-            warnings.warn(
+            warn(
                 f"max_length={passed['max_length']} has no effect beside "
                 f"max_new_tokens={passed['max_new_tokens']}.",
-                AudioFlamingoWarning,
-                stacklevel=5,
             )
         return {"max_new_tokens": passed["max_new_tokens"], "max_length": None}
     if passed.get("max_length") is not None:
@@ -247,11 +249,11 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _check_together(where: str, config: GenerationConfig) -> None:
+def _check_together(config: GenerationConfig) -> None:
     def refuse_more(name: str, other: str) -> None:
         value, most = getattr(config, name), getattr(config, other)
         if most is not None and value > most:
-            raise ArgumentError(f"{where}: {name}={value} is more than {other}={most}.")
+            raise ArgumentError(f"{name}={value} is more than {other}={most}.")
 
     refuse_more("min_new_tokens", "max_new_tokens")
     refuse_more("min_length", "max_length")
@@ -259,12 +261,12 @@ def _check_together(where: str, config: GenerationConfig) -> None:
         refuse_more("num_return_sequences", "num_beams")
     elif config.num_return_sequences > 1 and not draws(config):
         raise ArgumentError(
-            f"{where}: num_return_sequences={config.num_return_sequences} needs num_beams, or do_sample=True "
+            f"num_return_sequences={config.num_return_sequences} needs num_beams, or do_sample=True "
             "with a temperature above 0; otherwise all answers to a prompt are the same."
         )
 
 
-def _warn_without_effect(where: str, config: GenerationConfig, passed: Mapping[str, Any]) -> None:
+def _warn_without_effect(config: GenerationConfig, passed: Mapping[str, Any]) -> None:
     idle: list[
         tuple[str, dict[str, tuple[Any, ...]]]
     ] = []  # what is needed, options with their neutral values
@@ -276,8 +278,8 @@ def _warn_without_effect(where: str, config: GenerationConfig, passed: Mapping[s
         names = [name for name in neutral if name in passed and passed[name] not in neutral[name]]
         if names:
             listed = ", ".join(f"{name}={passed[name]!r}" for name in names)
-            message = f"{where}: {listed} has no effect without {needed}."
-            warnings.warn(message, AudioFlamingoWarning, stacklevel=5)
+            message = f"{listed} has no effect without {needed}."
+            warn(message)
 
 
 def draws(config: GenerationConfig) -> bool:
@@ -304,3 +306,51 @@ def stop_texts(config: GenerationConfig) -> tuple[str, ...]:
     """The stop strings."""
     texts = config.stop_strings
     return () if texts is None else (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def params_of(
+    config: GenerationConfig, num_columns: int, max_new_tokens: int, tokenizer: Decodes | None
+) -> SamplingParams:
+    """How the answers to a prompt are chosen and when they end, from options that are all decided.
+
+    Args:
+        config: see `resolve_options`.
+        num_columns: the length of the prompt that `min_length` counts.
+        max_new_tokens: longest answer.
+        tokenizer: for stop strings.
+
+    Raises:
+        ArgumentError: stop strings without a tokenizer.
+    """
+    eos, texts, is_drawn = eos_ids(config), stop_texts(config), draws(config)
+    if texts and not hasattr(tokenizer, "decode"):
+        raise ArgumentError(f"stop_strings need tokenizer=, an object with decode(ids), got {tokenizer!r}.")
+    has_beams = config.num_beams > 1
+    num_kept = 1 + len(eos)
+    rules = LogitsRules(
+        repetition_penalty=config.repetition_penalty,
+        no_repeat_ngram_size=config.no_repeat_ngram_size,
+        min_new_tokens=config.min_new_tokens or max(0, config.min_length - num_columns),
+        eos_token_ids=eos,
+        do_sample=is_drawn,
+        temperature=config.temperature,
+        top_k=config.top_k or 0,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        min_tokens_to_keep=max(2, num_kept) if has_beams else 1,
+    )
+    beams = BeamOptions(
+        num_beams=config.num_beams,
+        num_return_sequences=config.num_return_sequences,
+        length_penalty=config.length_penalty,
+        early_stopping=cast("bool | Literal['never']", config.early_stopping),
+        do_sample=is_drawn,
+        num_candidates=max(2, num_kept) * config.num_beams,
+    )
+    return SamplingParams(
+        rules=rules,
+        stop=StopRules(frozenset(eos), texts, tokenizer),
+        max_new_tokens=max_new_tokens,
+        num_answers=config.num_return_sequences,
+        beams=beams if has_beams else None,
+    )

@@ -9,7 +9,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from audioflamingo.engine.kv_pool import KVPool, Span
+from audioflamingo.engine.kv_pool import KVPool
+from audioflamingo.network.kv import Span
 
 MIN_REUSED = (
     16  # tokens; a shorter beginning, such as the system message's, is quicker computed than looked after
@@ -69,6 +70,21 @@ class PrefixCache:
         self._kept[self._next_number] = (identity, span)
         self._next_number += 1
 
+    def take_over(self, identity: np.ndarray, num_slots: int) -> Span | None:
+        """Hands on the span of a kept sequence with which a new one begins, if it has room for that, nothing copied.
+
+        Args:
+            identity: of the new sequence's prompt.
+            num_slots: slots that it needs.
+        """
+        for number, (kept, span) in self._kept.items():
+            if MIN_REUSED <= len(kept) < len(identity) and common_prefix(kept, identity) == len(kept):
+                if not self._pool.extend(span, num_slots):
+                    return None
+                del self._kept[number]
+                return span
+        return None
+
     def allocate(self, num_slots: int, wanted: Span | None) -> Span | None:
         """Takes slots from the pool, dropping kept sequences until there are enough in a row.
 
@@ -80,9 +96,13 @@ class PrefixCache:
             The span; None if running sequences leave no room.
         """
         span = self._pool.allocate(num_slots)
-        while span is None and self._kept:
-            others = (number for number, (_, kept) in self._kept.items() if kept is not wanted)
-            self._drop(next(others, next(iter(self._kept))))
+        while span is None and any(kept is not wanted for _, kept in self._kept.values()):
+            self._drop(next(number for number, (_, kept) in self._kept.items() if kept is not wanted))
+            span = self._pool.allocate(num_slots)
+        if span is None:
+            span = self._pool.allocate_new(num_slots)
+        if span is None and self._kept:
+            self.clear()
             span = self._pool.allocate(num_slots)
         return span
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from audioflamingo.kernels.host import to_host
+
 NO_TOKEN = -1  # in a history: a place without a token; as a choice: the row has no valid distribution
 
 
@@ -44,6 +46,21 @@ def penalize_repetition(logits: Tensor, history: Tensor, penalty: float) -> Tens
     seen = seen.scatter_(1, columns, True)[:, :vocab_size]
     penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, penalized, logits)
+
+
+def penalize_frequency(logits: Tensor, answers: Tensor, frequency: float, presence: float) -> Tensor:
+    """Lowers the logits of tokens that the answer holds already, as the OpenAI interface defines it.
+
+    Args:
+        logits: `(B, V)`.
+        answers: `(B, T)` ids of the answers so far, `NO_TOKEN` where there is none.
+        frequency: taken off once for each time that the answer holds a token.
+        presence: taken off once if it holds it at all.
+    """
+    columns = answers.masked_fill(answers < 0, logits.shape[1])
+    counts = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=logits.dtype, device=logits.device)
+    counts = counts.scatter_add_(1, columns, torch.ones_like(columns, dtype=logits.dtype))[:, :-1]
+    return logits - counts * frequency - (counts > 0) * presence
 
 
 def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
@@ -107,9 +124,10 @@ def keep_min_p(logits: Tensor, min_p: float, min_tokens: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitsRules:
-    """What is done to the logits before a token is chosen, in the order of the fields.
+    """What is done to the logits before a token is chosen: `frequency_penalty` and `presence_penalty` first, then the
+    others in the order of the fields.
 
-    The first three shape any decoding, the last four only a draw; beam search hands in log-probabilities.
+    The fields from `temperature` to `min_tokens_to_keep` shape only a draw; beam search hands in log-probabilities.
 
     Attributes:
         repetition_penalty: see `penalize_repetition`; 1 is off.
@@ -122,6 +140,7 @@ class LogitsRules:
         top_p: see `keep_top_p`; 1 is off.
         min_p: see `keep_min_p`; None is off.
         min_tokens_to_keep: candidates that top-k, top-p and min-p leave at least.
+        frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
     """
 
     repetition_penalty: float = 1.0
@@ -134,23 +153,36 @@ class LogitsRules:
     top_p: float = 1.0
     min_p: float | None = None
     min_tokens_to_keep: int = 1
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     @property
     def needs_history(self) -> bool:
         """Whether a rule looks at the tokens so far."""
         return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
-    def __call__(self, logits: Tensor, history: Tensor | None, num_new_tokens: int) -> Tensor:
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a rule looks at the answer so far, the prompt apart."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    def __call__(
+        self, logits: Tensor, history: Tensor | None, num_new_tokens: int, answers: Tensor | None = None
+    ) -> Tensor:
         """Applies the rules.
 
         Args:
             logits: float32 `(B, V)`; not changed.
             history: `(B, L)` ids, see `pack_history`; may be None unless `needs_history`.
             num_new_tokens: tokens that each answer has so far.
+            answers: `(B, T)` ids of the answers so far, likewise; may be None unless `needs_answers`.
 
         Returns:
             Scores, float32 `(B, V)`, -inf on forbidden tokens.
         """
+        if self.needs_answers:
+            assert answers is not None
+            logits = penalize_frequency(logits, answers, self.frequency_penalty, self.presence_penalty)
         if self.needs_history:
             assert history is not None
             if self.repetition_penalty != 1:
@@ -237,17 +269,39 @@ def choose_tokens(scores: Tensor, uniforms: Tensor | None) -> Tensor:
     return tokens.masked_fill(~is_valid, NO_TOKEN)
 
 
-def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of chosen tokens under the raw distribution.
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability of a token under the model's own distribution, and of the most likely ones."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, num_top: int = 0) -> list[TokenLogprob]:
+    """What the model itself thinks of chosen tokens.
 
     Args:
-        logits: `(B, V)`.
+        logits: `(B, V)`, before any rule.
         tokens: ids `(B,)`.
-
-    Returns:
-        Float32 `(B,)`.
+        num_top: how many of the most likely tokens are reported beside each.
     """
-    return logits.float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    logprobs = logits.float().log_softmax(-1)
+    own = to_host(logprobs.gather(1, tokens[:, None]).squeeze(1))
+    ids = to_host(tokens)
+    return [
+        TokenLogprob(token, value, top)
+        for token, value, top in zip(ids, own, most_likely(logprobs, num_top), strict=True)
+    ]
+
+
+def most_likely(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
+    """The most likely tokens of each row of `(B, V)` with their log-probabilities, best first."""
+    if not num_top:
+        return [()] * len(logprobs)
+    best = logprobs.topk(min(num_top, logprobs.shape[1]))
+    rows = zip(to_host(best.indices), to_host(best.values), strict=True)
+    return [tuple(zip(ids, values, strict=True)) for ids, values in rows]
 
 
 def row_seed(seed: int, row: int) -> int:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audioflamingo.errors import require
 from audioflamingo.evaluation.scoring import ItemResult
-from audioflamingo.files import replacing
+from audioflamingo.figures import new_figure, save_png
 
 OTHER = "(other)"
 MAX_LABELS = 40
@@ -44,9 +43,8 @@ def plot_confusion(items: Sequence[ItemResult], path: Path) -> bool:
     rows, columns, counts = confusion(items)
     if not rows:
         return False
-    figure_module = require("matplotlib.figure", "train")
     size = max(4.0, 0.35 * len(rows) + 3)
-    figure = figure_module.Figure(figsize=(size + 0.5, size), layout="constrained")
+    figure = new_figure(size + 0.5, size)
     axes = figure.add_subplot()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -58,8 +56,7 @@ def plot_confusion(items: Sequence[ItemResult], path: Path) -> bool:
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_png(figure, path, dpi=120)
     return True
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from audioflamingo.errors import require
-from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES, strip_framing
+from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, strip_framing
 
 Scoring = Literal["transcription", "choice", "exact"]
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)|[\n;]|$)", re.DOTALL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Generator
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -19,7 +20,7 @@ from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.network.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
-from audioflamingo.network.kv import KVCache
+from audioflamingo.network.kv import KVCache, KVView
 from audioflamingo.network.loss import causal_lm_loss, reference_padding_states
 from audioflamingo.network.outputs import AudioFeaturesOutput, CausalLMOutput, LanguageModelOutput
 from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
@@ -226,42 +227,35 @@ class AudioFlamingo3WithHead(nn.Module):
         output = CausalLMOutput(loss=loss, logits=logits, **rest)
         return output.to_tuple() if return_dict is False else output
 
-    def last_token_logits(
-        self,
-        input_ids: Tensor,
-        cache: KVCache,
-        attention_mask: Tensor | None = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
-        audio_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """Runs new tokens through the model, appends them to `cache`, and returns logits where generation goes on.
+    # What an engine calls, which batches rows of its own
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of tokens `(N,)`, `(N, D)`."""
+        return self.get_input_embeddings()(token_ids)
+
+    def packed_logits(self, x: Tensor, view: KVView, last: Tensor | None = None) -> Tensor:
+        """Runs new tokens that are packed already, and tells where some of them may lead.
 
         Args:
-            input_ids: `(B, S)` new tokens.
-            cache: of B rows.
-            attention_mask: `(B, S)`, 0 on padding.
-            input_features: `(W, M, T)`, with the prompt only.
-            input_features_mask: `(W, T)`.
-            audio_embeds: projected audio tokens `(A, D)` in place of `input_features`.
+            x: embeddings of the rows' new tokens, one row after the other, `(N, D)`.
+            view: what the rows hold, and where the new tokens go; written. The caller counts the new tokens in.
+            last: which of the tokens, `(R,)`; all by default.
 
         Returns:
-            Logits of each row's last real token, float32 `(B, V)`, on the device of `input_ids`.
+            Logits of the token behind each, float32 `(R, V)`, on the device of `x`.
         """
-        hidden = self.model(
-            input_ids=input_ids,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            audio_embeds=audio_embeds,
-        ).last_hidden_state
-        last = hidden[:, -1]
-        if attention_mask is not None:
-            columns = torch.arange(hidden.shape[1], device=hidden.device)
-            is_real = attention_mask[:, -hidden.shape[1] :].to(hidden.device) != 0
-            last = hidden[torch.arange(hidden.shape[0], device=hidden.device), (is_real * columns).argmax(-1)]
-        return self.lm_head(last).float().to(input_ids.device)
+        hidden = self.model.language_model.forward_packed(x, view)
+        hidden = hidden if last is None else hidden[last.to(hidden.device)]
+        return self.lm_head(hidden).float().to(x.device)
+
+    def encode_in_pieces(
+        self, features: Tensor, num_frames: int, num_positions: int
+    ) -> Generator[None, None, Tensor]:
+        """Encodes and projects one window little by little; see `AudioFlamingo3Encoder.in_pieces`."""
+        tower = self.model.audio_tower
+        features = features.to(tower.conv1.weight.device)
+        rows = yield from tower.in_pieces(features, num_frames, num_positions)
+        return self.model.multi_modal_projector(rows)
 
     def get_audio_features(
         self, input_features: Tensor, input_features_mask: Tensor | None = None

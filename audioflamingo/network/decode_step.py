@@ -29,10 +29,9 @@ def decode_logits(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -
         view: of as many rows, one new token each; written.
 
     Returns:
-        Logits of each row's next token, `(R, V)`.
+        Logits of each row's next token, float32 `(R, V)`.
     """
-    language_model = model.model.language_model
-    return model.lm_head(language_model.forward_packed(language_model.embed_tokens(tokens), view))
+    return model.packed_logits(model.embed(tokens), view)
 
 
 def decode_step(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -> Tensor:

@@ -1,145 +1,102 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`: from the checked request to its answers, and those as OpenAI words them."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+import numpy as np
+from starlette.requests import Request as HttpRequest
 
-from audioflamingo.engine.generate_call import logits_rules
-from audioflamingo.engine.generate_options import resolve_options
-from audioflamingo.engine.request import Sampling, Share
-from audioflamingo.engine.sampling import row_seed
-from audioflamingo.processor.prompt import Prompt, build_prompt
+from audioflamingo.config import GenerationConfig
+from audioflamingo.engine.generate_options import params_of, resolve_options, sampling_options
+from audioflamingo.engine.request import Output, Request
+from audioflamingo.engine.sampling import TokenLogprob, Uniforms
+from audioflamingo.processor.prompt import Prompt
+from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
-from audioflamingo.server.audio_inputs import decode_base64, load_clip
-from audioflamingo.server.body import LimitedBody, parse_json, read_body
-from audioflamingo.server.chat_replies import ChatReply
-from audioflamingo.server.error_replies import timed_out
-from audioflamingo.server.replies import JsonResponse, send_events, unless_gone
-from audioflamingo.server.schemas import AudioUrlPart, ChatRequest, InputAudioPart, TextPart, parse_chat
-from audioflamingo.server.service import Service
+from audioflamingo.server.api_route import ApiRoute, Call
+from audioflamingo.server.audio_inputs import load_clip
+from audioflamingo.server.chat_schema import ChatRequest, TextPart, parse_chat
+from audioflamingo.server.replies import JsonResponse, send_events
 
 SMALL_BODY = 20_000  # bytes that the event loop parses itself
 
 
-@dataclass
-class PreparedChat:
-    """A chat request that the engine can take."""
+class ChatRoute(ApiRoute[ChatRequest]):
+    """The route."""
 
-    prompt: Prompt
-    samplings: list[Sampling]
+    async def read(self, request: HttpRequest) -> ChatRequest:
+        """Reads a request."""
+        body = await request.body()
+        return parse_chat(body) if len(body) <= SMALL_BODY else await self.service.prepare(parse_chat, body)
 
-
-class ChatCompletions:
-    """The route.
-
-    Args:
-        service: what it works with.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request."""
-        service, settings = self._service, self._service.settings
-        with service.gate.enter() as ticket:
-            body = await read_body(
-                LimitedBody(scope, receive, settings.max_upload_bytes, settings.upload_timeout_seconds)
-            )
-            chat = await self._parse(body)
-            service.check_model(chat.model)
-            try:
-                async with asyncio.timeout(settings.timeout_seconds):
-                    await unless_gone(receive, ticket.wait_for_slot())
-                    prepared = await unless_gone(receive, self._prepare(chat))
-                    await self._answer(scope, receive, send, chat, prepared)
-            except TimeoutError:
-                raise timed_out(settings.timeout_seconds) from None
-
-    async def _parse(self, body: bytes) -> ChatRequest:
-        def parse() -> ChatRequest:
-            return parse_chat(parse_json(body))
-
-        return parse() if len(body) <= SMALL_BODY else await self._service.prepare(parse)
-
-    async def _prepare(self, chat: ChatRequest) -> PreparedChat:
-        service = self._service
-        clips = await self._load_clips(chat)
-        messages = conversation_of(chat, clips)
-
-        def build() -> PreparedChat:
-            prompt = build_prompt(service.processor, messages)
-            return PreparedChat(prompt, samplings_of(chat, service.generation_config, len(prompt.token_ids)))
-
-        return await service.prepare(build)
-
-    async def _load_clips(self, chat: ChatRequest) -> list[Any]:
-        """The waveforms of all clips, in order."""
-        service, clips = self._service, []
-        left_s = service.settings.max_audio_seconds
-        for index, message in enumerate(chat.messages):
-            for part in message.content if isinstance(message.content, list) else []:
-                if isinstance(part, TextPart):
-                    continue
-                field = f"messages.{index}.{part.type}"
-                longest_s = min(left_s, service.processor.max_audio_len)
-                clip = await service.decode(self._load_clip, part, longest_s, field)
-                duration_s = len(clip) / service.processor.feature_extractor.sampling_rate
-                left_s -= duration_s
-                service.metrics.audio_seconds.inc(duration_s)
-                clips.append(clip)
-        return clips
-
-    def _load_clip(self, part: InputAudioPart | AudioUrlPart, max_seconds: float, field: str) -> Any:
-        if isinstance(part, InputAudioPart):
-            data = decode_base64(part.input_audio.data, field)
-        elif part.audio_url.url[:5].lower() == "data:":
-            data = decode_base64(part.audio_url.url, field)
-        else:
-            data = self._service.fetcher.fetch(part.audio_url.url)
-        return load_clip(data, max_seconds, field)
-
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, chat: ChatRequest, prepared: PreparedChat
-    ) -> None:
-        service, share = self._service, Share()
-        reply = ChatReply(chat, prepared.prompt, service.model_name, service.processor.tokenizer)
-        fields: dict[str, Any] = scope["state"]["log"]
-        answers = Answers(service.engine, prepared.prompt, prepared.samplings, share, bool(chat.stream))
+    async def answer(self, parsed: ChatRequest, call: Call) -> None:
+        """Answers it, whole or as a stream."""
+        service = self.service
+        requests = await self._prepare(parsed)
+        reply = ChatReply(parsed, requests[0].prompt, service.model_name, service.processor.tokenizer)
+        answers = Answers(service.worker, requests, call.share)
         try:
-            if chat.stream:
-                await send_events(receive, send, self._events(answers, reply, scope))
-            else:
-                outputs = await unless_gone(receive, answers.complete())
-                for index, output in enumerate(outputs):
-                    reply.add(index, output)
-                    service.note_answer(scope["state"]["arrived"], output)
-                await JsonResponse(reply.whole(outputs))(scope, receive, send)
+            if parsed.stream:
+                await send_events(call.send, self._events(answers, reply, call))
+                return
+            outputs = await answers.complete()
+            for output in outputs:
+                reply.add(output)
+                service.note_answer(call.arrived, output)
+            await call.reply(JsonResponse(reply.whole(outputs)))
         finally:
             answers.cancel()
-            fields.update(reply.usage, model_s=round(share.service_s, 4))
+            call.log(**reply.usage, model_s=round(call.share.service_s, 4))
 
     async def _events(
-        self, answers: Answers, reply: ChatReply, scope: Scope
+        self, answers: Answers, reply: ChatReply, call: Call
     ) -> AsyncGenerator[dict[str, Any], None]:
-        for index in range(reply.num_choices):
-            yield reply.first_chunk(index)
-        async for index, output in answers:
-            reply.add(index, output)
-            yield reply.chunk(index, output)
+        has_begun = False
+        async for output in answers:
+            if not has_begun:
+                has_begun = True
+                for choice in range(reply.num_choices):
+                    yield reply.first_chunk(choice)
+            reply.add(output)
+            yield reply.chunk(output)
             if output.is_last:
-                self._service.note_answer(scope["state"]["arrived"], output)
+                self.service.note_answer(call.arrived, output)
         if reply.is_usage_wanted:
             yield reply.usage_chunk()
 
+    async def _prepare(self, chat: ChatRequest) -> list[Request]:
+        service = self.service
 
-def conversation_of(chat: ChatRequest, clips: list[Any]) -> list[dict[str, Any]]:
+        def build(clips: list[np.ndarray]) -> list[Request]:
+            prompt = service.processor.prompt(conversation_of(chat, clips))
+            _ = prompt.identity  # hashes the audio here, not in the engine's thread
+            return engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
+
+        if not chat.audio_parts:
+            return await service.prepare(build, [])
+        async with service.loading:  # few requests at a time hold the waveforms of their clips
+            return await service.prepare(build, await self._load_clips(chat))
+
+    async def _load_clips(self, chat: ChatRequest) -> list[np.ndarray]:
+        """The waveforms of all clips, in order."""
+        service, clips = self.service, []
+        left_s = service.settings.max_audio_seconds
+        for field, part in chat.audio_parts:
+            longest_s = min(left_s, service.processor.max_audio_len)
+            clip = await service.decode(load_clip, part, field, longest_s, service.fetch_policy)
+            duration_s = len(clip) / service.processor.feature_extractor.sampling_rate
+            left_s -= duration_s
+            service.metrics.audio_seconds.inc(duration_s)
+            clips.append(clip)
+        return clips
+
+
+def conversation_of(chat: ChatRequest, clips: list[np.ndarray]) -> list[dict[str, Any]]:
     """The messages as the processor takes them, with the clips where they belong."""
     remaining = iter(clips)
     messages = []
@@ -157,38 +114,159 @@ def conversation_of(chat: ChatRequest, clips: list[Any]) -> list[dict[str, Any]]
     return messages
 
 
-def samplings_of(chat: ChatRequest, generation_config: Any, num_prompt_tokens: int) -> list[Sampling]:
-    """How each of the `n` answers is chosen; what the request leaves open is the checkpoint's default.
+def engine_requests(
+    chat: ChatRequest, prompt: Prompt, defaults: GenerationConfig, tokenizer: Tokenizer
+) -> list[Request]:
+    """What the engine is asked for; what the request leaves open is the checkpoint's default.
 
     Raises:
         ArgumentError: values that do not fit each other.
     """
-    names = ("top_p", "top_k", "min_p", "repetition_penalty")
-    options: dict[str, Any] = {name: value for name in names if (value := getattr(chat, name)) is not None}
-    options["num_beams"] = 1  # whatever the checkpoint's default: answers share batches step by step
-    options["min_new_tokens"] = chat.min_tokens
-    options["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
-    if chat.temperature is not None:
-        options["do_sample"] = chat.temperature > 0
-        if chat.temperature > 0:
-            options["temperature"] = chat.temperature
-    if options.get("do_sample") is False:  # a greedy choice has no use for these
-        options = {name: value for name, value in options.items() if name not in ("top_p", "top_k", "min_p")}
-    config = resolve_options("chat completions", generation_config, options)
-    if config.max_new_tokens is not None:
-        limit = config.max_new_tokens
-    else:
-        limit = max(1, (config.max_length or 0) - num_prompt_tokens)
+    num_answers = chat.n or 1
+    config = resolve_options(defaults, generate_options(chat, defaults, num_answers))
+    limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
+    params = params_of(config, len(prompt), limit, tokenizer)
+    rules = replace(
+        params.rules,
+        frequency_penalty=chat.frequency_penalty or 0.0,
+        presence_penalty=chat.presence_penalty or 0.0,
+    )
+    # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
+    num_requests = 1 if params.beams is not None else num_answers
+    params = replace(
+        params, rules=rules, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests
+    )
     seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
+    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
     return [
-        Sampling(
-            rules=logits_rules(config, num_prompt_tokens),
-            frequency_penalty=chat.frequency_penalty or 0.0,
-            presence_penalty=chat.presence_penalty or 0.0,
-            seed=row_seed(seed, choice),
-            stop=chat.stops,
-            max_new_tokens=limit,
-            num_top_logprobs=chat.num_top_logprobs,
-        )
-        for choice in range(chat.n or 1)
+        Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms, first_row=index)
+        for index in range(num_requests)
     ]
+
+
+def generate_options(chat: ChatRequest, defaults: GenerationConfig, num_answers: int) -> dict[str, Any]:
+    """The keywords of `generate` that a request stands for."""
+    options: dict[str, Any] = {
+        **sampling_options(chat.temperature),
+        "repetition_penalty": chat.repetition_penalty,
+        "min_new_tokens": chat.min_tokens,
+        "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
+        "stop_strings": chat.stops or None,
+    }
+    if chat.temperature != 0:  # the likeliest token has no use for these
+        options |= {"top_p": chat.top_p, "top_k": chat.top_k, "min_p": chat.min_p}
+    if options.get("do_sample", defaults.do_sample):
+        options["num_beams"] = 1
+    elif defaults.num_beams > 1:
+        options["num_beams"] = max(defaults.num_beams, num_answers)
+        options["num_return_sequences"] = num_answers
+    return options
+
+
+class ChatReply:
+    """The reply to one request.
+
+    Args:
+        chat: the request.
+        prompt: what its answers continue.
+        model_name: what the model is called.
+        tokenizer: turns ids into text, for log-probabilities.
+
+    Attributes:
+        num_choices: answers that are asked for.
+        is_usage_wanted: whether a stream ends with the usage.
+    """
+
+    def __init__(self, chat: ChatRequest, prompt: Prompt, model_name: str, tokenizer: Tokenizer) -> None:
+        self.num_choices = chat.n or 1
+        self.is_usage_wanted = chat.stream_options is not None and chat.stream_options.include_usage
+        self._has_logprobs = bool(chat.logprobs)
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
+        self._num_completion_tokens = 0
+        self._num_reused: list[int | None] = [None] * self.num_choices
+
+    def add(self, output: Output) -> None:
+        """Counts an output of an answer."""
+        self._num_completion_tokens += len(output.token_ids)
+        self._num_reused[output.index] = output.num_reused
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens of prompt and answers."""
+        num_prompt = len(self._prompt.token_ids)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self._num_completion_tokens,
+            "total_tokens": num_prompt + self._num_completion_tokens,
+            "prompt_tokens_details": {
+                "audio_tokens": self._prompt.num_audio_tokens,
+                "cached_tokens": min((n for n in self._num_reused if n is not None), default=0),
+            },
+        }
+
+    def whole(self, outputs: list[Output]) -> dict[str, Any]:
+        """The reply in one piece."""
+        choices = [
+            {
+                "index": output.index,
+                "message": {"role": "assistant", "content": output.text, "refusal": None},
+                "logprobs": self._logprobs(output),
+                "finish_reason": output.finish_reason,
+            }
+            for output in outputs
+        ]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
+
+    def first_chunk(self, index: int) -> dict[str, Any]:
+        """Opens an answer."""
+        return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+
+    def chunk(self, output: Output) -> dict[str, Any]:
+        """What an answer has grown by."""
+        delta = {"content": output.text} if output.text else {}
+        choice = self._choice(output.index, delta, output.finish_reason)
+        choice["logprobs"] = self._logprobs(output)
+        return self._chunk([choice])
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Ends a stream."""
+        return {**self._chunk([]), "usage": self.usage}
+
+    def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = {"usage": None} if self.is_usage_wanted else {}
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices, **usage}
+
+    def _logprobs(self, output: Output) -> dict[str, Any] | None:
+        if not self._has_logprobs:
+            return None
+        content = [
+            {
+                **self._token(entry.token_id, entry.logprob),
+                "top_logprobs": [self._token(token_id, logprob) for token_id, logprob in entry.top],
+            }
+            for entry in output.logprobs
+            if not self._is_end(entry)
+        ]
+        return {"content": content, "refusal": None}
+
+    def _is_end(self, entry: TokenLogprob) -> bool:
+        """Tokens that leave no text, such as the one that ends an answer, are not reported."""
+        return not self._tokenizer.token_bytes(entry.token_id, skip_special_tokens=True)
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(token_id)
+        # -inf is no JSON number; OpenAI writes such a one as -9999.
+        return {
+            "token": data.decode(errors="replace"),
+            "logprob": max(logprob, -9999.0),
+            "bytes": list(data),
+        }

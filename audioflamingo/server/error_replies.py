@@ -10,6 +10,7 @@ from audioflamingo.errors import (
     AudioTooLongError,
     ContextLengthError,
     EngineStoppedError,
+    FetchError,
     PromptError,
 )
 
@@ -85,6 +86,8 @@ def as_api_error(error: BaseException) -> ApiError | None:
         return shutting_down()
     if isinstance(error, ContextLengthError):
         return bad_request(str(error), "messages", "context_length_exceeded")
+    if isinstance(error, FetchError):
+        return bad_request(f"audio_url: {error}", "audio_url", "url_not_allowed")
     if isinstance(error, AudioTooLongError):
         return bad_request(str(error), code="audio_too_long")
     if isinstance(error, AudioError):

@@ -1,6 +1,6 @@
 """Audio of any length through the engine: each window of speech is a request of its own, a few of them at a time.
 
-Finding speech, the rules for mending bad answers and the segments are the package's own (`transcription`).
+Finding speech, the requests, and the rules for mending bad answers are the library's (`transcription`).
 """
 
 from __future__ import annotations
@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from audioflamingo.audio.loading import SAMPLING_RATE
-from audioflamingo.engine.generate_call import logits_rules
-from audioflamingo.engine.generate_options import resolve_options
-from audioflamingo.engine.request import Sampling, Share
+from audioflamingo.engine.request import Request, Share
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.processor.prompt import Prompt, prompt_of_batch
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
-from audioflamingo.transcription.mending import Answer, mend
+from audioflamingo.server.transcription_form import TranscriptionRequest
+from audioflamingo.transcription.driver import WindowRequests, transcribe_window
+from audioflamingo.transcription.mending import Answer
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.windows import Window, cut_windows
@@ -33,34 +31,26 @@ class Transcription:
 
     Args:
         service: what it works with.
-        data: the audio file.
-        options: instruction and limits.
-        temperature: 0 takes the most likely tokens.
+        request: the audio file, and how it is transcribed.
+        share: what it has had of the model.
         arrived: when the request came, by `time.monotonic`.
 
     Attributes:
         duration_s: seconds of audio that were read so far.
         num_text_tokens, num_audio_tokens, num_output_tokens: tokens of all windows so far.
-        share: what it has had of the model.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        data: bytes,
-        options: TranscriptionOptions,
-        temperature: float,
-        arrived: float,
-    ) -> None:
+    def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
         self._service = service
-        self._options = options
-        self._temperature = temperature
+        self._requests = WindowRequests(
+            service.processor, service.generation_config, request.options, request.temperature
+        )
+        self._share = share
         self._arrived = arrived
-        self._blocks = limited_audio(data, service.settings.max_audio_seconds)
+        self._blocks = limited_audio(request.data, service.settings.max_audio_seconds)
         self._is_first = True
         self.duration_s = 0.0
         self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0
-        self.share = Share()
 
     async def segments(self) -> AsyncGenerator[Segment, None]:
         """Segments in order, as they come.
@@ -68,21 +58,20 @@ class Transcription:
         Raises:
             AudioFlamingoError: the audio cannot be read; what came before is yielded first.
         """
-        windows = cut_windows(self._blocks, self._options, self._note_samples)
+        windows = cut_windows(self._blocks, self._requests.options, self._note_samples)
         running: deque[asyncio.Task[list[Segment]]] = deque()
         error: AudioFlamingoError | None = None
         is_read = False
         try:
             while running or not is_read:
-                if not is_read and len(running) < MAX_WINDOWS and not (running and running[0].done()):
+                if not is_read and self._may_read(running):
                     try:
                         window = await self._service.decode(next, windows, None)
                     except AudioFlamingoError as caught:
                         error, window = caught, None
-                    if window is None:
-                        is_read = True
-                    else:
-                        running.append(asyncio.create_task(self._transcribe(window)))
+                    is_read = window is None
+                    if window is not None:
+                        running.append(self._start(window))
                     continue
                 for segment in await running[0]:
                     yield segment
@@ -94,65 +83,50 @@ class Transcription:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    def _may_read(self, running: deque[asyncio.Task[list[Segment]]]) -> bool:
+        """Whether to read the next window before the first one is answered. One is at work of every transcription."""
+        if not running:
+            return True
+        is_room = len(running) < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
+        return is_room and not running[0].done()
+
+    def _start(self, window: Window) -> asyncio.Task[list[Segment]]:
+        task = asyncio.create_task(self._transcribe(window))
+        self._service.num_windows += 1
+        task.add_done_callback(self._note_window)
+        return task
+
+    def _note_window(self, _: asyncio.Task[list[Segment]]) -> None:
+        self._service.num_windows -= 1
+
     def _note_samples(self, num_samples: int) -> None:
         before, self.duration_s = self.duration_s, num_samples / SAMPLING_RATE
         self._service.metrics.audio_seconds.inc(self.duration_s - before)
 
     async def _transcribe(self, window: Window) -> list[Segment]:
-        mending = mend(window, await self._answer(window, 0), self._options, self._service.processor)
-        reply: list[Answer] | None = None
+        steps = transcribe_window(window, self._requests.options, self._service.processor)
+        ask = next(steps)
         while True:
+            answers = [self._answer(part, ask.no_repeat_ngram_size) for part in ask.windows]
             try:
-                ask = mending.send(reply)
+                ask = steps.send(list(await asyncio.gather(*answers)))
             except StopIteration as done:
                 return done.value
-            answers = [self._answer(part, ask.no_repeat_ngram_size) for part in ask.windows]
-            reply = list(await asyncio.gather(*answers))
 
     async def _answer(self, window: Window, no_repeat_ngram_size: int) -> Answer:
         service = self._service
-        prompt = await service.prepare(self._prompt, window)
+        request = await service.prepare(self._prepare, window, no_repeat_ngram_size)
+        prompt = request.prompt
         self.num_audio_tokens += prompt.num_audio_tokens
-        self.num_text_tokens += len(prompt.token_ids) - prompt.num_audio_tokens
-        sampling = self._sampling(len(prompt.token_ids), no_repeat_ngram_size)
-        (output,) = await Answers(
-            service.engine, prompt, [sampling], self.share, is_streamed=False
-        ).complete()
+        self.num_text_tokens += len(prompt) - prompt.num_audio_tokens
+        (output,) = await Answers(service.worker, [request], self._share).complete()
         self.num_output_tokens += len(output.token_ids)
         if self._is_first:
             self._is_first = False
             service.note_answer(self._arrived, output)
-        assert output.finish_reason is not None
-        logprobs = [entry.logprob for entry in output.logprobs]
-        answer = Answer(output.token_ids, logprobs, output.finish_reason)
-        answer.find_loop()
-        return answer
+        return self._requests.answer(output)
 
-    def _prompt(self, window: Window) -> Prompt:
-        processor = self._service.processor
-        batch = processor.apply_transcription_request(audio=window.model_input, prompt=self._options.prompt)
-        return prompt_of_batch(batch, processor.audio_token_id)
-
-    def _sampling(self, num_prompt_tokens: int, no_repeat_ngram_size: int) -> Sampling:
-        options: dict[str, Any] = {
-            "max_new_tokens": self._options.max_new_tokens,
-            "do_sample": self._temperature > 0,
-            "num_beams": 1,
-        }
-        if self._temperature > 0:
-            options["temperature"] = self._temperature
-        if no_repeat_ngram_size:
-            options["no_repeat_ngram_size"] = no_repeat_ngram_size
-        config = resolve_options("transcriptions", self._service.generation_config, options)
-        return Sampling(
-            rules=logits_rules(config, num_prompt_tokens),
-            seed=secrets.randbits(63),
-            max_new_tokens=self._options.max_new_tokens,
-            stops_at_loops=True,
-            num_top_logprobs=0,
-        )
-
-
-def joined(segments: Iterator[Segment] | list[Segment]) -> str:
-    """The text of a whole transcript."""
-    return " ".join(filter(None, (" ".join(segment.text.split()) for segment in segments)))
+    def _prepare(self, window: Window, no_repeat_ngram_size: int) -> Request:
+        request = self._requests.request(window, no_repeat_ngram_size, seed=secrets.randbits(63))
+        _ = request.prompt.identity  # hashes the audio here, not in the engine's thread
+        return request

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from audioflamingo.errors import require
-from audioflamingo.files import replacing, write_text
+from audioflamingo.figures import new_figure, save_png
+from audioflamingo.files import write_text
 
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "curves.png"
@@ -74,7 +75,7 @@ def plot_curves(log: Path, target: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     entries = read_log(log)
-    figure = require("matplotlib.figure", "train").Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     losses, scores = figure.subplots(1, 2)
     drawn = (
         (losses, "train", "answer_loss", "training"),
@@ -94,5 +95,4 @@ def plot_curves(log: Path, target: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    with replacing(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_png(figure, target, dpi=110)

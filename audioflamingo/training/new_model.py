@@ -32,10 +32,11 @@ from audioflamingo.errors import AudioFlamingoError, CheckpointError, ConfigErro
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.network.encoder import AudioFlamingo3EncoderLayer
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
-from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES
-from audioflamingo.processor.processor import DEFAULT_TRANSCRIPTION_PROMPT, AudioFlamingo3Processor
+from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES
+from audioflamingo.processor.folders import QWEN2_SPLIT_PATTERN
+from audioflamingo.processor.processor import AudioFlamingo3Processor
+from audioflamingo.processor.prompt_maker import DEFAULT_TRANSCRIPTION_PROMPT
 from audioflamingo.processor.tokenizer import Tokenizer
-from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, AUDIO_TOKEN)

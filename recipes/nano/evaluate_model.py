@@ -54,6 +54,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def show_progress(done: int, total: int) -> None:
+    """One line that changes."""
+    print(f"\r{done}/{total}", end="\n" if done == total else "", flush=True)
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Scores by test."""
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, quantize
@@ -79,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             DatasetConfig(str(rows), max_rows=arguments.max_rows),
             output_dir=output_dir / name,
             overwrite=arguments.overwrite,
-            progress=True,
+            progress=show_progress,
             **options,
         )
         is_right = [item.is_correct for item in result.items]

@@ -59,7 +59,7 @@ def main() -> int:
     if arguments.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
     settings = [option for value in arguments.overrides for option in ("--set", value)]
-    command = [*launcher, "-m", "audioflamingo.training", str(RECIPE / "train.yaml"), *settings]
+    command = [*launcher, "-m", "audioflamingo.cli", "train", str(RECIPE / "train.yaml"), *settings]
     start = time.perf_counter()
     code = subprocess.run(command, env={**os.environ, "NANO_DATA": str(data_dir)}, check=False).returncode
     print(f"[train] exit code {code} after {time.perf_counter() - start:.0f} s", flush=True)
