@@ -88,8 +88,8 @@ class KVStore:
     def copy(self, source: Span, target: Span, num_tokens: int) -> None:
         """Copies the first tokens of one span to the start of another, in every layer. Lengths are the owner's."""
         for buffer in self._buffers():
-            found = buffer.narrow(1, source.start, num_tokens)
-            buffer.narrow(1, target.start, num_tokens).copy_(found)
+            found = buffer[:, source.start : source.start + num_tokens]
+            buffer[:, target.start : target.start + num_tokens] = found
 
     def clear(self, span: Span) -> None:
         """Zeroes the slots of a span, in every layer: for tokens that are not finite, see above."""
