@@ -1,7 +1,7 @@
 """Layers with packed integer weights: what a linear layer and the token embeddings become.
 
-The packed bytes are what the kernels read (`audioflamingo.kernels.weight_layout`), so a saved layer is mapped from its file
-and used as it is. Such layers run on the CPU, forward only.
+The packed bytes are what the kernels read (`kernels.weight_layout`), so a saved layer is mapped from its file and used
+as it is. Such layers run on the CPU, forward only.
 """
 
 from __future__ import annotations
