@@ -6,6 +6,7 @@ names what is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from audioflamingo.checkpoint.device_map import (
@@ -42,7 +44,13 @@ from audioflamingo.checkpoint.weights import (
     is_quantized,
     shorten,
 )
-from audioflamingo.config import AUDIO_TOKEN, AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import (
+    AUDIO_TOKEN,
+    AudioFlamingo3Config,
+    GenerationConfig,
+    MusicFlamingoConfig,
+    read_model_config,
+)
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoWarning,
@@ -54,6 +62,7 @@ from audioflamingo.errors import (
 from audioflamingo.files import read_json
 from audioflamingo.hub import resolve_folder
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.network.music_flamingo import time_frequencies
 from audioflamingo.quantization.config import (
     QuantizationConfig,
     as_config,
@@ -62,10 +71,10 @@ from audioflamingo.quantization.config import (
 )
 from audioflamingo.quantization.convert import packed_layers
 
-ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 DEFAULT_SHARD_SIZE = "5GB"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
+TIME_FREQUENCIES = ".pos_emb.freqs"
 _QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
 
 
@@ -123,15 +132,18 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         _refuse_unknown("from_pretrained", unknown, cls.from_pretrained)
         requested_dtype = _read_dtype(dtype, torch_dtype)
         check_devices(device_map)
-        if config is not None and not isinstance(config, AudioFlamingo3Config):
-            raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
+        if config is not None and type(config) is not cls.config_class:
+            raise ArgumentError(
+                f"config must be of {cls.config_class.__name__}, got {type(config).__name__}."
+            )
         if quantization is not None:
             as_config(quantization)  # a mistake shows before anything is fetched
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config = read_config(folder) if config is None else copy.deepcopy(config)
-        stored = find_tensors(folder)
+        config = read_config(folder, cls.config_class) if config is None else copy.deepcopy(config)
+        check_token_ids(folder, config)
+        stored = drop_time_frequencies(find_tensors(folder), config)
         model, is_quantizing = _build(cls, folder, config, stored, quantization)
         found_dtype = requested_dtype or stored_dtype(config, folder, stored)
         if attn_implementation is not None:
@@ -227,13 +239,22 @@ def _read_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype 
     return None if requested is None or requested == "auto" else parse_dtype(requested)
 
 
-def read_config(folder: Path) -> AudioFlamingo3Config:
-    """Reads the configuration of a folder in any layout."""
+def read_config(folder: Path, kind: type[AudioFlamingo3Config] | None = None) -> AudioFlamingo3Config:
+    """Reads the configuration of a folder in any layout.
+
+    Args:
+        folder: the checkpoint.
+        kind: the one that it must be; None takes any of the family.
+    """
     if is_component_folder(folder):
+        if kind not in (None, AudioFlamingo3Config):
+            raise ConfigError(
+                f"{folder} is in NVIDIA's original layout: load it with AutoModelForConditionalGeneration."
+            )
         return _read_component_config(folder)
     if not (folder / CONFIG_FILE).exists() or any((folder / name).is_dir() for name in COMPONENTS):
         find_tensors(folder)  # if the weights are missing too, its error says more
-    return AudioFlamingo3Config.from_pretrained(folder)
+    return read_model_config(folder) if kind is None else kind.from_pretrained(folder)
 
 
 def _read_component_config(folder: Path) -> AudioFlamingo3Config:
@@ -263,7 +284,54 @@ def _find_token_id(folder: Path, token: str) -> int | None:
         for key, entry in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
             if isinstance(entry, dict) and entry.get("content") == token:
                 return int(key)
+    if (folder / "tokenizer.json").exists():
+        with contextlib.suppress(CheckpointError):  # a damaged one is for whoever loads the tokenizer to say
+            for entry in read_json(folder / "tokenizer.json").get("added_tokens", []):
+                if isinstance(entry, dict) and entry.get("content") == token:
+                    return int(entry["id"])
     return None
+
+
+def check_token_ids(folder: Path, config: AudioFlamingo3Config) -> None:
+    """Compares the ids of the tokens that stand for audio with those of the tokenizer beside the model, if any.
+
+    Raises:
+        CheckpointError: they disagree; audio would then land on other tokens' places.
+    """
+    if is_component_folder(folder):
+        return
+    for name, token in config.token_of.items():
+        stated, found = getattr(config, name), _find_token_id(folder, token)
+        if found not in (None, stated):
+            raise CheckpointError(
+                f"{folder}: {name} is {stated} in {CONFIG_FILE}, but the tokenizer gives {token} the id {found}; one "
+                "of the two files is another model's."
+            )
+
+
+def drop_time_frequencies(
+    stored: Mapping[str, StoredTensor], config: AudioFlamingo3Config
+) -> dict[str, StoredTensor]:
+    """What a checkpoint stores, less the frequencies of the rotary time embedding that early conversions hold.
+
+    The configuration says the same; a warning tells where it does not.
+    """
+    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(TIME_FREQUENCIES)}
+    if not isinstance(config, MusicFlamingoConfig):
+        return dict(stored)
+    for name in stored.keys() - kept.keys():
+        tensor = stored[name]
+        with safe_open(tensor.path, framework="pt", device="cpu") as file:
+            found = file.get_tensor(tensor.key).float().flatten()
+        expected = time_frequencies(config)
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0.01):
+            warnings.warn(
+                f"{tensor.path}: {tensor.key} holds other frequencies than the configuration gives; it is not used, as "
+                "in transformers.",
+                AudioFlamingoWarning,
+                stacklevel=3,
+            )
+    return kept
 
 
 def read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:
@@ -365,7 +433,7 @@ def _check_complete(state: Mapping[str, torch.Tensor], expected: Mapping[str, to
 
 def config_to_save(config: AudioFlamingo3Config, dtype: torch.dtype) -> dict[str, Any]:
     """The content of `config.json`: what was read, with today's dtype and the class that loads it."""
-    values = {**config.to_dict(), "architectures": [ARCHITECTURE], "dtype": _name(dtype)}
+    values = {**config.to_dict(), "architectures": [config.architecture], "dtype": _name(dtype)}
     for part in (values["audio_config"], values["text_config"]):
         part.update({key: _name(dtype) for key in ("dtype", "torch_dtype") if key in part})
     return values

@@ -61,7 +61,8 @@ class AudioEncoder:
         features = torch.stack([window.features for window in windows]).to(self._model.device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])
         mask = (torch.arange(features.shape[2]) < frames[:, None]).to(features.device)
-        encoded = self._model.get_audio_features(features, mask).pooler_output  # (A, D)
+        timed = {"window_index": numbers} if (numbers := _numbers(windows)) else {}
+        encoded = self._model.get_audio_features(features, mask, **timed).pooler_output  # (A, D)
         return [part.clone() for part in encoded.split([window.num_tokens for window in windows])]
 
     def work(self, window: AudioWindow, seconds: float) -> Tensor | None:
@@ -69,7 +70,9 @@ class AudioEncoder:
         end = time.perf_counter() + seconds
         pieces = self._begun.setdefault(
             window.key,
-            self._model.encode_in_pieces(window.features, window.num_frames, POSITIONS_PER_PIECE),
+            self._model.encode_in_pieces(
+                window.features, window.num_frames, POSITIONS_PER_PIECE, *_numbers([window])
+            ),
         )
         while True:
             try:
@@ -85,3 +88,8 @@ class AudioEncoder:
         """Drops what was begun for windows that nobody needs any more."""
         if self._begun:
             self._begun = {key: pieces for key, pieces in self._begun.items() if key in needed}
+
+
+def _numbers(windows: Sequence[AudioWindow]) -> list[int]:
+    """Which window of its clip each one is; nothing for a model that does not hear the time."""
+    return [window.index for window in windows if window.index is not None]

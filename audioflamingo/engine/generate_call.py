@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioflamingo.config import GenerationConfig
+from audioflamingo.config import GenerationConfig, MusicFlamingoConfig
 from audioflamingo.engine.generate_options import (
     draws,
     eos_ids,
@@ -161,6 +161,7 @@ def _read_prompts(
             inputs.input_features,
             inputs.input_features_mask,
             padding,
+            isinstance(model.config, MusicFlamingoConfig),
         )
         audio: list[list[tuple[int, Tensor]]] = [[] for _ in prompts]
     else:

@@ -33,9 +33,9 @@ class BatchEncoder:
 
     A batch holds `input_ids`, `attention_mask`, `labels` (B, S); `input_features` and `input_features_mask`, or
     `audio_rows` from the cache: (A, D_audio) or, if later layers of the encoder are trained, (P, D_audio) with
-    `audio_lengths`, the positions of each window, and `audio_layers`, the number of layers behind them; for CTC
-    `ctc_spans` (K, 2), start and number of each clip's audio rows, `ctc_targets` and `ctc_lengths`; `answer_weights`
-    (B,), `num_labels` (by weight), `num_characters`, `num_rows`, `audio_s`; and `ids`.
+    `audio_layers`, the number of layers behind them; beside them `audio_windows`, the rows of each window and its
+    number in its clip; for CTC `ctc_spans` (K, 2), start and number of each clip's audio rows, `ctc_targets` and
+    `ctc_lengths`; `answer_weights` (B,), `num_labels` (by weight), `num_characters`, `num_rows`, `audio_s`; and `ids`.
 
     Args:
         processor: of the model.
@@ -118,6 +118,7 @@ class BatchEncoder:
         rows_per_s = AUDIO_TOKENS_PER_S if num_layers is None else POOL * AUDIO_TOKENS_PER_S
         features: list[np.ndarray] = []
         lengths: list[int] = []
+        numbers: list[int] = []  # which window of its clip each one is
         counts: list[list[int]] = []  # audio tokens of each row's clips
         for row, rng in zip(rows, rngs, strict=True):
             counts.append([])
@@ -126,15 +127,19 @@ class BatchEncoder:
                 if rng is not None and self.augmentation is not None and self.augmentation.spec.time_masks:
                     audio_rows = mask_rows(audio_rows, self.augmentation.spec, rng, rows_per_s)
                 features.append(audio_rows)
-                windows = _window_lengths(len(audio_rows))
+                windows = _window_lengths(
+                    len(audio_rows), POSITIONS_PER_WINDOW // (POOL if num_layers is None else 1)
+                )
                 lengths += windows
+                numbers += range(len(windows))
                 counts[-1].append(
                     len(audio_rows) if num_layers is None else sum(length // POOL for length in windows)
                 )
         if features:
             batch["audio_rows"] = torch.from_numpy(np.concatenate(features))  # (A or P, D_audio) float16
+            batch["audio_windows"] = (lengths, numbers)
             if num_layers is not None:
-                batch["audio_lengths"], batch["audio_layers"] = lengths, num_layers
+                batch["audio_layers"] = num_layers
         if self.uses_answers:
             texts = map(self._text, rows)
             batch.update(self._collate([text.expand(num) for text, num in zip(texts, counts, strict=True)]))
@@ -150,10 +155,10 @@ class BatchEncoder:
         return self._texts[row.place]
 
 
-def _window_lengths(num_positions: int) -> list[int]:
-    """Positions of each window of a clip: only the last one is not full."""
-    whole, rest = divmod(num_positions, POSITIONS_PER_WINDOW)
-    return [POSITIONS_PER_WINDOW] * whole + ([rest] if rest else [])
+def _window_lengths(num_rows: int, num_full: int) -> list[int]:
+    """Rows of each window of a clip: only the last one is not full."""
+    whole, rest = divmod(num_rows, num_full)
+    return [num_full] * whole + ([rest] if rest else [])
 
 
 def ctc_targets(text: str) -> list[int]:

@@ -57,7 +57,7 @@ def export(
         peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=adapter)
         weights = merge_lora(weights, lora)
     if peft_model is None or (lora is not None and lora.merge):
-        plain = build_empty(AudioFlamingo3ForConditionalGeneration, model.config)
+        plain = build_empty(type(model), model.config)
         plain.load_state_dict(
             {name: t if dtype is None else t.to(dtype) for name, t in weights.items()}, assign=True
         )

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.encoder import POOL
 from audioflamingo.network.loss import causal_lm_loss
 from audioflamingo.training.config import CTC_ALPHABET
 
@@ -53,10 +54,12 @@ class TrainingModule(nn.Module):
         projected = None
         if "audio_rows" in batch:
             rows = batch["audio_rows"].to(self.model.dtype)
-            if "audio_lengths" in batch:
+            lengths, numbers = batch["audio_windows"]
+            if "audio_layers" in batch:
                 tower: Any = self.model.model.audio_tower
-                rows = tower.last_layers(rows, batch["audio_lengths"], batch["audio_layers"])
-            projected = self.model.model.multi_modal_projector(rows)  # (A, D)
+                rows = tower.last_layers(rows, lengths, batch["audio_layers"])
+                lengths = [length // POOL for length in lengths]
+            projected = self.model.model.project(rows, lengths, numbers)  # (A, D)
         if uses_answers:
             output = self._run(batch, projected, output_hidden_states=ctc_layer > 0)
             head, hidden = self.model.lm_head, output.last_hidden_state
@@ -67,8 +70,8 @@ class TrainingModule(nn.Module):
                 is_audio = batch["input_ids"] == self.model.config.audio_token_id
                 projected = output.hidden_states[ctc_layer][is_audio]  # (A, D)
         elif projected is None and "input_features" in batch:
-            audio = self.model.get_audio_features(batch["input_features"], batch["input_features_mask"])
-            projected = audio.pooler_output
+            inputs = (batch["input_ids"], batch["input_features"], batch["input_features_mask"])
+            projected = self.model.model.hear(*inputs).pooler_output
         if self.ctc_head is not None and projected is not None and "ctc_spans" in batch:
             losses["ctc"] = self._ctc_loss(batch, projected)
         if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):

@@ -19,8 +19,8 @@ from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
 from audioflamingo.kernels.bfloat16 import slowness
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.model import AutoModelForConditionalGeneration
+from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
 from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.display import StopSignal
@@ -121,7 +121,7 @@ class Trainer:
         self.fingerprint = _fingerprint(config)
         self.checkpoint = self._open_output(fresh)
         torch.manual_seed(config.seed)
-        self.model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+        self.model = AutoModelForConditionalGeneration.from_pretrained(
             config.model, dtype=config.weights_dtype
         )
         if (quantization := read_quantization(self.model.config)) is not None:
@@ -129,7 +129,7 @@ class Trainer:
         num_layers = self.model.config.text_config.num_hidden_layers
         if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
             raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
-        self.processor = AudioFlamingo3Processor.from_pretrained(config.model)
+        self.processor = AutoProcessor.from_pretrained(config.model)
         self.peft_model = add_lora(self.model, config.lora) if config.uses_lora else None
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
