@@ -14,6 +14,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from audioflamingo.checkpoint.adapters import read_adapter
 from audioflamingo.checkpoint.device_map import (
     DeviceMap,
     Placement,
@@ -61,6 +63,7 @@ from audioflamingo.errors import (
 )
 from audioflamingo.files import read_json
 from audioflamingo.hub import resolve_folder
+from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.music_flamingo import time_frequencies
 from audioflamingo.quantization.config import (
@@ -160,6 +163,41 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             connect_devices(model, placement, model.get_input_embeddings())
         model.eval()
         return model
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str = "default") -> None:
+        """Loads an adapter beside the weights, which stay as they are: a folder of peft (LoRA), or NVIDIA's `think/`.
+
+        `generate(adapter=name)` uses it, for all prompts or for some; `use_adapter` for whatever runs in a block.
+
+        Args:
+            path: the folder.
+            name: what it is called from now on.
+
+        Raises:
+            CheckpointError: there is no adapter, it is damaged, or of another model; the message says what is wrong.
+            ArgumentError: the name is taken.
+        """
+        self.adapters.add(self, name, read_adapter(Path(path).expanduser(), self))
+
+    def delete_adapter(self, name: str) -> None:
+        """Forgets an adapter."""
+        self.adapters.remove(self, name)
+
+    def use_adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """A context in which every call of the model uses an adapter; None: in which none is used."""
+        if name is not None:
+            _ = self.adapters[name]
+        context: AbstractContextManager[None] = routed([name])
+        return context
+
+    def merge_adapter(self, name: str) -> None:
+        """Folds an adapter into the weights, so that `save_pretrained` saves a whole model. There is no way back.
+
+        Raises:
+            ArgumentError: no such adapter, or the model is quantized.
+        """
+        merge(self, self.adapters[name])
+        self.adapters.remove(self, name)
 
     def save_pretrained(
         self,

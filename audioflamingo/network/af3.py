@@ -18,6 +18,7 @@ from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
+from audioflamingo.network.adapters import Adapters, routed_to
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.network.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
 from audioflamingo.network.kv import KVCache, KVView
@@ -156,6 +157,7 @@ class AudioFlamingo3WithHead(nn.Module):
     Attributes:
         config_class: its configuration.
         network_class: what is below the output layer.
+        adapters: what is loaded beside the weights.
     """
 
     config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config
@@ -165,6 +167,7 @@ class AudioFlamingo3WithHead(nn.Module):
         super().__init__()
         self.config = config
         self.generation_config = GenerationConfig()
+        self.adapters = Adapters()
         self.model = self.network_class(config)
         self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         initialize_weights(self)
@@ -276,7 +279,8 @@ class AudioFlamingo3WithHead(nn.Module):
         """
         hidden = self.model.language_model.forward_packed(x, view)
         hidden = hidden if last is None else hidden[last.to(hidden.device)]
-        return self.lm_head(hidden).float().to(x.device)
+        with routed_to(last):
+            return self.lm_head(hidden).float().to(x.device)
 
     def encode_in_pieces(
         self, features: Tensor, num_frames: int, num_positions: int, window_index: int = 0
