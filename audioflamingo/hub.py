@@ -21,6 +21,7 @@ MODEL_FILES = (
     "model*.safetensors",
     *(f"{part}/*.safetensors" for part in ("llm", "sound_tower", "sound_mm_projector")),
 )
+THINK_FOLDERS = ("think", "stage35")  # the adapter for thinking: transformers' layout, NVIDIA's
 # Training states that share a repository with the model.
 IGNORED_FILES = ("checkpoint-*/*", "*/checkpoint-*/*", "*/global_step*/*")
 

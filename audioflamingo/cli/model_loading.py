@@ -95,6 +95,31 @@ def load(
     return model, processor
 
 
+def find_think_adapter(model: str) -> Path | None:
+    """The adapter for thinking that comes with a model; None for a model that thinks without one.
+
+    Raises:
+        CheckpointError: an Audio Flamingo 3 comes without.
+    """
+    from audioflamingo.checkpoint.pretrained import read_config
+    from audioflamingo.config import MusicFlamingoConfig
+    from audioflamingo.errors import CheckpointError
+    from audioflamingo.hub import PROCESSOR_FILES, THINK_FOLDERS, resolve_folder
+
+    folder = resolve_folder(
+        model, allow_patterns=[*PROCESSOR_FILES, *(f"{name}/*" for name in THINK_FOLDERS)]
+    )
+    for name in THINK_FOLDERS:
+        if (folder / name / "adapter_config.json").exists():
+            return folder / name
+    if isinstance(read_config(folder), MusicFlamingoConfig):
+        return None
+    raise CheckpointError(
+        f"--think: {model!r} comes without an adapter for it (looked for {' and '.join(THINK_FOLDERS)} in {folder}); "
+        "name one with --adapter."
+    )
+
+
 def _choose_dtype(folder: Path, options: ModelOptions) -> str:
     """float16 is slow and narrow on a CPU: its weights are widened there, unless it is asked for by name."""
     if options.dtype is not Dtype.AUTO or not _is_cpu(options.device):

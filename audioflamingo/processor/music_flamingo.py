@@ -16,8 +16,8 @@ from audioflamingo.config import (
 from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
 from audioflamingo.processor.processor import AudioFlamingo3Processor
 from audioflamingo.processor.prompt_maker import check_control_token
-from audioflamingo.processor.tasks import AF3_SYSTEM_PROMPT, MUSIC_FLAMINGO_SYSTEM_PROMPT
 from audioflamingo.processor.tokenizer import Tokenizer
+from audioflamingo.tasks import AF3_SYSTEM_PROMPT, MUSIC_FLAMINGO_SYSTEM_PROMPT
 
 
 class MusicFlamingoProcessor(AudioFlamingo3Processor):

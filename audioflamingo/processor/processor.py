@@ -36,7 +36,7 @@ from audioflamingo.processor.folders import (
 )
 from audioflamingo.processor.options import collect_options
 from audioflamingo.processor.prompt import PromptText
-from audioflamingo.processor.prompt_maker import PromptMaker
+from audioflamingo.processor.prompt_maker import PromptMaker, apply_preset
 from audioflamingo.processor.tokenizer import TokenIds, Tokenizer
 
 _TEMPLATE_OPTIONS = (
@@ -46,6 +46,7 @@ _TEMPLATE_OPTIONS = (
     "tokenize",
     "return_dict",
     "output_labels",
+    "preset",
 )
 
 
@@ -216,6 +217,7 @@ class AudioFlamingo3Processor(PromptMaker):
         tokenize: bool = False,
         return_dict: bool = False,
         output_labels: bool | str = False,
+        preset: str | None = None,
         text_kwargs: Mapping[str, Any] | None = None,
         audio_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
@@ -237,6 +239,8 @@ class AudioFlamingo3Processor(PromptMaker):
             return_dict: return the whole batch; otherwise only `input_ids`.
             output_labels: True labels everything but audio and padding. "assistant" labels only what the
                 assistant says and the control token that ends it, which is what the model was trained on.
+            preset: "nvidia" sets clips off from the text with line feeds, as NVIDIA's own scripts do; None leaves
+                it to the template.
             text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
                 keywords.
             **options: those fields.
@@ -263,6 +267,7 @@ class AudioFlamingo3Processor(PromptMaker):
         if not tokenize and output_labels:
             raise ArgumentError("output_labels needs tokenize=True.")
         conversations, is_batch = parse_conversations(conversation)
+        conversations = apply_preset(conversations, preset)
         rendered = self.render(
             conversations,
             chat_template,

@@ -19,7 +19,13 @@ from audioflamingo.processor.chat_template import (
     render_conversation,
 )
 from audioflamingo.processor.clips import Clip, check_window, encode_windows, load_windows
-from audioflamingo.processor.conversation import Conversation, Turn, clips_of, parse_conversations
+from audioflamingo.processor.conversation import (
+    Conversation,
+    Turn,
+    clips_of,
+    parse_conversations,
+    with_newlines,
+)
 from audioflamingo.processor.options import AudioOptions
 from audioflamingo.processor.prompt import Prompt, PromptText
 from audioflamingo.processor.tokenizer import Tokenizer
@@ -87,6 +93,7 @@ class PromptMaker:
         continue_final_message: bool = False,
         on_long: str = "error",
         labels: bool = False,
+        preset: str | None = None,
     ) -> Prompt:
         """Renders one conversation and loads its audio.
 
@@ -96,6 +103,7 @@ class PromptMaker:
             continue_final_message: end inside the last message, for the model to go on with.
             on_long: see `AudioOptions`.
             labels: label what the assistant says, for training.
+            preset: see `apply_chat_template`.
 
         Raises:
             PromptError: a conversation of the wrong form, or a template that fails.
@@ -104,7 +112,7 @@ class PromptMaker:
         """
         if continue_final_message and (add_generation_prompt or labels):
             raise ArgumentError("continue_final_message excludes add_generation_prompt and labels.")
-        turns = _one_conversation(messages)
+        (turns,) = apply_preset([_one_conversation(messages)], preset)
         (rendered,) = self.render(
             [turns],
             add_generation_prompt=add_generation_prompt,
@@ -204,6 +212,17 @@ class PromptMaker:
             )
         windows = iter(load_windows(clips, self.feature_extractor, self.max_audio_len, options))
         return [text.with_audio(list(islice(windows, text.num_clips))) for text in texts]
+
+
+def apply_preset(conversations: list[Conversation], preset: str | None) -> list[Conversation]:
+    """Conversations in the form that somebody's own scripts give them: `"nvidia"`, or None for the template's.
+
+    Raises:
+        ArgumentError: no such preset.
+    """
+    if preset not in (None, "nvidia"):
+        raise ArgumentError(f"preset={preset!r}: it must be 'nvidia' or None.")
+    return conversations if preset is None else list(map(with_newlines, conversations))
 
 
 def check_control_token(tokenizer: Tokenizer, token: str) -> None:

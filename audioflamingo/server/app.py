@@ -42,11 +42,13 @@ def create_app(service: Service) -> Starlette:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def models(_: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [_model(service)]})
+        return JsonResponse(
+            {"object": "list", "data": [_model(service, name) for name in service.model_names]}
+        )
 
     async def model(request: Request) -> Response:
         service.check_model(request.path_params["name"])
-        return JsonResponse(_model(service))
+        return JsonResponse(_model(service, request.path_params["name"]))
 
     interface = [
         Route("/models", models),
@@ -99,9 +101,11 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return JsonResponse(api_error.body, error.status_code, error.headers)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
+    parent = {} if service.adapter_of(name) is None else {"parent": service.model_name}
     return {
-        "id": service.model_name,
+        **parent,
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "audioflamingo",

@@ -17,6 +17,7 @@ ROWS = (
         "errors",
         "fields",
         "config",
+        "tasks",
         "files",
         "figures",
         "hub",

@@ -23,7 +23,7 @@ from audioflamingo import (
 )
 from audioflamingo.config import MusicFlamingoConfig, read_model_config
 from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError
-from audioflamingo.processor.tasks import AF_NEXT_SYSTEM_PROMPT, MUSIC_FLAMINGO_SYSTEM_PROMPT
+from audioflamingo.tasks import AF_NEXT_SYSTEM_PROMPT, MUSIC_FLAMINGO_SYSTEM_PROMPT
 from tests.checkpoint_folders import SINGLE, edit_json
 from tests.tiny_family import (
     BOS_ID,

@@ -1,5 +1,7 @@
 """What the checkpoints of the family were trained to be asked, to the letter: system texts, tasks, ways to answer.
 
+Imports nothing heavy, so that the command line can show its help at once.
+
 Sources: the model cards of NVIDIA's checkpoints and the prompts in their repository. An odd spelling was trained with
 and stays.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from audioflamingo.config import DEFAULT_TRANSCRIPTION_PROMPT
 from audioflamingo.errors import ArgumentError
 
 AF3_SYSTEM_PROMPT = "You are a helpful assistant."
@@ -48,19 +51,19 @@ class Task:
 _AF3, _NEXT = "audio-flamingo-3", "audio-flamingo-next"
 _MUSIC = "music-flamingo"
 TASKS = {
-    "transcribe": Task("Transcribe the input speech.", f"{_AF3}, {_NEXT}"),
+    "transcribe": Task(DEFAULT_TRANSCRIPTION_PROMPT, f"{_AF3}, {_NEXT}"),
     "translate": Task("Translate any speech you hear from <src_lang> into <tgt_lang>.", _NEXT),
-    "describe": Task("Please describe the audio in detail", _AF3),
-    "describe-long": Task(
+    "caption": Task("Please describe the audio in detail.", _AF3),
+    "caption-think": Task(
         "Generate a detailed caption for the input audio, describing all notable speech, sound, and musical events "
         "comprehensively. In the caption, transcribe all spoken content by all speakers in the audio precisely.",
         f"{_AF3} with its think adapter",
     ),
-    "caption": Task("Generate a caption for the input audio.", f"{_NEXT} captioner and think"),
+    "caption-short": Task("Generate a caption for the input audio.", f"{_NEXT} captioner, think"),
     "caption-long": Task(
         "Generate a detailed caption for the input audio. In the caption, transcribe all spoken content by all "
         "speakers in the audio precisely.",
-        f"{_NEXT} captioner and think",
+        f"{_NEXT} captioner, think",
     ),
     "caption-music": Task(
         "Summarize the track with precision: mention its musical style, BPM, key, arrangement, production choices, and "
@@ -68,16 +71,12 @@ TASKS = {
         _NEXT,
     ),
     "lyrics": Task("Generate a lyrics transcription from the input song.", _NEXT),
-    "lyric-sheet": Task("Generate a structured lyric sheet from the input music.", _MUSIC),
     "speakers": Task(
         "Transcribe the input audio. If multiple speakers are present, provide diarized transcripts with speaker "
         "labels.\n[Speaker 1] ...\n[Speaker 2] ...",
         _NEXT,
     ),
-    "reason": Task(
-        "Reason step by step with timestamps, then give the final answer.",
-        f"{_NEXT} think",
-    ),
+    "reason": Task("Reason step by step with timestamps, then give the final answer.", f"{_NEXT} think"),
     "track": Task(
         "Describe this track in full detail - tell me the genre, tempo, and key, then dive into the instruments, "
         "production style, and overall mood it creates.",
@@ -99,9 +98,14 @@ TASKS = {
         _MUSIC,
     ),
     "track-json": Task(
-        "Describe this track. Output a JSON with keys and values about key aspects of the music.",
-        _MUSIC,
+        "Describe this track. Output a JSON with keys and values about key aspects of the music.", _MUSIC
     ),
+    "lyric-sheet": Task("Generate a structured lyric sheet from the input music.", _MUSIC),
+    # Not published: plain questions.
+    "sound": Task("What is the sound in this audio?", "any"),
+    "music": Task("Which instrument is playing in this audio?", "any"),
+    "emotion": Task("What is the emotion of the speaker?", "any"),
+    "language": Task("Which language is spoken in this audio?", "any"),
 }
 
 
@@ -110,17 +114,6 @@ GENERATION_PRESETS: dict[str, dict[str, Any]] = {
     "audio-flamingo-next-think": {"repetition_penalty": 1.2, "max_new_tokens": 4096},
     "music-flamingo": {"max_new_tokens": 2048},
 }
-
-
-def task_prompt(name: str) -> str:
-    """The prompt of a task.
-
-    Raises:
-        ArgumentError: no task has that name.
-    """
-    if name not in TASKS:
-        raise ArgumentError(f"there is no task {name!r}; choose from {', '.join(TASKS)}.")
-    return TASKS[name].prompt
 
 
 def generation_preset(name: str) -> dict[str, Any]:
