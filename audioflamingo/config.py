@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from audioflamingo.errors import ArgumentError, ConfigError
+from audioflamingo.json_config import JsonConfig, require_equal, require_positive, require_probability
 
 MODEL_TYPE = "audioflamingo3"
 MUSIC_MODEL_TYPE = "musicflamingo"
@@ -29,83 +30,6 @@ DEFAULT_TRANSCRIPTION_PROMPT = (
 IGNORED_LABEL = -100  # a label that the loss leaves out
 CHUNK_LENGTH_S = 30  # one window of the encoder
 AUDIO_TOKENS_PER_S = 25  # what the language model sees of it
-
-
-@dataclass
-class JsonConfig:
-    """A dataclass that maps to and from one JSON object and keeps the keys that it does not know."""
-
-    model_type: ClassVar[str | None] = None
-    accepted_model_types: ClassVar[tuple[str | None, ...]] = ()
-    older_names: ClassVar[dict[str, str]] = {}
-
-    extra: dict[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Builds the configuration from a parsed JSON object.
-
-        Raises:
-            ConfigError: `values` is not an object, is of another model type, or holds impossible values.
-        """
-        if not isinstance(values, dict):
-            raise ConfigError(f"{cls.__name__} needs a JSON object, got {type(values).__name__}.")
-        values = cls._translate(dict(values))
-        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        arguments = {name: value for name, value in values.items() if name in known}
-        config = cls(**arguments)
-        config.extra = {name: value for name, value in values.items() if name not in known}
-        return config
-
-    @classmethod
-    def _translate(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Checks the model type and brings older key names to today's. Changes and returns `values`."""
-        found = values.pop("model_type", cls.model_type)
-        if cls.model_type is not None and found not in (cls.model_type, *cls.accepted_model_types):
-            raise ConfigError(f"model_type {found!r} is not {cls.model_type!r}: {_which_instead(found)}")
-        for older, name in cls.older_names.items():
-            if older in values:
-                value = values.pop(older)
-                if values.setdefault(name, value) != value:
-                    raise ConfigError(
-                        f"{older} = {value!r} contradicts {name} = {values[name]!r}; remove one of them."
-                    )
-        return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON object: the fields, the model type and the kept unknown keys."""
-        values: dict[str, Any] = {} if self.model_type is None else {"model_type": self.model_type}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name != "extra":
-                values[f.name] = value.to_dict() if isinstance(value, JsonConfig) else value
-        return {**self.extra, **values}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Returns a field or a kept unknown key, as `dict.get` does (tools such as peft read configurations so)."""
-        return self.to_dict().get(name, default)
-
-
-def _require_positive(config: JsonConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} must be a whole number of at least 1, got {value!r}."
-            )
-
-
-def _require_probability(config: JsonConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ConfigError(f"{type(config).__name__}.{name} must lie in [0, 1), got {value!r}.")
-
-
-def _require_equal(config: JsonConfig, name: str, only: Any) -> None:
-    value = getattr(config, name)
-    if value != only:
-        raise ConfigError(f"{type(config).__name__}.{name} = {value!r} is not implemented; only {only!r} is.")
 
 
 def _require_token(config: AudioFlamingo3Config, name: str) -> None:
@@ -158,13 +82,13 @@ class AudioFlamingo3EncoderConfig(JsonConfig):
     max_source_positions: int = 1500
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             *("num_mel_bins", "hidden_size", "num_hidden_layers", "num_attention_heads"),
             *("intermediate_size", "max_source_positions"),
         )
-        _require_probability(self, "dropout", "attention_dropout", "activation_dropout", "layerdrop")
-        _require_equal(self, "activation_function", "gelu")
+        require_probability(self, "dropout", "attention_dropout", "activation_dropout", "layerdrop")
+        require_equal(self, "activation_function", "gelu")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
@@ -208,13 +132,13 @@ class Qwen2Config(JsonConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
         )
-        _require_probability(self, "attention_dropout")
-        _require_equal(self, "hidden_act", "silu")
+        require_probability(self, "attention_dropout")
+        require_equal(self, "hidden_act", "silu")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads "
@@ -227,7 +151,7 @@ class Qwen2Config(JsonConfig):
                     f"{self.num_attention_heads}."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        _require_positive(self, "head_dim")
+        require_positive(self, "head_dim")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd; the rotary embedding turns pairs.")
 
@@ -282,8 +206,12 @@ class AudioFlamingo3Config(JsonConfig):
             self.audio_config = AudioFlamingo3EncoderConfig.from_dict(self.audio_config or {})
         if not isinstance(self.text_config, Qwen2Config):
             self.text_config = Qwen2Config.from_dict(self.text_config or {})
-        _require_equal(self, "projector_hidden_act", "gelu")
+        require_equal(self, "projector_hidden_act", "gelu")
         _require_token(self, "audio_token_id")
+
+    @classmethod
+    def _instead_of(cls, model_type: Any) -> str:
+        return _which_instead(model_type)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audioflamingo.checkpoint.checks import drop_time_frequencies
 from audioflamingo.checkpoint.loading import build_empty
 from audioflamingo.checkpoint.pretrained import (
     DEFAULT_SHARD_SIZE,
     config_to_save,
-    drop_time_frequencies,
     read_config,
     read_generation_config,
     stored_dtype,

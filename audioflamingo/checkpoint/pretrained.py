@@ -6,7 +6,6 @@ names what is wrong.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from audioflamingo.checkpoint.adapters import read_adapter
+from audioflamingo.checkpoint.checks import check_token_ids, drop_time_frequencies, find_token_id
 from audioflamingo.checkpoint.device_map import (
     DeviceMap,
     Placement,
@@ -50,7 +49,6 @@ from audioflamingo.config import (
     AUDIO_TOKEN,
     AudioFlamingo3Config,
     GenerationConfig,
-    MusicFlamingoConfig,
     read_model_config,
 )
 from audioflamingo.errors import (
@@ -65,7 +63,6 @@ from audioflamingo.files import read_json
 from audioflamingo.hub import resolve_folder
 from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
-from audioflamingo.network.music_flamingo import time_frequencies
 from audioflamingo.quantization.config import (
     QuantizationConfig,
     as_config,
@@ -77,7 +74,6 @@ from audioflamingo.quantization.convert import packed_layers
 DEFAULT_SHARD_SIZE = "5GB"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
-TIME_FREQUENCIES = ".pos_emb.freqs"
 _QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
 
 
@@ -303,73 +299,13 @@ def _read_component_config(folder: Path) -> AudioFlamingo3Config:
         parts[name] = {key: value for key, value in values.items() if key not in _COMPONENT_KEYS_DROPPED}
     values = {"text_config": parts["llm"], "audio_config": parts["sound_tower"]}
     text_dtype = parts["llm"].get("dtype", parts["llm"].get("torch_dtype"))
-    audio_token_id = _find_token_id(folder / "llm", AUDIO_TOKEN)
+    audio_token_id = find_token_id(folder / "llm", AUDIO_TOKEN)
     if audio_token_id is not None:
         values["audio_token_id"] = audio_token_id
     try:
         return AudioFlamingo3Config.from_dict({**values, "dtype": text_dtype})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
-
-
-def _find_token_id(folder: Path, token: str) -> int | None:
-    """Looks a special token up in the tokenizer files of a folder; None if none of them knows it."""
-    if (folder / "added_tokens.json").exists():
-        found = read_json(folder / "added_tokens.json").get(token)
-        if found is not None:
-            return int(found)
-    if (folder / "tokenizer_config.json").exists():
-        for key, entry in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
-            if isinstance(entry, dict) and entry.get("content") == token:
-                return int(key)
-    if (folder / "tokenizer.json").exists():
-        with contextlib.suppress(CheckpointError):  # a damaged one is for whoever loads the tokenizer to say
-            for entry in read_json(folder / "tokenizer.json").get("added_tokens", []):
-                if isinstance(entry, dict) and entry.get("content") == token:
-                    return int(entry["id"])
-    return None
-
-
-def check_token_ids(folder: Path, config: AudioFlamingo3Config) -> None:
-    """Compares the ids of the tokens that stand for audio with those of the tokenizer beside the model, if any.
-
-    Raises:
-        CheckpointError: they disagree; audio would then land on other tokens' places.
-    """
-    if is_component_folder(folder):
-        return
-    for name, token in config.token_of.items():
-        stated, found = getattr(config, name), _find_token_id(folder, token)
-        if found not in (None, stated):
-            raise CheckpointError(
-                f"{folder}: {name} is {stated} in {CONFIG_FILE}, but the tokenizer gives {token} the id {found}; one "
-                "of the two files is another model's."
-            )
-
-
-def drop_time_frequencies(
-    stored: Mapping[str, StoredTensor], config: AudioFlamingo3Config
-) -> dict[str, StoredTensor]:
-    """What a checkpoint stores, less the frequencies of the rotary time embedding that early conversions hold.
-
-    The configuration says the same; a warning tells where it does not.
-    """
-    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(TIME_FREQUENCIES)}
-    if not isinstance(config, MusicFlamingoConfig):
-        return dict(stored)
-    for name in stored.keys() - kept.keys():
-        tensor = stored[name]
-        with safe_open(tensor.path, framework="pt", device="cpu") as file:
-            found = file.get_tensor(tensor.key).float().flatten()
-        expected = time_frequencies(config)
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0.01):
-            warnings.warn(
-                f"{tensor.path}: {tensor.key} holds other frequencies than the configuration gives; it is not used, as "
-                "in transformers.",
-                AudioFlamingoWarning,
-                stacklevel=3,
-            )
-    return kept
 
 
 def read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:

@@ -16,6 +16,7 @@ ROWS = (
     *(
         "errors",
         "fields",
+        "json_config",
         "config",
         "tasks",
         "files",
