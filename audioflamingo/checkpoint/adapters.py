@@ -48,8 +48,6 @@ def read_adapter(folder: Path, model: nn.Module) -> AdapterWeights:
     Raises:
         CheckpointError: there is none, it is damaged, of another kind, or does not fit the model.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {str(folder)!r} with an adapter.")
     path = next((folder / name for name in ADAPTER_FILES if (folder / name).exists()), None)
     if path is None or not (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{folder} holds no adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_FILES[0]}.")

@@ -60,7 +60,7 @@ from audioflamingo.errors import (
     unknown_arguments,
 )
 from audioflamingo.files import read_json
-from audioflamingo.hub import resolve_folder
+from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
 from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.quantization.config import (
@@ -166,14 +166,16 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         `generate(adapter=name)` uses it, for all prompts or for some; `use_adapter` for whatever runs in a block.
 
         Args:
-            path: the folder.
+            path: the folder, or a hub id.
             name: what it is called from now on.
 
         Raises:
             CheckpointError: there is no adapter, it is damaged, or of another model; the message says what is wrong.
             ArgumentError: the name is taken.
         """
-        self.adapters.add(self, name, read_adapter(Path(path).expanduser(), self))
+        self.adapters.add(
+            self, name, read_adapter(resolve_folder(path, allow_patterns=ADAPTER_PATTERNS), self)
+        )
 
     def delete_adapter(self, name: str) -> None:
         """Forgets an adapter."""

@@ -44,7 +44,7 @@ class AutoProcessor:
             kind = next(kind for kind in PROCESSORS if kind.config_class is config_class)
             return kind.from_pretrained(folder, **options)
         for kind in PROCESSORS:
-            if kind.__name__ == name:
+            if name in (kind.__name__, *kind.aliases):
                 return kind.from_pretrained(folder, **options)
         classes = " nor a ".join(kind.__name__ for kind in PROCESSORS)
         raise CheckpointError(f"the processor in {folder} is a {name}, not a {classes}.")

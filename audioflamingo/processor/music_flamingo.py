@@ -30,6 +30,7 @@ class MusicFlamingoProcessor(AudioFlamingo3Processor):
     """
 
     config_class: ClassVar[type[AudioFlamingo3Config]] = MusicFlamingoConfig
+    aliases: ClassVar[tuple[str, ...]] = ("AudioFlamingoNextProcessor",)
     published_template = DEFAULT_CHAT_TEMPLATE.replace(AF3_SYSTEM_PROMPT, MUSIC_FLAMINGO_SYSTEM_PROMPT)
     settings: ClassVar[tuple[str, ...]] = (
         *AudioFlamingo3Processor.settings,

@@ -57,6 +57,7 @@ class AudioFlamingo3Processor(PromptMaker):
     """
 
     config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config  # of its model
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of this class in files
     settings: ClassVar[tuple[str, ...]] = (
         "chat_template",
         "audio_token",
@@ -105,7 +106,7 @@ class AudioFlamingo3Processor(PromptMaker):
             allow_patterns=PROCESSOR_FILES,
         )
         config = read_processor_config(folder)
-        if config["processor_class"] not in (cls.__name__, None):
+        if config["processor_class"] not in (cls.__name__, *cls.aliases, None):
             raise CheckpointError(
                 f"the processor in {folder} is a {config['processor_class']}, not a {cls.__name__}; AutoProcessor "
                 "takes the right one of the family."

@@ -80,6 +80,16 @@ def test_every_length(models, seconds) -> None:
 
 
 @torch.no_grad()
+def test_thirty_minutes(models) -> None:
+    """60 windows: the time is what it is in the reference to the last one."""
+    ours, theirs = models
+    batch = make_music_batch([([[3000] * 59 + [2990]], 8)])
+    audio = (batch["input_features"], batch["input_features_mask"], batch["input_ids"])
+    got, expected = ours.get_audio_features(*audio), theirs.get_audio_features(*audio)
+    torch.testing.assert_close(got.pooler_output, expected.pooler_output, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_batches_of_mixed_lengths(models, padding_side) -> None:
     ours, theirs = models

@@ -226,6 +226,9 @@ def test_the_draft_name_is_an_alias(folder: Path, tmp_path: Path) -> None:
     config = read_model_config(tmp_path)
     assert type(config) is MusicFlamingoConfig
     assert config.to_dict()["model_type"] == "musicflamingo"
+    write_music_processor(tmp_path)
+    edit_json(tmp_path / "processor_config.json", processor_class="AudioFlamingoNextProcessor")
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is MusicFlamingoProcessor
 
 
 # Token ids from the files
