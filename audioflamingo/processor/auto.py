@@ -9,7 +9,7 @@ from audioflamingo.config import MODEL_TYPE, config_class_of
 from audioflamingo.errors import CheckpointError, unknown_arguments
 from audioflamingo.files import read_json
 from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
-from audioflamingo.processor.folders import is_original_layout, read_processor_config
+from audioflamingo.processor.folders import read_processor_config
 from audioflamingo.processor.music_flamingo import MusicFlamingoProcessor
 from audioflamingo.processor.processor import AudioFlamingo3Processor
 
@@ -38,7 +38,9 @@ class AutoProcessor:
         folder = resolve_folder(pretrained_model_name_or_path, allow_patterns=PROCESSOR_FILES, **where)
         name = read_processor_config(folder)["processor_class"]
         if name is None:
-            has_config = (folder / "config.json").exists() and not is_original_layout(folder)
+            has_config = (folder / "config.json").exists() and not (
+                folder / "llm"
+            ).is_dir()  # NVIDIA's layout
             values = read_json(folder / "config.json") if has_config else {}
             config_class = config_class_of(values.get("model_type", MODEL_TYPE))
             kind = next(kind for kind in PROCESSORS if kind.config_class is config_class)

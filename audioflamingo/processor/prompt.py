@@ -56,7 +56,9 @@ class AudioWindow:
     def key(self) -> bytes:
         """Digest of what the encoder sees: windows with equal keys give equal audio tokens."""
         key = window_key(self.features, self.num_frames)
-        return key if not self.index else hashlib.blake2b(key + self.index.to_bytes(4, "little"), digest_size=16).digest()
+        if not self.index:
+            return key
+        return hashlib.blake2b(key + self.index.to_bytes(4, "little"), digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)
