@@ -72,9 +72,9 @@ def quantize(
 
 def _prompts(model: str, names: list[str]) -> list[Any]:
     """A transcription prompt for each clip."""
-    from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.processor import AutoProcessor
 
-    processor = AudioFlamingo3Processor.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model)
     return [processor.apply_transcription_request(audio=_source(clip)) for clip in find_inputs(names)]
 
 

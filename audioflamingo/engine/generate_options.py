@@ -84,6 +84,7 @@ class GenerateOptions(TypedDict, total=False):
 
     generation_config: GenerationConfig | Mapping[str, Any] | None
     tokenizer: Decodes | None
+    adapter: str | Sequence[str | None] | None
     seed: int | Sequence[int] | None
     generator: torch.Generator | None
     past_key_values: KVCache | None

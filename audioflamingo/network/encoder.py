@@ -160,7 +160,8 @@ class AudioFlamingo3Encoder(nn.Module):
         x, lengths = self.first_layers(input_features, input_features_mask)
         tokens = self.last_layers(x, lengths)  # (A, D)
         counts = [length // POOL for length in lengths]
-        return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+        padded = _pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2]))
+        return EncoderOutput(padded, tokens, counts)
 
     def first_layers(
         self, input_features: Tensor, input_features_mask: Tensor | None = None, num_layers: int = 0

@@ -108,6 +108,8 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(
             "the model holds adapter layers; merge them first: model = peft_model.merge_and_unload()."
         )
+    if len(getattr(model, "adapters", ())):
+        raise ArgumentError("adapters are loaded beside the model; load them again once it is quantized.")
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"})
     if devices:

@@ -105,17 +105,19 @@ class StatusPages:
         return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
-        """`/v1/models`: the one model."""
-        return JsonResponse({"object": "list", "data": [self._model()]})
+        """`/v1/models`: the model, and its adapters as models of their own."""
+        return JsonResponse({"object": "list", "data": list(map(self._model, self._service.model_names))})
 
     async def model(self, request: Request) -> Response:
         """`/v1/models/...`."""
         self._service.check_model(request.path_params["name"])
-        return JsonResponse(self._model())
+        return JsonResponse(self._model(request.path_params["name"]))
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
+        is_adapter = self._service.adapter_of(name) is not None
         return {
-            "id": self._service.model_name,
+            **({"parent": self._service.model_name} if is_adapter else {}),
+            "id": name,
             "object": "model",
             "created": self._service.created,
             "owned_by": "audioflamingo",

@@ -43,7 +43,11 @@ class Transcription:
     def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
         self._service = service
         self._requests = WindowRequests(
-            service.processor, service.generation_config, request.options, request.temperature
+            service.processor,
+            service.generation_config,
+            request.options,
+            request.temperature,
+            service.adapter_of(request.model),
         )
         self._share = share
         self._arrived = arrived

@@ -55,7 +55,7 @@ def export(
         adapter.peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=own)
         weights = merge_lora(weights, adapter.settings)
     if adapter is None or adapter.settings.merge:
-        plain = build_empty(AudioFlamingo3ForConditionalGeneration, model.config)
+        plain = build_empty(type(model), model.config)
         plain.load_state_dict(
             {name: t if dtype is None else t.to(dtype) for name, t in weights.items()}, assign=True
         )

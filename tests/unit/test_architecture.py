@@ -16,7 +16,9 @@ ROWS = (
     *(
         "errors",
         "fields",
+        "json_config",
         "config",
+        "tasks",
         "files",
         "figures",
         "hub",

@@ -113,8 +113,8 @@ def test_ask_about_a_file_that_is_not_there_loads_no_model() -> None:
 
 
 def test_every_task_has_a_prompt(clip: Path) -> None:
-    for task, prompt in TASKS.items():
-        assert split_arguments([str(clip)], task) == ([str(clip)], prompt)
+    for name, task in TASKS.items():
+        assert split_arguments([str(clip)], name) == ([str(clip)], task.prompt)
 
 
 def test_chat_keeps_the_conversation(model: Path, clip: Path, tmp_path: Path) -> None:
