@@ -33,6 +33,7 @@ UNKNOWN_WAV_BYTES = 0x7FFF0000  # from here on, and 0: what a recorder writes th
 MP4_BOXES = frozenset(
     b"ftyp moov mdat moof free skip wide styp sidx ssix mfra uuid udta meta pdin emsg prft pnot".split()
 )
+IFF_BYTE_ORDERS = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 BY_MAGIC = (
     (b"\x1a\x45\xdf\xa3", find_matroska_damage),
@@ -56,8 +57,8 @@ def find_damage(file: BinaryIO) -> str | None:
     magic = read_at(file, 0, 512)
     if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
         return find_avi_truncation(file, num_bytes)
-    if magic[:4] in (b"RIFF", b"RF64", b"FORM"):
-        return _find_iff_truncation(file, num_bytes, ">" if magic[:4] == b"FORM" else "<")
+    if magic[:4] in IFF_BYTE_ORDERS:
+        return _find_iff_truncation(file, num_bytes, IFF_BYTE_ORDERS[magic[:4]])
     if magic[:4] == b"OggS":
         return _find_ogg_damage(file, num_bytes)
     if magic[4:8] in MP4_BOXES:

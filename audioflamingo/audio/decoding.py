@@ -154,7 +154,8 @@ class _Decoding:
     def _timed(self, container: Any, stream: Any) -> Iterator[Frame]:
         """The frames in their places, where the container has time stamps."""
         kind = container.format.name
-        if not has_clock(kind, stream.codec_context.name):
+        has_lost = kind in COUNTED and self._loss.is_allowed  # their frames are numbered
+        if not has_lost and not has_clock(kind, stream.codec_context.name):
             return self._frames(container, stream, fills_gaps=True)
         start_s = (container.start_time or 0) / 1e6
         timeline = Timeline(zero_of(kind, start_s, self._is_first), self._name)

@@ -98,7 +98,7 @@ class Mixer:
 
     def _mend(self, samples: np.ndarray, mixed: np.ndarray, rate: float) -> None:
         """Puts a channel in the place of a mean (n,) in which they cancel, in place."""
-        duration_s = len(mixed) / rate
+        duration_s, is_first = len(mixed) / rate, not self._total_s
         self._total_s += duration_s
         with np.errstate(over="ignore", invalid="ignore"):
             powers = np.einsum("cn,cn->c", samples, samples) / len(mixed)
@@ -116,7 +116,7 @@ class Mixer:
             self._cancelled_s += duration_s
             self._weakest = min(self._weakest, power / strongest)
             mixed[:] = samples[best]
-        if before != self._used and (before is None or before < len(samples)):
+        if not is_first and before != self._used and (before is None or before < len(samples)):
             length = min(len(mixed), max(1, round(CHANGE_S * rate)))
             ramp = np.linspace(0, 1, length, dtype=np.float32)
             old = (mean if before is None else samples[before])[:length]

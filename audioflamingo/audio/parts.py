@@ -1,7 +1,8 @@
 """A file as the recordings that it holds: what FFmpeg would not hear of it, or would read wrong.
 
 Recordings are joined by writing one file behind the other; of two WAV, AIFF, AU or MP4 files FFmpeg hears the first. An
-ID3 tag ahead of a RIFF header hides it. A WAV header with 24 valid bits in 32 is taken for another number format.
+ID3 tag ahead of a RIFF header hides it. A WAV header with 24 valid bits in 32 is taken for another number format, and
+the samples of RIFX for little-endian ones.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from audioflamingo.audio.damage import MP4_BOXES, UNKNOWN_WAV_BYTES, mp4_boxes, read_at, skip_id3
-from audioflamingo.errors import warn
+from audioflamingo.audio.damage import (
+    IFF_BYTE_ORDERS,
+    MP4_BOXES,
+    UNKNOWN_WAV_BYTES,
+    mp4_boxes,
+    read_at,
+    skip_id3,
+)
+from audioflamingo.errors import AudioError, warn
 
-RIFF_KINDS = (b"RIFF", b"RF64", b"FORM")
-HIDDEN_BY_ID3 = (*RIFF_KINDS, b"OggS", b".snd")
+HIDDEN_BY_ID3 = (*IFF_BYTE_ORDERS, b"OggS", b".snd")
 EXTENSIBLE = 0xFFFE  # the WAV format whose header has a number of valid bits
 PCM_GUID = b"\1\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
+# AU's numbers for WAV's format tags and bits, where the samples are the same.
+AU_ENCODINGS = {(1, 16): 3, (1, 24): 4, (1, 32): 5, (3, 32): 6, (3, 64): 7, (7, 8): 1, (6, 8): 27}
 MAX_JUNK = 1024  # bytes behind the samples that nobody misses: tags, filling
 MAX_PARTS = 1000
 
@@ -78,21 +87,43 @@ def split_parts(file: BinaryIO, name: str) -> list[BinaryIO]:
     start = skip_id3(file)
     start = start if read_at(file, start, 4) in HIDDEN_BY_ID3 else 0
     magic = read_at(file, start, 12)
-    if magic[:4] in RIFF_KINDS:
-        byte_order = ">" if magic[:4] == b"FORM" else "<"
-        starts = list(_riff_starts(file, start, num_bytes, byte_order, name))
+    if magic[:4] in IFF_BYTE_ORDERS:
+        starts = list(_riff_starts(file, start, num_bytes, IFF_BYTE_ORDERS[magic[:4]], name))
     elif magic[:4] == b".snd":
         starts = list(_au_starts(file, start))
     elif magic[4:8] in MP4_BOXES:
         starts = list(_mp4_starts(file))
     else:
         starts = [start]
-    if starts == [0] and not _mended_bits(file, 0):
+    if starts == [0] and magic[:4] != b"RIFX" and not _mended_bits(file, 0):
         return [file]
     ends = [*starts[1:], num_bytes]
-    return [
-        _part(file, first, end, _mended_bits(file, first)) for first, end in zip(starts, ends, strict=True)
-    ]
+    part_of = _big_endian_part if magic[:4] == b"RIFX" else _mended_part
+    return [part_of(file, first, end, name) for first, end in zip(starts, ends, strict=True)]
+
+
+def _mended_part(file: BinaryIO, start: int, end: int, _: str) -> BinaryIO:
+    return _part(file, start, end, _mended_bits(file, start))
+
+
+def _big_endian_part(file: BinaryIO, start: int, end: int, name: str) -> BinaryIO:
+    """A RIFX file with the header of an AU file, which has the same samples: FFmpeg takes RIFX's for little-endian."""
+    position, fmt = start + 12, b""
+    while len(header := read_at(file, position, 8)) == 8:
+        kind, length = struct.unpack(">4sI", header)
+        if kind == b"fmt ":
+            fmt = file.read(16)
+        elif kind == b"data" and len(fmt) == 16:
+            tag, channels, rate, _, _, bits = struct.unpack(">HHIIHH", fmt)
+            if (tag, bits) not in AU_ENCODINGS:
+                break
+            is_known = 0 < length < UNKNOWN_WAV_BYTES
+            fields = (24, length if is_known else 0xFFFFFFFF, AU_ENCODINGS[tag, bits], rate, channels)
+            return _part(file, position + 8 - 24, end, {0: struct.pack(">4s5I", b".snd", *fields)})
+        position += 8 + length + length % 2
+    raise AudioError(
+        f"{name}: this kind of WAV with high bytes first (RIFX) is not read. Convert it to WAV or FLAC."
+    )
 
 
 def _part(file: BinaryIO, start: int, end: int, patches: dict[int, bytes]) -> BinaryIO:
@@ -107,7 +138,7 @@ def _riff_starts(file: BinaryIO, start: int, num_bytes: int, byte_order: str, na
     long_length = 0
     while len(header := read_at(file, position, 8)) == 8:
         kind, length = struct.unpack(f"{byte_order}4sI", header)
-        if kind in RIFF_KINDS and is_heard and num_parts < MAX_PARTS:
+        if kind in IFF_BYTE_ORDERS and is_heard and num_parts < MAX_PARTS:
             yield position
             position, is_heard, long_length, num_parts = position + 12, False, 0, num_parts + 1
             continue
@@ -121,7 +152,7 @@ def _riff_starts(file: BinaryIO, start: int, num_bytes: int, byte_order: str, na
             _warn_of_rest(file, position, num_bytes, name)
             return
         end = position + 8 + length
-        is_padded = length % 2 and not (is_heard and read_at(file, end, 4) in RIFF_KINDS)
+        is_padded = length % 2 and not (is_heard and read_at(file, end, 4) in IFF_BYTE_ORDERS)
         position = end + 1 if is_padded else end
 
 

@@ -80,6 +80,7 @@ class Timeline:
 
     def __init__(self, zero_s: float, name: str) -> None:
         self._zero_s = zero_s
+        self._zero_before_s: float | None = None  # before the stamps fell back
         self._name = name
         self._waiting: deque[Frame] = deque()
         self.position_s = self.silence_s = self.dropped_s = 0.0
@@ -98,6 +99,7 @@ class Timeline:
 
     def _next(self) -> Iterator[Frame]:
         """The first of the frames that wait, behind the silence that it needs."""
+        self._return_from_fall()
         late_s = self._lateness()
         if late_s > MAX_GAP_S:
             warn(
@@ -105,6 +107,7 @@ class Timeline:
                 "that go on without a gap."
             )
         if late_s > MAX_GAP_S or late_s < -REWIND_S:
+            self._zero_before_s = self._zero_s if late_s < 0 else None
             self._zero_s += late_s
         elif late_s > TOLERANCE_S:
             for silence in silent_frames(self._waiting[0], late_s):
@@ -117,6 +120,16 @@ class Timeline:
         self.position_s += frame.duration_s
         if frame.samples.shape[1]:
             yield frame
+
+    def _return_from_fall(self) -> None:
+        """Goes back to the clock of before where stamps that had fallen back agree with it again."""
+        if self._zero_before_s is None or self._off_by(self._waiting[0], 0.0) < REWIND_S:
+            return
+        now_s, self._zero_s = self._zero_s, self._zero_before_s
+        if abs(self._off_by(self._waiting[0], 0.0)) > REWIND_S:
+            self._zero_s = now_s
+        else:
+            self._zero_before_s = None
 
     def _lateness(self) -> float:
         """Seconds by which the first frame is late (early: negative), as far as those behind it agree."""
