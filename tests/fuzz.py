@@ -108,6 +108,7 @@ FURTHER_KINDS = (  # container, codec, rate
     *(("tta", "tta", 16000), ("ac3", "ac3", 48000), ("eac3", "eac3", 48000), ("caf", "alac", 16000)),
 )
 CLIP_S = 1.0
+SHORT_S = 0.05  # what comes ahead of the sound
 LONGEST_S = 100.0  # a changed time stamp may well say half a minute of silence
 
 
@@ -137,12 +138,11 @@ def _decode_one(data: bytes, allow_damaged: bool, number: int) -> str:
         warnings.simplefilter("always")
         try:
             waveform = load_audio(data, allow_damaged=allow_damaged)
-        except AudioError as error:
-            assert str(error), number
+        except AudioError:
             return "refused"
     assert np.isfinite(waveform).all(), number
     assert len(waveform) < LONGEST_S * 16000, (number, len(waveform))
-    assert caught or np.abs(waveform).max() > 0.01, number
+    assert caught or len(waveform) < SHORT_S * 16000 or np.abs(waveform).max() > 0.01, number
     return "warned" if caught else "heard"
 
 

@@ -34,6 +34,7 @@ MP4_BOXES = frozenset(
     b"ftyp moov mdat moof free skip wide styp sidx ssix mfra uuid udta meta pdin emsg prft pnot".split()
 )
 IFF_BYTE_ORDERS = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
+MAX_POSITION = 1 << 62  # in any file
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 BY_MAGIC = (
     (b"\x1a\x45\xdf\xa3", find_matroska_damage),
@@ -92,7 +93,9 @@ def find_missing_head(file: BinaryIO) -> str | None:
 
 
 def read_at(file: BinaryIO, position: int, num_bytes: int) -> bytes:
-    """Up to so many bytes from a position on."""
+    """Up to so many bytes from a position on, which a header may have made up."""
+    if position > MAX_POSITION:
+        return b""
     file.seek(position)
     return file.read(num_bytes)
 

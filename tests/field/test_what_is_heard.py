@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,24 @@ def test_flags_choose_what_is_heard(tmp_path, model, speech):
     assert af3("transcribe", tmp_path / "call.wav", "--channel", "up").exit_code == 2
     result = af3("inspect", tmp_path / "call.wav", "--channel", "right", "--no-png", "--json")
     assert json.loads(result.stdout)["num_channels"] == 2
+
+
+def test_a_damaged_file_on_request(tmp_path, model, speech):
+    (tmp_path / "cut.wav").write_bytes(encode(speech[:, None], 16000, "wav")[:-20000])
+    result = af3("transcribe", tmp_path / "cut.wav")
+    assert (result.exit_code, "--allow-damaged" in result.stderr) == (1, True)
+    result = af3("transcribe", tmp_path / "cut.wav", "--allow-damaged")
+    assert (result.exit_code, result.stdout) == (0, "2.4 s\n")
+    assert "(20000 bytes are missing)" in result.stderr
+
+
+def test_a_pipe_on_the_command_line(tmp_path, model, speech):
+    """The bar looked at its head, and left nothing."""
+    for command in (("transcribe",), ("inspect", "--no-png")):
+        pipe = tmp_path / f"{command[0]}.fifo"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(encode(speech[:, None], 16000, "flac"),))
+        writer.start()
+        result = af3(*command, pipe)
+        writer.join()
+        assert result.exit_code == 0, result.stderr
