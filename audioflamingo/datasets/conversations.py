@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.datasets.dataset_config import DatasetConfig
-from audioflamingo.errors import AudioFlamingoError, DataError, require
-from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, strip_framing
+from audioflamingo.errors import AudioFlamingoError, DataError
+from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, parse_conversations, strip_framing
 
 logger = logging.getLogger(__name__)
 _MARKER = re.compile(r"<sound(?:-(\d+))?>\n?")
@@ -179,8 +180,6 @@ def _parse_row(value: Any, config: DatasetConfig, folder: Path, place: str) -> D
 
 def _resolve_audio(messages: Any, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Makes audio paths absolute and checks that the files are there."""
-    from audioflamingo.processor.conversation import parse_conversations
-
     parse_conversations(messages)
     audio: list[str] = []
     resolved = []
@@ -249,13 +248,12 @@ def _nvidia_messages(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _probe_duration(path: str) -> float:
     """Seconds of an audio file, from its header."""
-    av = require("av", "train")
+    import av
+
     try:
         with av.open(path) as container:
             if container.duration:
                 return float(container.duration) / 1_000_000
     except (OSError, ValueError) as error:
         raise DataError(f"{path!r} cannot be opened as audio: {error}") from error
-    from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
-
     return len(load_audio(path)) / SAMPLING_RATE

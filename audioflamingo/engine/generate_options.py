@@ -104,13 +104,16 @@ INPUT_NAMES = frozenset(GenerateInputs.__annotations__) | {"input_ids", "streame
 
 
 def sampling_options(temperature: float | None) -> dict[str, Any]:
-    """Keywords of `generate` for a door that knows a temperature only: above 0 it draws, at 0 it takes the likeliest.
+    """Keywords of `generate` for a door that knows a temperature only.
 
-    None leaves it to the checkpoint.
+    Above 0 tokens are drawn one by one, whatever the checkpoint's beams; at 0 the likeliest are taken; None leaves it
+    to the checkpoint.
     """
     if temperature is None:
         return {}
-    return {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "num_beams": 1}
+    return {"do_sample": False}
 
 
 def resolve_options(

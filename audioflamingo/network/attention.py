@@ -54,13 +54,7 @@ def sdpa_attention(
     is_causal: bool,
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
-    num_heads, num_queries = query.shape[1:3]
-    if num_queries == 1 and num_heads != key.shape[1]:
-        # The heads of a group are so many queries to one head, whose keys and values are then read once, not once each.
-        query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (B, K, H / K, E)
-        out = sdpa_attention(query, key, value, mask, scale, dropout, is_causal=False)
-        return out.flatten(1, 2)[:, :, None]
-    if is_slow(query, num_queries):
+    if is_slow(query, query.shape[2]):
         query, key, value = query.float(), key.float(), value.float()
         return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
     return F.scaled_dot_product_attention(
@@ -71,7 +65,7 @@ def sdpa_attention(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=num_heads != key.shape[1],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
@@ -96,14 +90,11 @@ def attend(
         scale: factor of the scores.
         dropout: probability of dropping a weight; 0 outside training.
         mask: bool `(B or 1, 1, T, L)`, True where a query may look.
-        is_causal: queries look back only; there are as many as keys, or one, which is the last. Not together with
-            `mask`.
+        is_causal: queries look back only, there are as many as keys. Not together with `mask`.
 
     Returns:
         The output `(B, H, T, E)`, and the weights `(B, H, T, L)` from `"eager"`, else None.
     """
-    if is_causal and query.shape[2] == 1:
-        is_causal = False
     if is_causal and implementation == "eager":
         mask, is_causal = causal_mask(query.shape[2], key.shape[2], query.device), False
     if implementation == "eager":
@@ -139,28 +130,34 @@ def attend_packed(
         The output `(N, H, E)`; and from `"eager"` the weights of each row, `(1, H, T, L)`, else None. A captured step
         gives no weights.
     """
+    # One query a row may look everywhere, so a group of heads is as good as so many queries to one head: its keys and
+    # values are then read once, not once a head.
+    num_tokens, num_heads, head_dim = query.shape
+    folded = query.view(num_tokens, keys.shape[0], -1, head_dim)  # (N, K, H / K, E)
     if layout.table is not None:
-        out = _attend_table(query, keys, values, layout, implementation, scale)
-        return out, None
+        out = _attend_table(folded, keys, values, layout, implementation, scale)
+        return out.reshape(query.shape), None
     outputs, all_weights = [], []
-    first = 0
-    for group in layout.groups:
-        num_rows, num_queries = len(group.ends), len(group.ends) * group.num_new
+    for group, queries in zip(layout.groups, folded.split(layout.group_sizes), strict=True):
+        is_single = group.num_new == 1
+        if not is_single:
+            queries = queries.view(-1, group.num_new, num_heads, head_dim).transpose(1, 2)  # (rows, H, T, E)
         out, weights = attend(
-            query.narrow(0, first, num_queries).unflatten(0, (num_rows, group.num_new)).transpose(1, 2),
+            queries,
             group.rows_of(keys),
             group.rows_of(values),
             implementation=implementation,
             scale=scale,
             dropout=dropout,
             mask=None if group.mask is None else group.mask.to(query.device),
-            is_causal=group.mask is None,
-        )  # (rows, H, T, E)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
+            is_causal=group.mask is None and not is_single,
+        )
+        outputs.append(out if is_single else out.transpose(1, 2).reshape(-1, *folded.shape[1:]))
         if weights is not None:
+            weights = weights.reshape(weights.shape[0], num_heads, group.num_new, -1)  # (rows, H, T, L)
             all_weights += [w[..., :end] for w, end in zip(weights.split(1), group.ends, strict=True)]
-        first += num_queries
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), all_weights or None
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (N, K, H / K, E)
+    return out.reshape(query.shape), all_weights or None
 
 
 def _attend_table(
@@ -171,7 +168,7 @@ def _attend_table(
     implementation: AttentionImplementation,
     scale: float,
 ) -> Tensor:
-    """One new token a row, `(R, H, E)`, by tensors alone: no value reaches the host, no shape depends on one."""
+    """One new token a row, `(R, K, H / K, E)`: no value reaches the host, and no shape depends on one."""
     assert layout.table is not None
     num_rows, window = layout.table.shape
     slots = layout.table.flatten().to(keys.device)
@@ -182,5 +179,5 @@ def _attend_table(
         for buffer in (keys, values)
     )
     mask = is_seen[:, None, None]
-    out, _ = attend(query[:, :, None], key, value, implementation=implementation, scale=scale, mask=mask)
-    return out[:, :, 0]
+    out, _ = attend(query, key, value, implementation=implementation, scale=scale, mask=mask)
+    return out

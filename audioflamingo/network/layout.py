@@ -49,14 +49,25 @@ class RowGroup:
     spacing: int
     mask: Tensor | None
 
+    @cached_property
+    def num_keys(self) -> int:
+        """Keys of the longest row, L."""
+        return max(self.ends)
+
     def rows_of(self, buffer: Tensor) -> Tensor:
-        """What the rows look at, a view of `(K, slots, E)` as `(rows, K, L, E)`; L is the longest row's end."""
-        num_rows, length = len(self.ends), max(self.ends)
-        if num_rows == 1 or self.spacing == length:
-            buffer = buffer.narrow(1, self.first_slot, num_rows * length)
-            return buffer.unflatten(1, (num_rows, length)).transpose(0, 1)
-        buffer = buffer.narrow(1, self.first_slot, (num_rows - 1) * self.spacing + length)
-        return buffer.unfold(1, length, self.spacing).permute(1, 0, 3, 2)
+        """What the rows look at, a view of `(K, slots, E)` as `(rows, K, L, E)`."""
+        num_rows, length = len(self.ends), self.num_keys
+        if buffer.requires_grad:
+            buffer = buffer.narrow(1, self.first_slot, (num_rows - 1) * self.spacing + length)
+            return buffer.unfold(1, length, self.spacing).permute(1, 0, 3, 2)
+        head, slot, element = (
+            buffer.stride()
+        )  # the same view in one operation: every layer of every step asks for two
+        return buffer.as_strided(
+            (num_rows, buffer.shape[0], length, buffer.shape[2]),
+            (self.spacing * slot, head, slot, element),
+            buffer.storage_offset() + self.first_slot * slot,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +188,11 @@ class PackedLayout:
             groups.append(self._group(row, end))
             row = end
         return groups
+
+    @cached_property
+    def group_sizes(self) -> list[int]:
+        """New tokens of each group."""
+        return [len(group.ends) * group.num_new for group in self.groups]
 
     def _end_of_run(self, row: int) -> int:
         """The end of the longest run of rows from `row` on that can attend together."""

@@ -122,18 +122,8 @@ def engine_requests(
     Raises:
         ArgumentError: values that do not fit each other.
     """
-    names = ("top_p", "top_k", "min_p", "repetition_penalty")
-    options: dict[str, Any] = {name: value for name in names if (value := getattr(chat, name)) is not None}
-    options |= sampling_options(chat.temperature)
-    options["min_new_tokens"] = chat.min_tokens
-    options["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
-    options["stop_strings"] = chat.stops or None
-    if options.get("do_sample") is False:  # a greedy choice has no use for these
-        options = {name: value for name, value in options.items() if name not in ("top_p", "top_k", "min_p")}
     num_answers = chat.n or 1
-    if defaults.num_beams > 1:
-        options |= {"num_beams": max(defaults.num_beams, num_answers), "num_return_sequences": num_answers}
-    config = resolve_options(defaults, options)
+    config = resolve_options(defaults, generate_options(chat, defaults, num_answers))
     limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
     params = params_of(config, len(prompt), limit, tokenizer)
     rules = replace(
@@ -141,16 +131,36 @@ def engine_requests(
         frequency_penalty=chat.frequency_penalty or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
     )
-    params = replace(params, rules=rules, num_top_logprobs=chat.num_top_logprobs)
-    seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
-    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
     # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
     num_requests = 1 if params.beams is not None else num_answers
-    params = replace(params, num_answers=num_answers // num_requests)
+    params = replace(
+        params, rules=rules, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests
+    )
+    seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
+    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
     return [
         Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms, first_row=index)
         for index in range(num_requests)
     ]
+
+
+def generate_options(chat: ChatRequest, defaults: GenerationConfig, num_answers: int) -> dict[str, Any]:
+    """The keywords of `generate` that a request stands for."""
+    options: dict[str, Any] = {
+        **sampling_options(chat.temperature),
+        "repetition_penalty": chat.repetition_penalty,
+        "min_new_tokens": chat.min_tokens,
+        "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
+        "stop_strings": chat.stops or None,
+    }
+    if chat.temperature != 0:  # the likeliest token has no use for these
+        options |= {"top_p": chat.top_p, "top_k": chat.top_k, "min_p": chat.min_p}
+    if options.get("do_sample", defaults.do_sample):
+        options["num_beams"] = 1
+    elif defaults.num_beams > 1:
+        options["num_beams"] = max(defaults.num_beams, num_answers)
+        options["num_return_sequences"] = num_answers
+    return options
 
 
 class ChatReply:

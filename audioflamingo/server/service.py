@@ -21,6 +21,7 @@ from audioflamingo.server.server_settings import ServerSettings
 Result = TypeVar("Result")
 
 PREPARE_THREADS = 2  # parsing, templates, log-mel: short work that must not wait behind long files
+WINDOWS_PER_ROW = 2  # enough that the engine finds the next one ready
 FETCH_TIMEOUT_S = 30.0
 MAX_REDIRECTS = 3
 
@@ -37,6 +38,8 @@ class Service:
 
     Attributes:
         loading: held while a request's clips are decoded and prepared, because their waveforms take memory.
+        num_windows: windows of all transcriptions that are prepared, wait for the model or are answered.
+        max_windows: windows beyond which a transcription reads no further ahead than one, because they take memory.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Service:
             advice="Send the audio as base64.",
         )
         self.loading = asyncio.Semaphore(settings.decode_threads + PREPARE_THREADS)
+        self.num_windows = 0
+        self.max_windows = WINDOWS_PER_ROW * settings.max_rows
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._preparers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 

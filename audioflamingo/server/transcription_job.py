@@ -66,15 +66,14 @@ class Transcription:
         is_read = False
         try:
             while running or not is_read:
-                if not is_read and len(running) < MAX_WINDOWS and not (running and running[0].done()):
+                if not is_read and self._may_read(running):
                     try:
                         window = await self._service.decode(next, windows, None)
                     except AudioFlamingoError as caught:
                         error, window = caught, None
-                    if window is None:
-                        is_read = True
-                    else:
-                        running.append(asyncio.create_task(self._transcribe(window)))
+                    is_read = window is None
+                    if window is not None:
+                        running.append(self._start(window))
                     continue
                 for segment in await running[0]:
                     yield segment
@@ -85,6 +84,22 @@ class Transcription:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def _may_read(self, running: deque[asyncio.Task[list[Segment]]]) -> bool:
+        """Whether to read the next window before the first one is answered. One is at work of every transcription."""
+        if not running:
+            return True
+        is_room = len(running) < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
+        return is_room and not running[0].done()
+
+    def _start(self, window: Window) -> asyncio.Task[list[Segment]]:
+        task = asyncio.create_task(self._transcribe(window))
+        self._service.num_windows += 1
+        task.add_done_callback(self._note_window)
+        return task
+
+    def _note_window(self, _: asyncio.Task[list[Segment]]) -> None:
+        self._service.num_windows -= 1
 
     def _note_samples(self, num_samples: int) -> None:
         before, self.duration_s = self.duration_s, num_samples / SAMPLING_RATE

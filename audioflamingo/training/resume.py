@@ -14,7 +14,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 from audioflamingo.errors import TrainingError
 from audioflamingo.files import sync_folder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _NAME = re.compile(r"step-(\d{9})")
 TENSORS_FILE = "tensors.pt"
@@ -65,7 +68,7 @@ class Progress:
 
 def save_checkpoint(
     folder: Path,
-    accelerator: Any,
+    accelerator: Accelerator,
     module: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     stored_names: set[str],
@@ -171,7 +174,7 @@ class LoadedCheckpoint:
             raise TrainingError(f"{self.path} holds unknown tensors: {sorted(result.unexpected_keys)[:3]}.")
 
     def restore_optimizer(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
     ) -> None:
         """Puts the optimizer, the loss scaler and this process's random state back."""
         options = StateDictOptions(full_state_dict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -69,7 +68,7 @@ class StageData:
         self, epoch: int, first: int, encoder: BatchEncoder, rank: int, num_processes: int, num_workers: int
     ) -> Iterator[list[Batch]]:
         """Yields this process's batches of each step of an epoch, from step `first` on."""
-        loader: Any = torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             _Steps(self, self.plan(epoch), epoch, first, encoder, rank, num_processes),
             batch_size=None,
             num_workers=num_workers,

@@ -16,7 +16,7 @@ import torch
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.engine import Engine
-from audioflamingo.engine.generate_options import params_of, resolve_options
+from audioflamingo.engine.generate_options import params_of, resolve_options, sampling_options
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import Uniforms
@@ -53,12 +53,11 @@ class WindowRequests:
         """
         prompt = self.processor.transcription_prompt(window.model_input, self.options.prompt)
         options: dict[str, Any] = {
+            **sampling_options(self.temperature),
             "max_new_tokens": self.options.max_new_tokens,
-            "do_sample": self.temperature > 0,
-            "num_beams": self.options.num_beams,
         }
-        if self.temperature > 0:
-            options["temperature"] = self.temperature
+        if self.options.num_beams is not None:
+            options["num_beams"] = self.options.num_beams
         if no_repeat_ngram_size:
             options["no_repeat_ngram_size"] = no_repeat_ngram_size
         config = resolve_options(self.defaults, options)

@@ -80,7 +80,6 @@ def test_imports_come_from_rows_above(module: str) -> None:
     assert not upward, f"{module} imports from rows below its own: {sorted(upward)}"
 
 
-@pytest.mark.xfail(strict=True, reason="the trainer and its stages are still one class cut in two")
 def test_no_modules_import_each_other_in_a_ring() -> None:
     graph = {module: imports(module) for module in MODULES if module != "audioflamingo"}
     try:

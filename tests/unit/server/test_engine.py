@@ -305,3 +305,18 @@ def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Proce
         time.sleep(0.001)
     engine.stop()
     assert order == ["poor 1", "poor 2", "rich"]
+
+
+def test_so_many_client_requests_are_worked_for_at_once(
+    model: Any, processor: AudioFlamingo3Processor
+) -> None:
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=4, max_requests=2))
+    prompt, shares = Prompt([1, 2, 3]), [Share() for _ in range(4)]
+    for share in (*shares, *shares):
+        engine.submit(Request(prompt, greedy(5), share=share))
+    counts = []
+    while engine.has_work:
+        engine.step()
+        counts.append(len({group.request.share for group in engine.scheduler.active}))
+    assert max(counts) == 2
+    assert all(share.service_s > 0 for share in shares)
