@@ -83,23 +83,23 @@ class Timeline:
         self._zero_before_s: float | None = None  # before the stamps fell back
         self._name = name
         self._waiting: deque[Frame] = deque()
+        self._waiting_s = 0.0
         self.position_s = self.silence_s = self.dropped_s = 0.0
 
     def place(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Yields the frames, with silence where there was none to be had."""
-        waiting_s = 0.0
         for frame in frames:
             self._waiting.append(frame)
-            waiting_s += frame.duration_s
-            while waiting_s > LOOK_AHEAD_S and len(self._waiting) > 1:
+            self._waiting_s += frame.duration_s
+            while self._waiting_s > LOOK_AHEAD_S and len(self._waiting) > 1:
                 yield from self._next()
-                waiting_s = sum(frame.duration_s for frame in self._waiting)
         while self._waiting:
             yield from self._next()
 
     def _next(self) -> Iterator[Frame]:
         """The first of the frames that wait, behind the silence that it needs."""
-        self._return_from_fall()
+        if self._zero_before_s is not None:
+            self._return_from_fall(self._zero_before_s)
         late_s = self._lateness()
         if late_s > MAX_GAP_S:
             warn(
@@ -117,15 +117,17 @@ class Timeline:
         elif late_s < -TOLERANCE_S:
             self._drop(-late_s)
         frame = self._waiting.popleft()
-        self.position_s += frame.duration_s
+        duration_s = frame.duration_s
+        self._waiting_s -= duration_s
+        self.position_s += duration_s
         if frame.samples.shape[1]:
             yield frame
 
-    def _return_from_fall(self) -> None:
+    def _return_from_fall(self, before_s: float) -> None:
         """Goes back to the clock of before where stamps that had fallen back agree with it again."""
-        if self._zero_before_s is None or self._off_by(self._waiting[0], 0.0) < REWIND_S:
+        if self._off_by(self._waiting[0], 0.0) < REWIND_S:
             return
-        now_s, self._zero_s = self._zero_s, self._zero_before_s
+        now_s, self._zero_s = self._zero_s, before_s
         if abs(self._off_by(self._waiting[0], 0.0)) > REWIND_S:
             self._zero_s = now_s
         else:
@@ -156,6 +158,7 @@ class Timeline:
         frame = self._waiting[index]
         size = min(round(duration_s * frame.rate), frame.samples.shape[1])
         self._waiting[index] = frame._replace(samples=frame.samples[:, size:])
+        self._waiting_s -= size / frame.rate
         self.dropped_s += size / frame.rate
 
 
