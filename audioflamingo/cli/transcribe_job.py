@@ -134,7 +134,9 @@ class TranscribeJob:
 
         durations = self._durations()
         total = sum(durations) or None  # what cannot be read takes no time
-        before = list(itertools.accumulate(durations, initial=0.0))
+        before = (
+            list(itertools.accumulate(durations, initial=0.0)) if durations else []
+        )  # without a bar: nothing
         with Terminal.progress(total, not self._quiet) as bar:
             sources = (item.source for item in self._todo)
             events = transcribe_all(model, processor, sources, options=self._options)

@@ -107,6 +107,21 @@ def test_quiet_prints_results_only(folder: Path, tmp_path: Path, model: Scripted
     assert (result.stdout, result.stderr) == ("", "")
 
 
+def test_quiet_with_several_files(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    """The place on the bar was looked up where no bar was: the second file ended the command."""
+    names = [folder / "a.wav", folder / "c.flac"]
+    result = af3("transcribe", "-q", *names)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "".join(f"==> {name} <==\n{TEXT}\n" for name in names)
+    for name in ("txt", "srt", "json"):  # one piece by piece, two whole
+        result = af3("transcribe", "-q", *names, "-o", tmp_path / name, "-f", name)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [f"a.{name}", f"c.{name}"]
+    (folder / "b.wav").unlink()
+    result = af3("transcribe", folder, "-q", "-f", "jsonl")
+    assert (result.exit_code, result.stdout.count(TEXT)) == (0, 3)
+
+
 def test_several_files_on_one_output(folder: Path, model: ScriptedModel) -> None:
     names = [folder / "a.wav", folder / "c.flac"]
     result = af3("transcribe", *names)
