@@ -48,8 +48,9 @@ class MetricsLog:
                         self._writer.add_scalar(f"{kind}/{name}" + (f"/{part}" if part else ""), number, step)
 
     def plot(self) -> None:
-        """Writes the curves as they are now."""
-        plot_curves(self.path, self.folder / CURVES_FILE)
+        """Writes the curves as they are now; none where nothing is logged yet."""
+        if self.path.exists():
+            plot_curves(self.path, self.folder / CURVES_FILE)
 
     def close(self) -> None:
         """Flushes what is open."""

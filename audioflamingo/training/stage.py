@@ -75,8 +75,8 @@ class StageRun:
                 values = self._step(batches, time.perf_counter() - last_time)
                 last_time = time.perf_counter()
                 bar.update(self.progress, values)
-                self._log(values)
                 is_over = self.schedule.is_over(self.progress.stage_step, self.progress.stage_s)
+                self._log(values, is_over)
                 every = self.config.validation.every_steps
                 if is_over or (every is not None and self.progress.stage_step % every == 0):
                     self._validate(bar)
@@ -190,8 +190,10 @@ class StageRun:
         torch.distributed.all_reduce(tensor)
         return list(tensor.tolist())
 
-    def _log(self, values: dict[str, Any]) -> None:
-        if self.shared.log is not None and self.progress.step % self.config.log_every_steps == 0:
+    def _log(self, values: dict[str, Any], is_last: bool) -> None:
+        """Writes a line every few steps, and one for the last: a stage may be shorter than those few."""
+        is_due = is_last or self.progress.step % self.config.log_every_steps == 0
+        if self.shared.log is not None and is_due:
             where = {
                 "stage": self.name,
                 "epoch": self.progress.epoch,

@@ -277,7 +277,7 @@ class TrainingConfig:
         weights_dtype: dtype of the weights while training.
         save_dtype: dtype of the saved models; None keeps `weights_dtype`.
         checkpoint_every_steps, keep_checkpoints: exact checkpoints to resume from.
-        log_every_steps: steps between lines of `log.jsonl`.
+        log_every_steps: steps between lines of `log.jsonl`; the last of a stage has its line always.
         best_metric: what `best/` is chosen by: `loss` or `wer` of the validation, or `accuracy`.
         device: `auto` takes a GPU if there is one.
     """

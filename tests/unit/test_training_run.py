@@ -80,6 +80,20 @@ def test_a_finished_run_is_not_repeated_and_another_config_is_refused(base: Path
     assert run({**values, "seed": 5}, fresh=True).step == 2
 
 
+def test_fewer_steps_than_the_log_interval(base: Path) -> None:
+    """The run ended in an error over its log, which had no line yet, and so did each run after it."""
+    values = config_values(base, output_dir=str(base / "short"), log_every_steps=10)
+    values["data"]["validation"] = []
+    values["stages"] = [{"learning_rates": {"projector": 1e-2}, "max_steps": 2}] * 2
+    assert run(values).step == 4
+    assert list(losses(base / "short")) == [2, 4]  # the last step of each stage
+    assert (base / "short" / "curves.png").exists()
+    for name in ("log.jsonl", "curves.png"):
+        (base / "short" / name).unlink()
+    assert run(values).step == 4
+    assert not (base / "short" / "curves.png").exists()
+
+
 def test_killed_in_the_middle_and_resumed_gives_the_same_losses(base: Path) -> None:
     """The model has dropout, so the random state counts too."""
     values = config_values(base, checkpoint_every_steps=7)
