@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_route import TranscriptionRoute
 
 PAGE = Path(__file__).parent / "page"
+PATHS = ("/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics")
 
 
 def create_app(service: Service) -> Starlette:
@@ -125,10 +127,23 @@ class StatusPages:
         }
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors (no such path, wrong method) in OpenAI's shape."""
     assert isinstance(error, HTTPException)
-    api_error = ApiError(
-        error.status_code, f"{error.detail.lower()}.", "not_found" if error.status_code == 404 else None
-    )
-    return JsonResponse(api_error.body, error.status_code, error.headers)
+    path, status, headers = request.url.path, error.status_code, error.headers
+    is_known = path == "/" or path in PATHS or path.startswith("/v1/models/")
+    if status == 405 and not is_known:  # the files of the page take every path, and no POST
+        status, headers = 404, None
+    if status == 404:
+        api_error = ApiError(status, f"there is no {path[:100]!r} here{_did_you_mean(path)}.", "not_found")
+    else:
+        api_error = ApiError(status, f"{error.detail.lower()}.")
+    return JsonResponse(api_error.body, status, headers)
+
+
+def _did_you_mean(path: str) -> str:
+    """The known path that a wrong one is part of, holds, or is like."""
+    path = "/" + path[:200].strip("/")
+    inside = [known for known in PATHS if path != "/" and (known.endswith(path) or path.endswith(known))]
+    close = inside or difflib.get_close_matches(path, PATHS, n=1, cutoff=0.8)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -6,7 +6,7 @@ import difflib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from audioflamingo.server.error_replies import ApiError, bad_request
 
@@ -75,11 +75,38 @@ class AudioUrlPart(Strict):
 Part = Annotated[TextPart | InputAudioPart | AudioUrlPart, Field(discriminator="type")]
 
 
+# The branches of a content, as pydantic puts them into the place of an error.
+TEXT, PARTS = "a text", "a list of parts"
+
+
+def _kind_of_content(content: Any) -> str | None:
+    return TEXT if isinstance(content, str) else PARTS if isinstance(content, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag(TEXT)] | Annotated[list[Part], Tag(PARTS)],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="content",
+        custom_error_message=f"Content should be {TEXT} or {PARTS}",
+    ),
+]
+
+
 class Message(Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_answer(cls, message: Any) -> Any:
+        """Clients send back an answer without text as null; beside calls of tools it would stand for those."""
+        if not isinstance(message, dict) or message.get("role") != "assistant" or "content" not in message:
+            return message
+        has_more = message.get("tool_calls") or message.get("function_call")
+        return message if message["content"] is not None or has_more else {**message, "content": ""}
 
 
 class StreamOptions(Strict):
@@ -100,7 +127,7 @@ class ChatRequest(Strict):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -204,6 +231,10 @@ def _refuse_images(content: dict[str, Any]) -> None:
 
 def _as_api_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by its place."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return bad_request(f"{place}: {first['msg']}.", place[:200])
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in (TEXT, PARTS))
+    message = first["msg"]
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        message = f"There is no part of type {context['tag'][:100]!r}, but {context['expected_tags']}"
+    return bad_request(f"{place}: {message}.", place[:200])

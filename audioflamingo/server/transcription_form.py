@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 
@@ -84,9 +85,26 @@ class WholeFormParser(MultiPartParser):
 
     is_whole = False
 
+    def on_part_end(self) -> None:
+        """Takes the part 'file' for a file where it has no file name but bytes that are no text."""
+        part = self._current_part
+        if part.file is None and part.field_name == "file" and _is_binary(part.data):
+            data = io.BytesIO(part.data)
+            self.items.append((part.field_name, UploadFile(data, size=len(part.data), filename="")))
+        else:
+            super().on_part_end()
+
     def on_end(self) -> None:
         """Called at the last boundary."""
         self.is_whole = True
+
+
+def _is_binary(data: bytearray) -> bool:
+    """Whether bytes are no text: then it was a file that was sent, not its name."""
+    try:
+        return "\0" in data.decode()
+    except UnicodeDecodeError:
+        return True
 
 
 async def parse_form(form: FormData, default_instruction: str) -> TranscriptionRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -87,6 +88,76 @@ def test_bodies_that_are_no_requests_are_400(server: RunningServer, content: byt
         reply = client.post(CHAT, content=content, headers={"content-type": "application/json"})
         assert reply.status_code in (400, 404)
         assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "message"),
+    [
+        (
+            [{"type": "input_text", "text": "x"}],
+            "messages.0.content.0",
+            "no part of type 'input_text'.*'audio_url'",
+        ),
+        (
+            [{"type": "audio_url", "audio_url": "x.wav"}],
+            "messages.0.content.0.audio_url.audio_url",
+            "AudioUrl",
+        ),
+        ([{"type": "text", "text": 3}], "messages.0.content.0.text.text", "valid string"),
+        (3, "messages.0.content", "a text or a list of parts"),
+        (None, "messages.0.content", "a text or a list of parts"),
+    ],
+)
+def test_an_error_is_about_what_was_sent(
+    server: RunningServer, content: Any, param: str, message: str
+) -> None:
+    """Where a list of parts was sent, the error asked for a string."""
+    with server.client() as client:
+        reply = client.post(CHAT, json={"model": "tiny", "messages": [{"role": "user", "content": content}]})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == param
+    assert re.search(message, error["message"])
+    assert "list of parts.0" not in error["message"]
+
+
+def test_an_earlier_answer_without_text(server: RunningServer) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "b"},
+    ]
+    with server.client() as client:
+        body = chat_body("x", top_k=-1)
+        usages = []
+        for content in (None, ""):
+            messages[1] = {"role": "assistant", "content": content}
+            reply = client.post(CHAT, json={**body, "messages": messages})
+            assert reply.status_code == 200, reply.text
+            usages.append(reply.json()["usage"]["prompt_tokens"])
+        assert usages[0] == usages[1]
+        messages[1] = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+        assert client.post(CHAT, json={**body, "messages": messages}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/audio/transcriptions", "/v1/audio/transcriptions"),
+        ("/chat/completions/", "/v1/chat/completions"),
+        ("/af3/v1/audio/transcriptions", "/v1/audio/transcriptions"),
+        ("/v1/audio/transcription", "/v1/audio/transcriptions"),
+        ("/tokenize", None),
+    ],
+)
+def test_a_wrong_path_is_not_found(server: RunningServer, path: str, meant: str | None) -> None:
+    """The page's files answered: 405, as if the path were right."""
+    with server.client() as client:
+        reply = client.post(path, json={})
+    assert reply.status_code == 404
+    assert "allow" not in reply.headers
+    hint = "" if meant is None else f"; did you mean {meant}?"
+    assert reply.json()["error"]["message"] == f"there is no {path!r} here{hint}."
 
 
 def test_neutral_values_of_what_is_not_supported_are_fine(server: RunningServer) -> None:

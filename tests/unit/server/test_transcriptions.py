@@ -47,6 +47,26 @@ def text_of(segments: list[Segment]) -> str:
     return " ".join(" ".join(segment.text.split()) for segment in segments if segment.text.strip())
 
 
+def test_a_part_without_a_file_name(server: RunningServer, talk: bytes, expected: list[Segment]) -> None:
+    """Some clients leave the name out; the server said that there was no file."""
+
+    def send(content: bytes) -> Any:
+        head = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n'
+        head += b'--b\r\nContent-Disposition: form-data; name="file"\r\nContent-Type: audio/flac\r\n\r\n'
+        with server.client() as client:
+            return client.post(
+                "/v1/audio/transcriptions",
+                content=head + content + b"\r\n--b--\r\n",
+                headers={"content-type": "multipart/form-data; boundary=b"},
+            )
+
+    reply = send(talk)
+    assert (reply.status_code, reply.json()["text"]) == (200, text_of(expected))
+    reply = send(b"talk.flac")  # a name in place of the file
+    assert reply.status_code == 400
+    assert "one part 'file'" in reply.json()["error"]["message"]
+
+
 def test_json_is_the_packages_transcript(server: RunningServer, talk: bytes, expected: list[Segment]) -> None:
     reply = post(server, talk)
     assert reply.status_code == 200
