@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import IGNORED_LABEL, AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
@@ -157,11 +157,14 @@ class AudioFlamingo3WithHead(nn.Module):
     Attributes:
         config_class: its configuration.
         network_class: what is below the output layer.
+        accepts_loss_kwargs: of transformers' Trainer, whether it is to pass `num_items_in_batch`.
         adapters: what is loaded beside the weights.
     """
 
     config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config
     network_class: ClassVar[type[AudioFlamingo3Model]] = AudioFlamingo3Model
+    # transformers' Trainer reads it: it then averages the losses of the batches of a step itself.
+    accepts_loss_kwargs: ClassVar[bool] = False
 
     def __init__(self, config: AudioFlamingo3Config) -> None:
         super().__init__()
@@ -202,6 +205,7 @@ class AudioFlamingo3WithHead(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **unknown: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Runs the model over new tokens.
@@ -221,6 +225,8 @@ class AudioFlamingo3WithHead(nn.Module):
             output_hidden_states: also return the hidden states of every layer.
             output_attentions: also return the attention weights (`attn_implementation="eager"` only).
             return_dict: False for a plain tuple of the fields that are not None.
+            num_items_in_batch: labels of all batches of an optimizer step, by which the sum of this batch's losses is
+                then divided; by default the loss is the mean over this batch.
 
         Raises:
             ArgumentError: inputs that do not fit each other, or an unknown keyword.
@@ -252,6 +258,9 @@ class AudioFlamingo3WithHead(nn.Module):
                     self.model.language_model, hidden, input_ids, attention_mask, labels
                 )
             loss = causal_lm_loss(predictors, labels, self.lm_head)
+            if num_items_in_batch is not None:
+                num_labels = (labels[:, 1:] != IGNORED_LABEL).sum().to(loss.device)
+                loss = loss * num_labels / num_items_in_batch
         if labels is not None and logits_to_keep is None:
             logits = lambda: self.lm_head(hidden)  # noqa: E731
         else:
@@ -343,8 +352,32 @@ class AudioFlamingo3WithHead(nn.Module):
             if isinstance(module, Qwen2Attention | AudioFlamingo3Attention):
                 module.implementation = implementation
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recomputes each layer in the backward pass, trading time for memory; in training mode only."""
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recomputes each layer in the backward pass, trading time for memory; in training mode only.
+
+        Args:
+            gradient_checkpointing_kwargs: as transformers' Trainer passes it; `{"use_reentrant": False}`, which is how
+                it works, or None.
+            every_n_layers, offload: Trainer passes these too; every layer, and nothing moved to the CPU.
+
+        Raises:
+            ArgumentError: another way is asked for.
+        """
+        if every_n_layers != 1 or offload:
+            raise ArgumentError(
+                f"every_n_layers={every_n_layers!r} and offload={offload!r} are not implemented: every layer is "
+                "recomputed, nothing is moved; leave them out."
+            )
+        if gradient_checkpointing_kwargs and dict(gradient_checkpointing_kwargs) != {"use_reentrant": False}:
+            raise ArgumentError(
+                "gradient_checkpointing_kwargs may be None or {'use_reentrant': False}, got "
+                f"{gradient_checkpointing_kwargs!r}."
+            )
         self._set_gradient_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
