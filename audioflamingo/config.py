@@ -349,7 +349,7 @@ class GenerationConfig(JsonConfig):
         min_new_tokens: fewest tokens before an end-of-sequence token may be chosen.
         min_length: the same for prompt and answer together; used unless `min_new_tokens` is given.
         do_sample: draw from the distribution; otherwise take the most likely token.
-        temperature, top_k, top_p, min_p: shape the distribution that is drawn from (0 or None of `top_k`: off).
+        temperature, top_k, top_p, min_p: shape the distribution that is drawn from (0, -1 or None of `top_k`: off).
         repetition_penalty: above 1 makes tokens that are already in the prompt or answer less likely.
         frequency_penalty: taken from a token's logit for each time that the answer holds it already.
         presence_penalty: taken once from the logits of the tokens that the answer holds.

@@ -75,6 +75,14 @@ DEFAULT_SHARD_SIZE = "5GB"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
 _QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
+# Of transformers' `from_pretrained`: what changes nothing here (tensors always go one by one to where they belong, no
+# code of a checkpoint is run, safetensors files are read), with the value at which it would.
+_NO_EFFECT = {"low_cpu_mem_usage": None, "trust_remote_code": None, "use_safetensors": False}
+_NOT_IMPLEMENTED = {
+    *("adapter_kwargs", "force_download", "from_flax", "from_tf", "gguf_file", "ignore_mismatched_sizes"),
+    *("key_mapping", "max_memory", "offload_buffers", "offload_folder", "offload_state_dict"),
+    *("output_loading_info", "proxies", "state_dict", "subfolder", "tp_plan", "variant", "weights_only"),
+}
 
 
 class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
@@ -128,6 +136,11 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             DeviceError: the device is not there, is too small, or cannot run the dtype.
             ArgumentError: an unknown or contradictory argument.
         """
+        unknown = {
+            name: value
+            for name, value in unknown.items()
+            if name not in _NO_EFFECT or (value is not None and value is _NO_EFFECT[name])
+        }
         _refuse_unknown("from_pretrained", unknown, cls.from_pretrained)
         requested_dtype = _read_dtype(dtype, torch_dtype)
         check_devices(device_map)
@@ -263,6 +276,9 @@ def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..
         raise ArgumentError(
             f"{name}({quantization[0]}=...) is not implemented; from_pretrained takes quantization='int8' or 'int4'."
         )
+    missing = sorted((_NOT_IMPLEMENTED | set(_NO_EFFECT)) & set(unknown))
+    if missing and name == "from_pretrained":
+        raise ArgumentError(f"{name}({missing[0]}={unknown[missing[0]]!r}) is not implemented; leave it out.")
     parameters = inspect.signature(function).parameters.values()
     raise unknown_arguments(f"{name}()", unknown, (p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
 

@@ -52,6 +52,21 @@ NOT_IMPLEMENTED = {
     "max_time": None,
     "watermarking_config": None,
 }
+# More keywords of transformers' `generate` that are not here, likewise.
+NOT_IMPLEMENTED_KEYWORDS = {
+    **NOT_IMPLEMENTED,
+    "assistant_model": None,
+    "cache_implementation": None,
+    "custom_generate": None,
+    "logits_processor": None,
+    "negative_prompt_ids": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "prefix_allowed_tokens_fn": None,
+    "prompt_lookup_num_tokens": None,
+    "stopping_criteria": None,
+    "synced_gpus": False,
+}
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -88,6 +103,7 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | Sequence[int] | None
     generator: torch.Generator | None
     past_key_values: KVCache | None
+    use_cache: bool | None
     output_scores: bool | None
     output_logits: bool | None
     output_logprobs: bool | None
@@ -135,9 +151,7 @@ def resolve_options(
     Raises:
         ArgumentError: an unknown keyword, or a value that is not allowed.
     """
-    unknown = [name for name in options if name not in OPTION_NAMES]
-    if unknown:
-        raise unknown_arguments("generate()", unknown, OPTION_NAMES | INPUT_NAMES)
+    _check_names(options)
     passed = {name: options[name] for name in CONFIG_FIELDS if options.get(name) is not None}
     defaults = _defaults(model_defaults, options.get("generation_config"))
     config = dataclasses.replace(defaults, **{**passed, **_length_limit(defaults, passed)})
@@ -148,6 +162,31 @@ def resolve_options(
     _check_together(config)
     _warn_without_effect(config, passed)
     return config
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Refuses keywords that are not known, and those of transformers that would change the answer."""
+    unknown = [
+        name
+        for name, value in options.items()
+        if name not in OPTION_NAMES and not _has_no_effect(name, value)
+    ]
+    missing = [name for name in unknown if name in NOT_IMPLEMENTED_KEYWORDS]
+    if missing:
+        raise ArgumentError(f"generate({missing[0]}=...) is not implemented here; leave it out.")
+    if unknown:
+        raise unknown_arguments("generate()", unknown, OPTION_NAMES | INPUT_NAMES)
+    if options.get("use_cache") not in (None, True):
+        raise ArgumentError(
+            f"use_cache={options['use_cache']!r}: generate always keeps a cache, which changes no answer; leave it out."
+        )
+
+
+def _has_no_effect(name: str, value: Any) -> bool:
+    """Whether a keyword that is not here has the value at which it does nothing in transformers either."""
+    if name not in NOT_IMPLEMENTED_KEYWORDS:
+        return False
+    return value is None or (isinstance(value, int | float) and value == NOT_IMPLEMENTED_KEYWORDS[name])
 
 
 def _defaults(
@@ -231,7 +270,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_number(value) and value >= 0,
         "a number of at least 0 (0 takes the most likely token)",
     ),
-    "top_k": (lambda value: _is_whole(value, 0), "a whole number of at least 1, or 0 for no limit"),
+    "top_k": (lambda value: _is_whole(value, -1), "a whole number of at least 1, or 0 or -1 for no limit"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1] (1 for no limit)"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1] (0 for no limit)"),
     "repetition_penalty": (
@@ -276,7 +315,9 @@ def _warn_without_effect(config: GenerationConfig, passed: Mapping[str, Any]) ->
         tuple[str, dict[str, tuple[Any, ...]]]
     ] = []  # what is needed, options with their neutral values
     if not config.do_sample:
-        idle.append(("do_sample=True", {"temperature": (0, 1), "top_k": (0,), "top_p": (1,), "min_p": (0,)}))
+        idle.append(
+            ("do_sample=True", {"temperature": (0, 1), "top_k": (0, -1), "top_p": (1,), "min_p": (0,)})
+        )
     if config.num_beams == 1:
         idle.append(("num_beams above 1", {"length_penalty": (1,), "early_stopping": (False,)}))
     for needed, neutral in idle:
@@ -339,7 +380,7 @@ def params_of(
         eos_token_ids=eos,
         do_sample=is_drawn,
         temperature=config.temperature,
-        top_k=config.top_k or 0,
+        top_k=max(0, config.top_k or 0),
         top_p=config.top_p,
         min_p=config.min_p,
         min_tokens_to_keep=max(2, num_kept) if has_beams else 1,

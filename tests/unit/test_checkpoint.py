@@ -341,13 +341,19 @@ def test_error_lists_some_and_counts_the_rest(folder: Path) -> None:
 # Arguments
 
 
+def test_what_changes_nothing_is_taken(saved) -> None:
+    """Calls written for transformers pass such words; they were refused as unknown."""
+    Model.from_pretrained(saved, low_cpu_mem_usage=True, trust_remote_code=True, use_safetensors=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"dtyp": "float32"}, "did you mean 'dtype'"),
         ({"quantization": "int3"}, "int3.*does not exist; choose from"),
         ({"load_in_8bit": True}, "load_in_8bit=.*not implemented"),
-        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"use_safetensors": False}, r"use_safetensors=False\) is not implemented"),
+        ({"max_memory": {0: "1GB"}}, "max_memory=.*not implemented"),
         ({"dtype": "float31"}, "float31"),
         ({"dtype": 16}, "dtype must be"),
         ({"dtype": "float16", "torch_dtype": "float32"}, "contradicts"),

@@ -631,6 +631,20 @@ class TestWhereAValueComesFrom:
         self.count(model, max_length=6, temperature=0.5, do_sample=True, seed=1)
         assert model.generation_config.to_dict() == before
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"use_cache": True, "guidance_scale": 1, "output_attentions": False, "logits_processor": None},
+            {"do_sample": True, "seed": 3, "top_k": -1},
+        ],
+    )
+    def test_what_cannot_matter_is_taken(self, model, options) -> None:
+        """Calls written for transformers pass such words; they were refused as unknown."""
+        plain = {"do_sample": True, "seed": 3, "top_k": 0} if "seed" in options else {}
+        ids = torch.arange(10, 16)[None]
+        answer = model.generate(ids, max_new_tokens=4, **options)
+        assert torch.equal(answer, model.generate(ids, max_new_tokens=4, **plain))
+
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
@@ -638,7 +652,10 @@ class TestWhatIsRefused:
         [
             ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
             ({"labels": torch.ones(1, 2)}, "generate.* got unknown argument.* 'labels'"),
-            ({"use_cache": True}, "unknown argument"),
+            ({"use_cache": False}, "use_cache=False: generate always keeps a cache"),
+            ({"stopping_criteria": [len]}, r"generate\(stopping_criteria=...\) is not implemented"),
+            ({"guidance_scale": 2.0}, "not implemented"),
+            ({"output_attentions": True}, "not implemented"),
             ({"generation_config": {"temprature": 1}}, "did you mean 'temperature'"),
             ({"generation_config": 3}, "must be a GenerationConfig or a dict, got int"),
             ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
@@ -652,7 +669,7 @@ class TestWhatIsRefused:
             ({"do_sample": True, "temperature": -0.1}, "temperature must be a number of at least 0"),
             ({"do_sample": True, "temperature": float("nan")}, "temperature must be"),
             ({"do_sample": True, "temperature": "hot"}, "temperature must be"),
-            ({"do_sample": True, "top_k": -1}, "top_k must be"),
+            ({"do_sample": True, "top_k": -2}, "top_k must be"),
             ({"do_sample": True, "top_p": 0.0}, r"top_p must be a number in \(0, 1\]"),
             ({"do_sample": True, "top_p": 1.1}, "top_p must be"),
             ({"do_sample": True, "min_p": 1.1}, "min_p must be"),
