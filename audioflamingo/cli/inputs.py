@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 import os
@@ -22,6 +23,7 @@ mkv mov amr 3gp ts mts m2ts mpg mpeg vob avi flv wma wmv asf
 """
 MANIFEST_SUFFIX = ".jsonl"
 MANIFEST_KEYS = ("path", "audio_filepath")  # the second is NeMo's
+ROUNDING_S = 0.1  # by which a list may state a file shorter than it is
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIX_NAMES.split())
 
 
@@ -77,7 +79,7 @@ def _expand(argument: str) -> Iterator[Input]:
     path = Path(argument).expanduser()
     if path.is_dir():
         yield from _expand_folder(path)
-    elif path.suffix.lower() == MANIFEST_SUFFIX:
+    elif path.suffix.lower() == MANIFEST_SUFFIX or _is_json(path):
         yield from _expand_manifest(path)
     elif path.exists() or not glob.has_magic(argument):
         yield Input(argument, PurePosixPath(path.name), path)  # a file that is not there is found out later
@@ -103,36 +105,70 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in files if not name.startswith("."))
 
 
+def _is_json(path: Path) -> bool:
+    """Whether a file by the name of `.json` holds that: NeMo's lists do, an object a line."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    except OSError:
+        return False  # its reader says why
+
+
 def _expand_manifest(manifest: Path) -> Iterator[Input]:
     """The files of a list: a JSON object a line, paths relative to the list's own folder."""
     try:
-        lines = manifest.read_text(encoding="utf-8").split("\n")
+        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"cannot read the list of files {str(manifest)!r}: {error}.") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        name = _manifest_entry(line)
-        if name is None:
+        entry = _manifest_entry(line)
+        if entry is None:
             raise ArgumentError(
                 f"line {number} of {str(manifest)!r} must be a JSON object with the path of a file under "
                 f"{' or '.join(map(repr, MANIFEST_KEYS))}, got {line[:80]!r}."
             )
-        if "://" in name:
+        name, values = entry
+        path = None if "://" in name else manifest.parent / Path(name).expanduser()
+        if (part := _part_of(path, values)) is not None:
+            place = f"{manifest}:{number}"
+            refusal = AudioError(
+                f"{place}: the row is about a part of {name!r} ({part}), and files are transcribed whole. Cut it "
+                "out into a file of its own, or leave offset and duration out of the row."
+            )
+            yield Input(place, PurePosixPath(f"line-{number}"), None, refusal)
+        elif path is None:
             yield from _expand(name)
         else:
-            path = manifest.parent / Path(name).expanduser()
             yield Input(str(path), PurePosixPath(path.name), path)
 
 
-def _manifest_entry(line: str) -> str | None:
-    """The path that a line of a list names; None if there is none."""
+def _part_of(path: Path | None, values: dict[str, Any]) -> str | None:
+    """What says that a row of NeMo's form is about a part of its file; None if it is about the whole."""
+    offset, duration = values.get("offset"), values.get("duration")
+    if offset:
+        return f"offset {offset}"
+    if path is None or isinstance(duration, bool) or not isinstance(duration, int | float):
+        return None
+    from audioflamingo.audio.decoding import read_audio_info
+
+    info = read_audio_info(path) if path.is_file() else None
+    if info is None or info.duration_s is None or duration >= info.duration_s - ROUNDING_S:
+        return None
+    return f"duration {duration} of {info.duration_s:.2f} s"
+
+
+def _manifest_entry(line: str) -> tuple[str, dict[str, Any]] | None:
+    """The path that a line of a list names, and all that it says; None if there is none."""
     try:
         entry = json.loads(line)
     except ValueError:
         return None
     names = [entry[key] for key in MANIFEST_KEYS if key in entry] if isinstance(entry, dict) else []
-    return names[0] if names and isinstance(names[0], str) and names[0] else None
+    return (names[0], entry) if names and isinstance(names[0], str) and names[0] else None
 
 
 def _expand_pattern(pattern: str) -> Iterator[Input]:

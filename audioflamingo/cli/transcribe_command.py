@@ -31,7 +31,7 @@ def transcribe(
         typer.Argument(
             metavar="PATH",
             help="Files, folders (with all below them), quoted patterns such as 'calls/**/*.wav', URLs, lists of files "
-            "(.jsonl, see above), or - for standard input.",
+            "(.jsonl or .json, see above), or - for standard input.",
             show_default=False,
         ),
     ],
@@ -58,7 +58,7 @@ def transcribe(
     others go on, and the exit code is 1.
 
     A list of files holds one JSON object a line, {"path": "a.wav"} or {"audio_filepath": "a.wav"}, relative to
-    its own folder.
+    its own folder. A row about a part of its file (offset, duration) is refused.
 
     \b
     Examples:

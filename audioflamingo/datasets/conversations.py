@@ -140,7 +140,7 @@ def read_dataset(
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line, value) of JSONL, or (item, value) of one JSON list; a line that does not parse yields the error."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # Windows puts a byte order mark ahead
             start = file.read(1)
             while start.isspace():
                 start = file.read(1)

@@ -235,7 +235,7 @@ def read_texts(paths: Sequence[str | Path]) -> Iterator[str]:
     """
     for path in map(Path, paths):
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 for number, line in enumerate(file, start=1):
                     if path.suffix != ".jsonl":
                         yield line.strip()

@@ -157,6 +157,33 @@ def test_outputs_never_share_a_name(tmp_path: Path) -> None:
     assert stems == ["x.wav", "x.mp3", "x.flac", "x.wav-2"]
 
 
+def test_lists_with_a_byte_order_mark_and_by_the_name_of_json(folder: Path) -> None:
+    """The first was no JSON to us, the second was taken for audio."""
+    lines = '{"audio_filepath": "a.wav", "duration": 2.96, "text": ""}\n{"path": "c.flac", "offset": 0}\n'
+    for name in ("bom.jsonl", "nemo.json"):
+        (folder / name).write_text(lines, encoding="utf-8-sig")
+        found = inputs.find_inputs([str(folder / name)])
+        assert [(item.path, item.error) for item in found] == [
+            (folder / "a.wav", None),
+            (folder / "c.flac", None),
+        ]
+
+
+def test_rows_about_parts_of_a_file_are_refused(folder: Path, model: ScriptedModel) -> None:
+    """The whole file was transcribed, once, without a word."""
+    rows = [{"offset": 1.0, "duration": 1.0}, {"offset": 0, "duration": 1.0}, {"duration": 3.0}]
+    lines = [json.dumps({"audio_filepath": "a.wav", **row}) for row in rows]
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    result = af3("transcribe", folder / "list.jsonl")
+    assert result.exit_code == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "list.jsonl:1: " in errors[0]
+    assert "(offset 1.0)" in errors[0]
+    assert "(duration 1.0 of 3.00 s)" in errors[1]
+    assert result.stdout.count(TEXT) == 1
+
+
 def test_urls_and_stdin_have_names() -> None:
     found = inputs.find_inputs(["https://example.org/talks/first%20talk.mp3?x=1", "https://example.org", "-"])
     assert [str(i.output_stem) for i in found] == ["first talk", "example", "stdin"]

@@ -30,6 +30,12 @@ def test_conversations_with_absolute_paths_and_transcripts(tmp_path: Path) -> No
     assert rows[3].transcript is None
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, 4)
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert [row.id for row in read(path).rows] == ["train-0", "train-1", "train-2", "train-3"]
+
+
 def nvidia(value: str, sound=("a.wav",), **changes):
     return {
         "id": "n",
