@@ -351,6 +351,8 @@ class GenerationConfig(JsonConfig):
         do_sample: draw from the distribution; otherwise take the most likely token.
         temperature, top_k, top_p, min_p: shape the distribution that is drawn from (0 or None of `top_k`: off).
         repetition_penalty: above 1 makes tokens that are already in the prompt or answer less likely.
+        frequency_penalty: taken from a token's logit for each time that the answer holds it already.
+        presence_penalty: taken once from the logits of the tokens that the answer holds.
         no_repeat_ngram_size: forbid repeating n-grams of this length; 0 is off.
         num_beams: beams of beam search; 1 is off.
         length_penalty: exponent of the length that a beam's score is divided by.
@@ -371,6 +373,8 @@ class GenerationConfig(JsonConfig):
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -390,7 +394,10 @@ class GenerationConfig(JsonConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in super().to_dict().items() if value is not None}
+        """The values as JSON takes them, without those that say nothing; the penalties are not transformers' names."""
+        silent = {"frequency_penalty": 0, "presence_penalty": 0}
+        values = super().to_dict().items()
+        return {name: value for name, value in values if value is not None and value != silent.get(name)}
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.

@@ -31,7 +31,7 @@ from audioflamingo.checkpoint.device_map import (
     parse_dtype,
     plan_placement,
 )
-from audioflamingo.checkpoint.loading import build_empty, fill_from_files, fill_quantizing
+from audioflamingo.checkpoint.fill_weights import build_empty, fill_from_files, fill_quantizing
 from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import (
     COMPONENTS,
@@ -63,13 +63,13 @@ from audioflamingo.files import read_json
 from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
 from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
-from audioflamingo.quantization.config import (
+from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.quantization.schemes import (
     QuantizationConfig,
     as_config,
     read_quantization,
     with_quantization,
 )
-from audioflamingo.quantization.convert import packed_layers
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.

@@ -62,11 +62,11 @@ def collect_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
-    from audioflamingo.checkpoint.loading import build_empty
+    from audioflamingo.checkpoint.fill_weights import build_empty
     from audioflamingo.checkpoint.pretrained import read_config
     from audioflamingo.model import model_class_of
     from audioflamingo.quantization import read_quantization
-    from audioflamingo.quantization.config import with_quantization
+    from audioflamingo.quantization.schemes import with_quantization
 
     folder, has_weights = _find_folder(model)
     config = read_config(folder)
@@ -140,12 +140,12 @@ def _cache_bytes(text: Any) -> dict[str, int]:
 
 def _quantized_bytes(config: Any) -> dict[str, int]:
     """Bytes of the weights in each scheme that the model's sizes allow, what is not quantized in bfloat16."""
-    from audioflamingo.checkpoint.loading import build_empty
+    from audioflamingo.checkpoint.fill_weights import build_empty
     from audioflamingo.checkpoint.weights import is_quantized
     from audioflamingo.errors import ArgumentError
     from audioflamingo.model import model_class_of
     from audioflamingo.quantization import SCHEMES, QuantizationConfig
-    from audioflamingo.quantization.config import with_quantization
+    from audioflamingo.quantization.schemes import with_quantization
 
     sizes = {}
     for scheme in SCHEMES:
@@ -168,7 +168,7 @@ def _stored(folder: Path, empty: Any) -> dict[str, Any]:
         is_component_folder,
         is_quantized,
     )
-    from audioflamingo.quantization.convert import packed_layers
+    from audioflamingo.quantization.quantize_model import packed_layers
 
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, {name: tensor.shape for name, tensor in empty.state_dict().items()})

@@ -49,7 +49,7 @@ def quantize(
       af3 quantize ./checkpoint ./checkpoint-int8 --scheme int8
       af3 quantize ./checkpoint ./small --scheme int4 --calibrate clips/
     """
-    from audioflamingo.convert import quantize_checkpoint
+    from audioflamingo.quantize_folder import quantize_checkpoint
 
     prompts = None if calibrate is None else _prompts(model, calibrate)
     with Terminal.progress(total=1, is_shown=not screen.quiet) as bar:

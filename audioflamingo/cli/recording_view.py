@@ -19,7 +19,7 @@ from audioflamingo.audio.loading import (
     split_windows,
 )
 from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector, frames_of
-from audioflamingo.transcription.options import VadOptions
+from audioflamingo.transcription.transcription_options import VadOptions
 
 
 @dataclass(frozen=True)

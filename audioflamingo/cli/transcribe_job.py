@@ -19,8 +19,8 @@ from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
 from audioflamingo.fields import option
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Finished, Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.writers import (
     FORMATS,
     Formatter,

@@ -130,13 +130,14 @@ class Scheduler:
                 budget = None if budget is None else budget - count
             if budget == 0:
                 break
-        self._audio.forget(
-            [
-                (window, group.request.adapter)
-                for group in self.reading
-                for window in group.missing_windows[:1]
-            ]
-        )
+        if self._options.piece_s is not None:
+            self._audio.forget(
+                [
+                    (window, group.request.adapter)
+                    for group in self.reading
+                    for window in group.missing_windows[:1]
+                ]
+            )
         return step
 
     @property

@@ -15,7 +15,7 @@ from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
 from audioflamingo.kernels.host import to_host
 from audioflamingo.network.music_flamingo import window_indices
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.processor.prompt import Features, Prompt, place_windows
 
 

@@ -34,7 +34,7 @@ from audioflamingo.processor.folders import (
     read_feature_settings,
     read_processor_config,
 )
-from audioflamingo.processor.options import collect_options
+from audioflamingo.processor.processor_options import collect_options
 from audioflamingo.processor.prompt import PromptText
 from audioflamingo.processor.prompt_maker import PromptMaker, apply_preset
 from audioflamingo.processor.tokenizer import TokenIds, Tokenizer

@@ -26,7 +26,7 @@ from audioflamingo.processor.conversation import (
     parse_conversations,
     with_newlines,
 )
-from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.processor_options import AudioOptions
 from audioflamingo.processor.prompt import Prompt, PromptText
 from audioflamingo.processor.tokenizer import Tokenizer
 

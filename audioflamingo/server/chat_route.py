@@ -130,18 +130,11 @@ def engine_requests(
     config = resolve_options(defaults, generate_options(chat, defaults, num_answers))
     limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
     params = params_of(config, len(prompt), limit, tokenizer)
-    rules = replace(
-        params.rules,
-        frequency_penalty=chat.frequency_penalty or 0.0,
-        presence_penalty=chat.presence_penalty or 0.0,
-    )
     # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
     num_requests = 1 if params.beams is not None else num_answers
-    params = replace(
-        params, rules=rules, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests
-    )
+    params = replace(params, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests)
     seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
-    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
+    uniforms = Uniforms(num_answers, seed) if params.rules.do_sample else None
     return [
         Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms, first_row=index)
         for index in range(num_requests)
@@ -153,6 +146,8 @@ def generate_options(chat: ChatRequest, defaults: GenerationConfig, num_answers:
     options: dict[str, Any] = {
         **sampling_options(chat.temperature),
         "repetition_penalty": chat.repetition_penalty,
+        "frequency_penalty": chat.frequency_penalty,
+        "presence_penalty": chat.presence_penalty,
         "min_new_tokens": chat.min_tokens,
         "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
         "stop_strings": chat.stops or None,

@@ -11,7 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from audioflamingo.server.error_replies import bad_request
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 FIELDS = ("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream")

@@ -19,8 +19,8 @@ from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_form import TranscriptionRequest
 from audioflamingo.transcription.driver import WindowRequests, transcribe_window
 from audioflamingo.transcription.mending import Answer
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, cut_windows
 
 MAX_WINDOWS = TranscriptionOptions.batch_size  # of one transcription in the engine at a time

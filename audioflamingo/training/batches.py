@@ -20,11 +20,11 @@ from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.network.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor, Prompt, PromptText, collate
 from audioflamingo.processor.clips import Clip
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.training.augmentation import augment_waveform, mask_features, mask_rows
 from audioflamingo.training.batch_sampler import AUDIO_TOKENS_PER_S
-from audioflamingo.training.config import CTC_ALPHABET, AugmentationConfig
 from audioflamingo.training.feature_cache import FeatureCache
+from audioflamingo.training.training_config import CTC_ALPHABET, AugmentationConfig
 
 POSITIONS_PER_WINDOW = conv_length(N_FRAMES)
 

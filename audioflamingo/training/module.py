@@ -12,7 +12,7 @@ from audioflamingo.network.encoder import POOL
 from audioflamingo.network.loss import causal_lm_loss
 from audioflamingo.network.outputs import LanguageModelOutput
 from audioflamingo.training.batches import Batch, CtcTargets
-from audioflamingo.training.config import CTC_ALPHABET
+from audioflamingo.training.training_config import CTC_ALPHABET
 
 CTC_BLANK = 0
 

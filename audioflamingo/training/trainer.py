@@ -22,13 +22,13 @@ from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
-from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
 from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
-from audioflamingo.training.run import CHECKPOINTS_FOLDER, Run
 from audioflamingo.training.stage import StageRun
+from audioflamingo.training.training_config import TrainingConfig
+from audioflamingo.training.training_run import CHECKPOINTS_FOLDER, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -24,8 +24,8 @@ from audioflamingo.errors import AudioFlamingoError, warn
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.mending import Answer, Ask, mend
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 
 

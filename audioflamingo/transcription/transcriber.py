@@ -17,8 +17,8 @@ from audioflamingo.errors import AudioFlamingoError, unknown_arguments
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.driver import WindowJob, WindowTranscriber
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Finished, Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, cut_windows
 
 OnProgress = Callable[[int, float], None]

@@ -33,7 +33,7 @@ ROWS = (
         "datasets",
         "engine",
         "model",
-        "convert",
+        "quantize_folder",
         "transcription",
         "evaluation",
         "training",

@@ -330,7 +330,7 @@ def test_stored_frequencies_are_dropped_and_compared(tmp_path: Path, model, recw
 
 
 def test_quantized_and_back(folder: Path, tmp_path: Path) -> None:
-    from audioflamingo.convert import quantize_checkpoint
+    from audioflamingo.quantize_folder import quantize_checkpoint
 
     quantize_checkpoint(folder, tmp_path / "int8", "int8")
     loaded = AutoModelForConditionalGeneration.from_pretrained(tmp_path / "int8")

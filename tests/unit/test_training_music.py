@@ -15,10 +15,10 @@ from audioflamingo import (
 from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.training.batches import BatchEncoder
-from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig, TrainingConfig
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.settings import build
+from audioflamingo.training.training_config import AugmentationConfig, FeatureCacheConfig, TrainingConfig
 from tests.tiny_family import make_music_batch, tiny_music_model, write_music_processor
 from tests.tiny_training import config_values, write_dataset
 

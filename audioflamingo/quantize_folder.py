@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audioflamingo.checkpoint.checks import drop_time_frequencies
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.checkpoint.pretrained import (
     DEFAULT_SHARD_SIZE,
     config_to_save,
@@ -29,7 +29,7 @@ from audioflamingo.hub import resolve_folder
 from audioflamingo.model import AutoModelForConditionalGeneration, model_class_of
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
-from audioflamingo.quantization.config import as_config, read_quantization, with_quantization
+from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
 
 Progress = Callable[[int, int], None]
 

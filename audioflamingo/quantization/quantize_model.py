@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.quantization.calibration import measure_inputs
-from audioflamingo.quantization.config import (
+from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
+from audioflamingo.quantization.schemes import (
     LayerFormat,
     QuantizationConfig,
     as_config,
     read_quantization,
     with_quantization,
 )
-from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
 
 Model = TypeVar("Model", bound=Any)
 

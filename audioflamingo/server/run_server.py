@@ -18,7 +18,7 @@ from audioflamingo.engine.worker import EngineWorker
 from audioflamingo.errors import ArgumentError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.server.app import create_app
+from audioflamingo.server.asgi_app import create_app
 from audioflamingo.server.middleware import log, set_up_logs
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
