@@ -195,10 +195,12 @@ def _may_be_audio(text: str) -> bool:
 
 def _source(name: str) -> str | bytes:
     """What `load_audio` takes for a clip that the user named, opened if that shows a mistake at once."""
-    from audioflamingo.audio.sources import open_source
+    from audioflamingo.audio.sources import is_pipe, open_source
 
     if name == STDIN:
         return sys.stdin.buffer.read()
+    if is_pipe(name):
+        return Path(name).expanduser().read_bytes()
     if "://" not in name and not name.startswith("data:"):
         with open_source(name):
             pass

@@ -1,6 +1,7 @@
 """The files of a corpus, the shards that workers take, and the record of a file: one line of JSON.
 
-    {"source": name, "error": null, "duration_s": 3.2, "text": "...", "segments": [{"start_s": ...}, ...]}
+    {"source": name, "error": null, "duration_s": 3.2, "text": "...", "no_speech": false,
+     "segments": [{"start_s": ...}, ...]}
 
 A file that failed has its error in place of null, no duration and an empty transcript.
 """

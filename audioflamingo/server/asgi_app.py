@@ -105,15 +105,13 @@ class StatusPages:
         return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
-        """`/v1/models`: the model, and each of its adapters."""
-        names = self._service.model_names
-        return JsonResponse({"object": "list", "data": [self._model(name) for name in names]})
+        """`/v1/models`: the model, and its adapters as models of their own."""
+        return JsonResponse({"object": "list", "data": list(map(self._model, self._service.model_names))})
 
     async def model(self, request: Request) -> Response:
         """`/v1/models/...`."""
-        name = request.path_params["name"]
-        self._service.check_model(name)
-        return JsonResponse(self._model(name))
+        self._service.check_model(request.path_params["name"])
+        return JsonResponse(self._model(request.path_params["name"]))
 
     def _model(self, name: str) -> dict[str, Any]:
         is_adapter = self._service.adapter_of(name) is not None

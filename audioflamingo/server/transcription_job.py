@@ -51,7 +51,9 @@ class Transcription:
         )
         self._share = share
         self._arrived = arrived
-        self._blocks = limited_audio(request.data, service.settings.max_audio_seconds)
+        self._blocks = limited_audio(
+            request.data, service.settings.max_audio_seconds, request.options.reading
+        )
         self._is_first = True
         self.duration_s = 0.0
         self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0

@@ -101,4 +101,5 @@ def segment_of(window: Window, answer: Answer, processor: Any, *flags: str) -> S
         finish_reason=answer.finish_reason,
         flags=tuple(all_flags),
         speech_probability=window.speech_probability,
+        channel=window.channel,
     )
