@@ -18,7 +18,8 @@ WOMEN = {
 }
 MEN = {"piper": ("joe",), "flite": ("awb", "rms", "kal16"), "festival": ("kal_diphone", "ked_diphone")}
 SURE_SHIFT = {"woman": (0.93, 1.3), "man": (0.7, 1.08)}  # a voice shifted further might be taken for either
-NUMBER_WORDS = {*ONES, *TENS[1:], *(name for _, name in SCALES)} - {"one", "second"}
+SCALE_NAMES = {name for _, name in SCALES}
+NUMBER_WORDS = {*ONES, *TENS[1:], *SCALE_NAMES} - {"one"}
 NO_SPEECH = "There is no speech in this clip."
 KINDS = (
     "describe", "summarize", "language", "gender", "feeling", "last_words", "first_words", "duration", "music",
@@ -43,8 +44,10 @@ def voice_of(voice: dict[str, Any] | None) -> str:
 def numbers_in(text: str) -> list[str]:
     """Runs of number words of a normalised transcript."""
     runs: list[list[str]] = [[]]
-    for word in text.split():
-        if word in NUMBER_WORDS or (word in ("one", "hundred", "thousand") and runs[-1]):
+    words = text.split()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        is_part = word == "one" and (bool(runs[-1]) or following in SCALE_NAMES)
+        if word in NUMBER_WORDS or is_part:
             runs[-1].append(word)
         elif runs[-1]:
             runs.append([])
