@@ -25,6 +25,17 @@ ROWS_AT_ONCE = 24
 MAX_NEW_TOKENS = 200
 ABOUT = 0.2  # how far an answered length may be off, and a second at least
 
+ONES = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+TENS = ("twenty", "thirty", "forty", "fifty")
+SPOKEN = {word: number for number, word in enumerate(ONES, 1)} | {
+    f"{ten} {one}".strip(): 10 * number + rest
+    for number, ten in enumerate(TENS, 2)
+    for rest, one in enumerate(["", *ONES[:9]])
+}
+
 
 @dataclass(frozen=True)
 class Item:
@@ -61,13 +72,10 @@ def score(row: DataRow, found: str, asked: str = "") -> Item:
 
 def is_about(found: str, duration_s: float) -> bool:
     """Whether an answer names a length in seconds that is nearly right."""
-    from nano_data.normalise import number_words
-
-    known = {number_words(number): number for number in range(1, 61)}
     match = re.search(r"about (.*?) seconds?", found)
-    if not match or match[1] not in known:
+    if not match or match[1] not in SPOKEN:
         return False
-    return abs(known[match[1]] - duration_s) <= max(1.0, ABOUT * duration_s)
+    return abs(SPOKEN[match[1]] - duration_s) <= max(1.0, ABOUT * duration_s)
 
 
 def prompts_of(batch: dict[str, Any]) -> dict[str, Any]:
