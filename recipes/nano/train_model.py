@@ -16,6 +16,7 @@ from nano_model.training.batches import Mixture, read_sources
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
+from nano_model.training.peers import Peers
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.training.encoding import BatchEncoder
@@ -65,11 +66,15 @@ def main() -> None:
     if arguments.encode_only:
         return
     mixture = Mixture(
-        read_sources(arguments.mixture, data_dir), BatchEncoder(processor, None, cache), arguments.batch
+        read_sources(arguments.mixture, data_dir),
+        BatchEncoder(processor, None, cache),
+        arguments.batch,
+        arguments.rank,
     )
+    folder = data_dir / (f"{arguments.run}-{arguments.rank}" if arguments.rank else arguments.run)
     plan = Plan(arguments.minutes, arguments.learning_rate)
-    run = Run(FastModel(model, noise=arguments.rounding), processor, data_dir / arguments.run, plan)
-    run.train(mixture)
+    run = Run(FastModel(model, noise=arguments.rounding), processor, folder, plan)
+    run.train(mixture, Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers))
     print(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the model is {run.folder / 'model'}")
 
 

@@ -14,6 +14,7 @@ import torch
 from .batches import Mixture
 from .forward import FastModel
 from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
+from .peers import Peers
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Run:
             parameter.copy_(value)
         keep_sinks_silent(self.fast.model)
 
-    def train(self, mixture: Mixture) -> None:
-        """Trains until the minutes are over."""
+    def train(self, mixture: Mixture, peers: Peers | None = None) -> None:
+        """Trains until the minutes are over, and meets its peers meanwhile."""
         start, saved = time.time(), time.time()
         before = self.seconds
         sums: dict[str, float] = {}
@@ -109,7 +110,7 @@ class Run:
             self.seconds = before + time.time() - start
             if self.seconds >= self.plan.minutes * 60:
                 break
-            batch = mixture.encode(rows, [7, self.step])
+            batch = mixture.encode(rows, [mixture.seed, self.step])
             figures = self._step(batch)
             figures["rows"], figures["audio_s"] = len(rows), batch["audio_s"]
             for name, value in figures.items():
@@ -119,6 +120,9 @@ class Run:
                 entry |= {name: round(value / 20, 4) for name, value in sums.items()}
                 print(json.dumps(entry), file=log, flush=True)
                 sums = {}
+            if peers is not None and peers.is_due():
+                print(json.dumps({"step": self.step, "met": peers.meet(self.trained)}), file=log, flush=True)
+                keep_sinks_silent(self.fast.model)
             if time.time() - saved > 60 * self.plan.save_minutes:
                 self.save()
                 saved = time.time()

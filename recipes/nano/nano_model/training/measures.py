@@ -25,7 +25,10 @@ ROWS_AT_ONCE = 24
 MAX_NEW_TOKENS = 200
 ABOUT = 0.2  # how far an answered length may be off, and a second at least
 
-ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+ONES = """
+one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen
+""".split()  # noqa: SIM905
 TENS = ("twenty", "thirty", "forty", "fifty")
 SPOKEN = {word: number for number, word in enumerate(ONES, 1)} | {
     f"{ten} {one}".strip(): 10 * number + rest
