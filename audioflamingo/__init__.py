@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audioflamingo import errors
     from audioflamingo.audio import AudioFlamingo3FeatureExtractor, load_audio
-    from audioflamingo.cache import KVCache
-    from audioflamingo.chat import Chat
     from audioflamingo.config import (
         AudioFlamingo3Config,
         AudioFlamingo3EncoderConfig,
         GenerationConfig,
         Qwen2Config,
     )
-    from audioflamingo.encoder import AudioFlamingo3Encoder
-    from audioflamingo.generation import TextStreamer
+    from audioflamingo.engine.chat import Chat
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
+    from audioflamingo.network.encoder import AudioFlamingo3Encoder
+    from audioflamingo.network.kv import KVCache
+    from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
     from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
-    from audioflamingo.projector import AudioFlamingo3MultiModalProjector
+    from audioflamingo.processor.tokenizer import TextStreamer
     from audioflamingo.quantization import quantize
     from audioflamingo.transcription import transcribe
 
@@ -32,20 +32,20 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AudioFlamingo3Config": "config",
-    "AudioFlamingo3Encoder": "encoder",
+    "AudioFlamingo3Encoder": "network.encoder",
     "AudioFlamingo3EncoderConfig": "config",
     "AudioFlamingo3FeatureExtractor": "audio",
     "AudioFlamingo3ForConditionalGeneration": "model",
     "AudioFlamingo3Model": "model",
-    "AudioFlamingo3MultiModalProjector": "projector",
+    "AudioFlamingo3MultiModalProjector": "network.projector",
     "AudioFlamingo3Processor": "processor",
     "AutoProcessor": "processor",
-    "Chat": "chat",
+    "Chat": "engine.chat",
     "GenerationConfig": "config",
-    "KVCache": "cache",
+    "KVCache": "network.kv",
     "Qwen2Config": "config",
     "StreamDecoder": "processor",
-    "TextStreamer": "generation",
+    "TextStreamer": "processor.tokenizer",
     "Tokenizer": "processor",
     "load_audio": "audio",
     "quantize": "quantization",

@@ -18,7 +18,12 @@ MODEL_TYPE = "audioflamingo3"
 ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
 TEXT_MODEL_TYPE = "qwen2"
 AUDIO_TOKEN = "<sound>"  # the control token that stands for audio
+DEFAULT_TRANSCRIPTION_PROMPT = (
+    "Transcribe the input speech."  # of Audio Flamingo 3; a checkpoint may name another
+)
 IGNORED_LABEL = -100  # a label that the loss leaves out
+CHUNK_LENGTH_S = 30  # one window of the encoder
+AUDIO_TOKENS_PER_S = 25  # what the language model sees of it
 
 
 @dataclass

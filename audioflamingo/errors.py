@@ -7,7 +7,15 @@ Python user would expect (`ValueError`, `TypeError`, `ImportError`), so that pla
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class AudioFlamingoError(Exception):
@@ -20,6 +28,18 @@ class AudioError(AudioFlamingoError, ValueError):
 
 class AudioTooLongError(AudioError):
     """A clip is longer than the model takes and the caller asked for an error in place of a cut."""
+
+
+class FetchError(AudioError):
+    """An address that may not be fetched from, or that gives no file.
+
+    Attributes:
+        reason: what is wrong, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ConfigError(AudioFlamingoError, ValueError):
@@ -46,6 +66,26 @@ class DeviceError(AudioFlamingoError, ValueError):
     """A device that is absent, or a dtype that it cannot run."""
 
 
+class DataError(AudioFlamingoError, ValueError):
+    """A data set, or a row of it, that cannot be used: the message names file and line."""
+
+
+class TrainingError(AudioFlamingoError, RuntimeError):
+    """A training run that cannot go on; the last checkpoint is untouched."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss or the gradient became NaN or infinite.
+
+    Attributes:
+        ids: ids of the rows of the step, of all processes.
+    """
+
+    def __init__(self, message: str, ids: list[str]) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
 class OutputError(AudioFlamingoError, OSError):
     """A file that cannot be written: the folder is read-only, the disk is full."""
 
@@ -58,8 +98,21 @@ class ClusterError(AudioFlamingoError, RuntimeError):
     """A Ray cluster that cannot be reached, or that stopped in the middle of a job."""
 
 
+class EngineStoppedError(AudioFlamingoError):
+    """The engine was stopped before it could give the answer."""
+
+
 class AudioFlamingoWarning(UserWarning):
     """Category of every warning of the package: truncation, fallbacks, options without effect."""
+
+
+def warn(message: str) -> None:
+    """Warns, and names the line outside of the package that led there."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AudioFlamingoWarning, stacklevel=level)
 
 
 def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) -> ArgumentError:
@@ -81,3 +134,29 @@ def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) 
     return ArgumentError(
         f"{where} got unknown argument(s) {', '.join(described)}; it takes: {', '.join(allowed)}."
     )
+
+
+def require(module: str, extra: str, package: str | None = None) -> Any:
+    """Imports an optional package.
+
+    Args:
+        module: what to import.
+        extra: the extra of this package that installs it, as in `pip install 'audioflamingo[extra]'`.
+        package: what messages call it, where that is not the name of the module that is not there.
+
+    Raises:
+        MissingDependencyError: it is not installed; the message holds the line that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = package or (error.name or module).split(".")[0]
+        raise MissingDependencyError(
+            f"this needs the package {name}: pip install 'audioflamingo[{extra}]' ({error})"
+        ) from error
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

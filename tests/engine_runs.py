@@ -1,13 +1,17 @@
-"""Runs requests through the server's engine and collects their answers."""
+"""Runs requests through an engine in a thread and collects their answers."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from audioflamingo.generation.sampling import LogitsRules, row_seed
-from audioflamingo.server.engine import Engine, EngineRequest, Output, Prompt, Sampling, Share
+from audioflamingo.engine.generate_options import eos_ids
+from audioflamingo.engine.request import Output, Request, SamplingParams, Share
+from audioflamingo.engine.sampling import LogitsRules, Uniforms
+from audioflamingo.engine.stopping import StopRules
+from audioflamingo.engine.worker import EngineWorker
+from audioflamingo.processor.prompt import Prompt
 
 WAIT_S = 60
 
@@ -16,7 +20,7 @@ WAIT_S = 60
 class Collected:
     """What came of one request."""
 
-    request: EngineRequest
+    request: Request
     outputs: list[Output]
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -40,9 +44,14 @@ class Collected:
 
 
 def submit(
-    engine: Engine, prompt: Prompt, sampling: Sampling, is_streamed: bool = True, share: Share | None = None
+    worker: EngineWorker,
+    prompt: Prompt,
+    params: SamplingParams,
+    is_streamed: bool = True,
+    share: Share | None = None,
+    seed: int = 0,
 ) -> Collected:
-    """Starts a request."""
+    """Starts a request for one answer, which ends at the model's end-of-sequence tokens."""
     outputs: list[Output] = []
     done = threading.Event()
 
@@ -51,18 +60,20 @@ def submit(
         if output.is_last:
             done.set()
 
-    request = EngineRequest(prompt, sampling, collect, share or Share(), is_streamed=is_streamed)
-    engine.submit(request)
+    engine: Any = worker.engine
+    eos = frozenset(eos_ids(engine._model.generation_config))
+    stop = StopRules(eos, params.stop.stop_strings, engine._tokenizer)
+    uniforms = Uniforms(1, [seed]) if params.rules.do_sample else None
+    request = Request(prompt, replace(params, stop=stop), collect, share or Share(), is_streamed, uniforms)
+    worker.submit(request)
     return Collected(request, outputs, done)
 
 
-def greedy(max_new_tokens: int = 12, **changes: Any) -> Sampling:
+def greedy(max_new_tokens: int = 12, stop: tuple[str, ...] = (), **changes: Any) -> SamplingParams:
     """Greedy decoding."""
-    return Sampling(max_new_tokens=max_new_tokens, **changes)
+    return SamplingParams(stop=StopRules(stop_strings=stop), max_new_tokens=max_new_tokens, **changes)
 
 
-def seeded(seed: int, max_new_tokens: int = 12, **rules: Any) -> Sampling:
-    """Seeded sampling."""
-    return Sampling(
-        rules=LogitsRules(do_sample=True, **rules), seed=row_seed(seed, 0), max_new_tokens=max_new_tokens
-    )
+def seeded(max_new_tokens: int = 12, **rules: Any) -> SamplingParams:
+    """Sampling; the seed is given to `submit`."""
+    return SamplingParams(rules=LogitsRules(do_sample=True, **rules), max_new_tokens=max_new_tokens)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from audioflamingo.cache import KVCache
+from audioflamingo.audio.loading import num_audio_tokens
 from audioflamingo.config import GenerationConfig
-from audioflamingo.generation.generate import GenerationMixin
+from audioflamingo.engine.generate import generate, stream
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.kv import KVCache, KVView
 from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 
 MANY_EOS = list(range(20, 90))  # so many end-of-sequence ids that a row ends every few tokens
@@ -42,7 +43,7 @@ def _enliven(model: Any, sharpness: float) -> None:
     model.lm_head.weight[AUDIO_TOKEN_ID] = 0
 
 
-class ScriptedModel(GenerationMixin):
+class ScriptedModel:
     """A model that knows nothing but a function from the tokens of a row to the logits of the next.
 
     The tokens themselves are what its `KVCache` holds, so rows that were mixed up in the cache show.
@@ -56,37 +57,43 @@ class ScriptedModel(GenerationMixin):
         self, script: Callable[[list[int]], Tensor], vocab_size: int = 32, context: int = 5000
     ) -> None:
         self.config = SimpleNamespace(
-            text_config=SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=context)
+            text_config=SimpleNamespace(
+                vocab_size=vocab_size, max_position_embeddings=context, num_hidden_layers=1
+            ),
+            audio_token_id=AUDIO_TOKEN_ID,
         )
         self.generation_config = GenerationConfig()
         self.device = torch.device("cpu")
         self.num_rows: list[int] = []
-        self.had_features: list[bool] = []
+        self.num_windows: list[int] = []
         self._script = script
+
+    generate = generate
+    stream = stream
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        return iter(())
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         return KVCache(1, batch_size, max_length or self.config.text_config.max_position_embeddings)
 
-    def last_token_logits(
-        self,
-        input_ids: Tensor,
-        cache: KVCache,
-        attention_mask: Tensor | None = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
-        audio_embeds: Tensor | None = None,
-    ) -> Tensor:
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor) -> Any:
+        self.num_windows.append(len(input_features))
+        count = sum(num_audio_tokens(frames) for frames in input_features_mask.sum(1).tolist())
+        return SimpleNamespace(pooler_output=torch.full((count, 1), float(AUDIO_TOKEN_ID)).double())
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return token_ids.double()[:, None]
+
+    def packed_logits(self, x: Tensor, view: KVView, last: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
-        self.num_rows.append(len(input_ids))
-        self.had_features.append(input_features is not None)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        num_new = mask.sum(1).tolist()
-        cache.reserve(num_new)
-        tokens = input_ids[mask.bool()].double().view(-1, 1, 1)
-        keys, _ = cache.write(0, tokens, tokens, num_new)
-        cache.advance(num_new)
-        rows = [keys[row, 0, :length, 0].long().tolist() for row, length in enumerate(cache.lengths)]
-        return torch.stack([self._script(row) for row in rows]).float()
+        layout = view.layout
+        self.num_rows.append(len(layout.starts))
+        tokens, _ = view.write(0, x[:, :, None], x[:, :, None])  # (1, slots, 1)
+        starts, ends = layout.starts.tolist(), layout.ends.tolist()
+        rows = [tokens[0, a : a + n, 0].long().tolist() for a, n in zip(starts, ends, strict=True)]
+        places = [place for place, count in enumerate(layout.num_new or ()) for _ in range(count)]
+        return torch.stack([self._script(rows[places[index]]) for index in last.tolist()]).float()
 
 
 def random_script(vocab_size: int = 32) -> Callable[[list[int]], Tensor]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
+from audioflamingo.processor.folders import QWEN2_SPLIT_PATTERN
 from tests.tiny_tokenizer import (
     PUBLISHED_CHAT_TEMPLATE,
     byte_characters,

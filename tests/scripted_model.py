@@ -1,22 +1,27 @@
-"""A stand-in for the model that answers by a script, for tests of what happens around the answers."""
+"""A stand-in for the network that answers by a script, for tests of what happens around the answers."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from audioflamingo.audio.loading import num_audio_tokens
 from audioflamingo.config import GenerationConfig
-from audioflamingo.generation.generate import GenerationStep
+from audioflamingo.network.kv import KVView
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.tiny_tokenizer import write_tiny_processor
 
 AUDIO_TOKEN_S = 0.04
 END_TOKEN = "<|im_end|>"
 
-Script = Callable[[float, dict[str, Any]], str]
+Script = Callable[[float, int], str]
 
 
 def tiny_processor(folder: Path) -> AudioFlamingo3Processor:
@@ -30,40 +35,79 @@ def framed(text: str) -> str:
 
 
 class ScriptedModel:
-    """Answers each row with `script(seconds of audio in the row, options of the call)`.
+    """Answers a prompt with `script(seconds of audio in it, times that this audio was asked about before)`.
+
+    What it knows of a row are the tokens in the row's slots, each with the attempt beside it: rows that were mixed up
+    would show. Every token is as sure as the next: log-probability -0.5.
 
     Attributes:
-        calls: for each call of `stream`, the seconds of audio in each row.
-        num_steps: tokens that were taken from each call.
+        calls: for each run of the network that read prompts, the seconds of audio in each.
+        num_steps: runs of the network.
     """
 
     device = torch.device("cpu")
     dtype = torch.float32
-    generation_config = GenerationConfig()
 
     def __init__(self, processor: AudioFlamingo3Processor, script: Script) -> None:
-        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._end = processor.tokenizer.control_tokens[END_TOKEN]
+        vocab_size = 1 + max(processor.tokenizer.control_tokens.values())
+        text_config = SimpleNamespace(
+            vocab_size=vocab_size, max_position_embeddings=5000, num_hidden_layers=1
+        )
+        self.config = SimpleNamespace(text_config=text_config, audio_token_id=processor.audio_token_id)
+        self.generation_config = GenerationConfig(eos_token_id=self._end, pad_token_id=0)
         self._script = script
+        self._asked: Counter[bytes] = Counter()
+        self._answers: dict[int, tuple[int, list[int]]] = {}  # by first slot: length of the prompt, ids
         self.calls: list[list[float]] = []
-        self.num_steps: list[int] = []
+        self.num_steps = 0
 
-    def stream(self, input_ids: torch.Tensor, **options: Any) -> Iterator[GenerationStep]:
-        """One step a token; the row that is done first waits for the others."""
-        is_audio = input_ids == self._processor.audio_token_id
-        seconds = (is_audio.sum(dim=1) * AUDIO_TOKEN_S).tolist()
-        self.calls.append(seconds)
-        self.num_steps.append(0)
-        tokenizer = self._processor.tokenizer
-        end = tokenizer.control_tokens[END_TOKEN]
-        rows = [[*tokenizer.encode_plain(self._script(s, options)), end] for s in seconds]
-        return self._steps([row[: options["max_new_tokens"]] for row in rows], end, len(self.calls) - 1)
+    def modules(self) -> Iterator[torch.nn.Module]:
+        return iter(())
 
-    def _steps(self, rows: list[list[int]], end: int, call: int) -> Iterator[GenerationStep]:
-        for position in range(max(map(len, rows))):
-            is_new = [position < len(row) for row in rows]
-            ids = torch.tensor([row[position] if new else 0 for row, new in zip(rows, is_new, strict=True)])
-            reasons = [
-                None if position < len(row) - 1 else ("stop" if row[-1] == end else "length") for row in rows
-            ]
-            self.num_steps[call] += 1
-            yield GenerationStep(ids, is_new, reasons, torch.full((len(rows),), -0.5))
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor) -> Any:
+        """Two columns: the id of an audio token, and how often its window was asked about before."""
+        rows = []
+        for window, mask in zip(input_features, input_features_mask, strict=True):
+            key = hashlib.blake2b(window.numpy().tobytes()).digest()
+            row = [float(self.config.audio_token_id), float(self._asked[key])]
+            self._asked[key] += 1
+            rows += [row] * num_audio_tokens(int(mask.sum()))
+        return SimpleNamespace(pooler_output=torch.tensor(rows))
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return torch.stack([token_ids.float(), torch.zeros(len(token_ids))], dim=1)
+
+    def packed_logits(self, x: Tensor, view: KVView, last: Tensor) -> Tensor:
+        layout = view.layout
+        assert layout.num_new is not None
+        assert layout.num_past is not None
+        self.num_steps += 1
+        stored, _ = view.write(0, x[:, None], x[:, None])  # (1, slots, 2)
+        reads = []
+        for start, new, past in zip(layout.starts.tolist(), layout.num_new, layout.num_past, strict=True):
+            if past == 0:
+                reads.append(self._read(start, stored[0, start : start + new]))
+        if reads:
+            self.calls.append(reads)
+        rows = list(zip(layout.starts.tolist(), layout.ends.tolist(), strict=True))
+        places = [row for row, count in zip(rows, layout.num_new, strict=True) for _ in range(count)]
+        return torch.stack([self._logits(*places[index]) for index in last.tolist()])
+
+    def _read(self, start: int, prompt: Tensor) -> float:
+        """Decides on the answer to a prompt `(S, 2)`; returns the seconds of its audio."""
+        audio = prompt[prompt[:, 0] == self.config.audio_token_id]
+        seconds = len(audio) * AUDIO_TOKEN_S
+        attempt = int(audio[-1, 1]) if len(audio) else 0
+        text = self._script(seconds, attempt)
+        self._answers[start] = len(prompt), [*self._tokenizer.encode_plain(text), self._end]
+        return seconds
+
+    def _logits(self, start: int, end: int) -> Tensor:
+        num_prompt, answer = self._answers[start]
+        vocab_size = self.config.text_config.vocab_size
+        rest = 1 - torch.tensor(-0.5).exp()
+        logits = torch.full((vocab_size,), float((rest / (vocab_size - 1)).log()))
+        logits[answer[min(end - num_prompt, len(answer) - 1)]] = -0.5
+        return logits

@@ -15,8 +15,8 @@ import uvicorn
 
 from audioflamingo.server.app import create_app
 from audioflamingo.server.run import Server, build_service
+from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
-from audioflamingo.server.settings import ServerSettings
 from tests.audio_files import encode, tone
 
 WAIT_S = 60
@@ -44,7 +44,7 @@ class RunningServer:
     def wait_until_idle(self) -> None:
         """Waits until nobody is being answered."""
         end = time.monotonic() + WAIT_S
-        while self.service.gate.num_inside or self.service.engine.schedule.rows:
+        while self.service.gate.num_inside or self.service.worker.engine.has_work:
             assert time.monotonic() < end, "the server is still busy"
             time.sleep(0.005)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from audioflamingo.processor.tokenizer_files import QWEN2_SPLIT_PATTERN
+from audioflamingo.processor.folders import QWEN2_SPLIT_PATTERN
 
 PUBLISHED_CHAT_TEMPLATE = """\
 {%- if messages[0].role != 'system' -%}

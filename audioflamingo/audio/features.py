@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from audioflamingo.audio.loading import CHUNK_LENGTH_S, HOP_LENGTH, N_FFT, SAMPLING_RATE
+from audioflamingo.audio.loading import HOP_LENGTH, N_FFT, SAMPLING_RATE
+from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import ArgumentError, AudioError, ConfigError
 
 LOG_FLOOR = 1e-10  # mel power below it counts as this: log10 is -10

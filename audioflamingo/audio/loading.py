@@ -18,18 +18,17 @@ import torch
 
 from audioflamingo.audio.decoding import decode_blocks, to_float32
 from audioflamingo.audio.sources import open_source
+from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import (
     ArgumentError,
     AudioError,
     AudioFlamingoWarning,
     AudioTooLongError,
-    MissingDependencyError,
 )
 
 SAMPLING_RATE = 16000  # Hz
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms, one frame
-CHUNK_LENGTH_S = 30  # one window
 N_SAMPLES = CHUNK_LENGTH_S * SAMPLING_RATE  # 480000 samples a window
 N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000 mel frames a window
 MAX_AUDIO_S = 600  # the longest clip that the model was trained for
@@ -243,10 +242,8 @@ def _resample(
 
 
 def _new_resampler(rate: float, target_rate: float) -> Any:
-    try:
-        import soxr
-    except ImportError as error:
-        raise MissingDependencyError("Converting a sampling rate needs soxr: pip install soxr") from error
+    import soxr
+
     return soxr.ResampleStream(rate, target_rate, num_channels=1, dtype="float32", quality="HQ")
 
 
@@ -274,7 +271,7 @@ def split_windows(
     window_samples: int = N_SAMPLES,
     name: str = "audio",
 ) -> list[np.ndarray]:
-    """Cuts a 16 kHz waveform into windows of 30 s, the last one shorter.
+    """Cuts a 16 kHz waveform into windows of `CHUNK_LENGTH_S`, the last one shorter.
 
     Args:
         waveform: (samples,), at least one sample.

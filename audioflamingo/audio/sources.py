@@ -10,17 +10,16 @@ import base64
 import io
 import os
 import re
-import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
+from audioflamingo.audio.fetching import FetchPolicy, fetch, new_spool, shorten
 from audioflamingo.errors import ArgumentError, AudioError
 
 URL_TIMEOUT_S = 30.0  # longest wait for the server to connect or to send the next bytes
 MAX_DOWNLOAD_BYTES = 2 * 1024**3  # a two-hour WAV at 48 kHz, 16 bit, stereo is 1.4e9 bytes
-SPOOL_BYTES = 32 * 1024**2  # downloads and pipes beyond this go to a temporary file on disk
 COPY_BYTES = 1024**2
 
 
@@ -43,19 +42,19 @@ def open_source(source: Any) -> Iterator[tuple[BinaryIO, str]]:
     """
     if isinstance(source, str) and (scheme := _uri_scheme(source)):
         if scheme == "data":
-            yield io.BytesIO(_decode_data_uri(source)), _shorten(source, 40)
+            yield io.BytesIO(decode_data_uri(source)), shorten(source, 40)
             return
         with _fetch(source, scheme) as file:
-            yield file, _shorten(source)
+            yield file, shorten(source)
     elif isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         with _open_path(path) as file:
-            yield file, _shorten(path)
+            yield file, shorten(path)
     elif isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(bytes(source)), f"audio bytes (length {memoryview(source).nbytes})"
     elif hasattr(source, "read"):
         name = getattr(source, "name", None)
-        label = _shorten(name) if isinstance(name, str) else f"file object {type(source).__name__}"
+        label = shorten(name) if isinstance(name, str) else f"file object {type(source).__name__}"
         with _seekable(source, label) as file:
             yield file, label
     else:
@@ -66,10 +65,6 @@ def open_source(source: Any) -> Iterator[tuple[BinaryIO, str]]:
         )
 
 
-def _shorten(text: str, limit: int = 200) -> str:
-    return repr(text if len(text) <= limit else f"{text[:limit]}...")
-
-
 def _uri_scheme(text: str) -> str | None:
     """Scheme of a URI in lower case, or None for a path (`C:\\clip.wav` is one)."""
     match = re.match(r"(data|file)(?=:)|[a-z][a-z0-9+.-]+(?=://)", text, re.IGNORECASE)
@@ -77,7 +72,7 @@ def _uri_scheme(text: str) -> str | None:
 
 
 def _open_path(path: str) -> BinaryIO:
-    name = _shorten(path)
+    name = shorten(path)
     try:
         return open(os.path.expanduser(path), "rb")
     except FileNotFoundError:
@@ -93,11 +88,16 @@ def _open_path(path: str) -> BinaryIO:
         raise AudioError(f"{name}: the file cannot be opened ({reason}). Check the path.") from error
 
 
-def _decode_data_uri(uri: str) -> bytes:
+def decode_data_uri(uri: str) -> bytes:
+    """The bytes that a `data:` URI holds.
+
+    Raises:
+        AudioError: it is broken.
+    """
     header, comma, body = uri.partition(",")
     if not comma:
         raise AudioError(
-            f"{_shorten(uri, 40)}: a data: URI needs a comma before its data, as in "
+            f"{shorten(uri, 40)}: a data: URI needs a comma before its data, as in "
             "'data:audio/wav;base64,UklGR...'."
         )
     data = urllib.parse.unquote_to_bytes(body)
@@ -107,7 +107,7 @@ def _decode_data_uri(uri: str) -> bytes:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except ValueError as error:
         raise AudioError(
-            f"{_shorten(uri, 40)}: the data is not valid base64 ({error}). Encode it again."
+            f"{shorten(uri, 40)}: the data is not valid base64 ({error}). Encode it again."
         ) from error
 
 
@@ -121,7 +121,7 @@ def _seekable(file: Any, name: str) -> AbstractContextManager[BinaryIO]:
                 else hasattr(file, "seek") and hasattr(file, "tell")
             )
             if not can_seek:
-                return _spool(file, name, max_bytes=None)
+                return _copy(file)
             file.seek(0)
             return nullcontext(file)
     except (OSError, ValueError) as error:
@@ -131,81 +131,26 @@ def _seekable(file: Any, name: str) -> AbstractContextManager[BinaryIO]:
     raise ArgumentError(f"{name} gives text, not bytes. Open it in binary mode: open(path, 'rb').")
 
 
-def _spool(stream: Any, name: str, max_bytes: int | None) -> BinaryIO:
-    """Copies a stream to a temporary file: in memory while small, on disk beyond `SPOOL_BYTES`."""
-    copy = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES))  # noqa: SIM115, the caller's
-    num_bytes = 0
+def _copy(stream: Any) -> BinaryIO:
+    """Copies what cannot seek to a temporary file."""
+    copy = new_spool()
     while block := stream.read(COPY_BYTES):
-        num_bytes += len(block)
-        if max_bytes is not None and num_bytes > max_bytes:
-            copy.close()
-            raise _too_large(name, max_bytes)
         copy.write(block)
     copy.seek(0)
     return copy
 
 
-def _too_large(name: str, max_bytes: int) -> AudioError:
-    return AudioError(
-        f"{name}: more than {max_bytes} bytes, which is the most that is fetched (audioflamingo.audio.sources."
-        "MAX_DOWNLOAD_BYTES). Download the file yourself and pass its path."
-    )
-
-
 def _fetch(url: str, scheme: str) -> BinaryIO:
-    """Downloads `url` into a spooled temporary file. Redirects are followed, but only to http and https."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    name = _shorten(url)
+    """Downloads from wherever the caller says: it is the caller's own machine."""
     if scheme == "file":
         raise AudioError(
-            f"{name}: file:// addresses are not opened. Pass the path itself, without 'file://'."
+            f"{shorten(url)}: file:// addresses are not opened. Pass the path itself, without 'file://'."
         )
-    if scheme not in ("http", "https"):
-        raise AudioError(
-            f"{name}: only http and https addresses are fetched. Download the file and pass its path."
-        )
-
-    opener = urllib.request.OpenerDirector()  # build_opener() would add handlers for ftp, file and data
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    advice = "Check that the address is right and public, or download the file yourself and pass its path."
-    try:
-        quoted = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~")
-        request = urllib.request.Request(
-            quoted, headers={"User-Agent": "audioflamingo", "Accept-Encoding": "identity"}
-        )
-        with opener.open(request, timeout=URL_TIMEOUT_S) as response:
-            announced = response.headers.get("Content-Length", "")
-            if announced.isdigit() and int(announced) > MAX_DOWNLOAD_BYTES:
-                raise _too_large(name, MAX_DOWNLOAD_BYTES)
-            file = _spool(response, name, MAX_DOWNLOAD_BYTES)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise AudioError(
-            f"{name}: the server answered with status {error.code} ({error.reason}). {advice}"
-        ) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, AudioError):
-            raise
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise AudioError(f"{name}: the address cannot be reached ({reason}). {advice}") from error
-    num_bytes = file.seek(0, os.SEEK_END)
-    if announced.isdigit() and num_bytes < int(announced):
-        file.close()
-        raise AudioError(
-            f"{name}: the connection closed after {num_bytes} of {announced} bytes. Try again, or download "
-            "the file yourself and pass its path."
-        )
-    file.seek(0)
-    return file
+    policy = FetchPolicy(
+        max_bytes=MAX_DOWNLOAD_BYTES,
+        wait_s=URL_TIMEOUT_S,
+        allows_private=True,
+        limit_name=f"{__name__}.MAX_DOWNLOAD_BYTES",
+        advice="Check that the address is right and public, or download the file yourself and pass its path.",
+    )
+    return fetch(url, policy)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from audioflamingo.errors import ArgumentError, DeviceError, MissingDependencyError
+from audioflamingo.errors import ArgumentError, DeviceError, require
 
 DeviceMap = str | int | torch.device | Mapping[str, "str | int | torch.device"]
 
@@ -22,7 +21,7 @@ DeviceMap = str | int | torch.device | Mapping[str, "str | int | torch.device"]
 PRELOADED_MODULES = ["AudioFlamingo3Encoder"]  # all weights are brought in before it runs
 NO_SPLIT_MODULES = ["AudioFlamingo3Encoder", "AudioFlamingo3EncoderLayer", "Qwen2DecoderLayer"]
 FLOAT_DTYPE_NAMES = ("bfloat16", "float16", "float32", "float64")
-_ACCELERATE_INSTALL = "pip install 'audioflamingo[multi-gpu]'"
+_EXTRA = "multi-gpu"  # what installs accelerate
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def plan_placement(device_map: DeviceMap | None, model: nn.Module, dtype: torch.
         _check_dtype(device, dtype)
     placement = Placement(devices)
     if placement.is_split:
-        _import_accelerate()
+        require("accelerate", _EXTRA)
     return placement
 
 
@@ -222,7 +221,7 @@ def split_over_devices(
         DeviceError: the devices together are too small.
         MissingDependencyError: `accelerate` is not installed.
     """
-    accelerate = _import_accelerate()
+    accelerate = require("accelerate", _EXTRA)
     if max_memory is None:
         balanced = accelerate.utils.get_balanced_memory(
             model, dtype=dtype, no_split_module_classes=NO_SPLIT_MODULES
@@ -260,20 +259,10 @@ def connect_devices(model: nn.Module, placement: Placement, inputs: nn.Module) -
             "device_map puts the token embeddings on 'cpu' and other parts on a GPU; put them on a GPU too."
         )
     devices = {name: str(device) for name, device in placement.devices.items()}
-    _import_accelerate().dispatch_model(
+    require("accelerate", _EXTRA).dispatch_model(
         model,
         device_map=devices,
         main_device=str(main),
         skip_keys=["past_key_values", "cache"],
         preload_module_classes=PRELOADED_MODULES,
     )
-
-
-def _import_accelerate() -> Any:
-    try:
-        import accelerate
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"a model on several devices needs the package accelerate: {_ACCELERATE_INSTALL}"
-        ) from error
-    return accelerate

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -28,8 +28,7 @@ from audioflamingo.checkpoint.device_map import (
     parse_dtype,
     plan_placement,
 )
-from audioflamingo.checkpoint.filling import build_empty, fill_from_files, fill_quantizing
-from audioflamingo.checkpoint.hub import resolve_folder
+from audioflamingo.checkpoint.loading import build_empty, fill_from_files, fill_quantizing
 from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import (
     COMPONENTS,
@@ -53,6 +52,8 @@ from audioflamingo.errors import (
     unknown_arguments,
 )
 from audioflamingo.files import read_json
+from audioflamingo.hub import resolve_folder
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.quantization.config import (
     QuantizationConfig,
     as_config,
@@ -68,16 +69,8 @@ _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transf
 _QUANTIZATION_ARGUMENTS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
 
 
-class PretrainedMixin:
-    """Gives a model `from_pretrained` and `save_pretrained`.
-
-    The model has `config` and `generation_config`, is built by `cls(config)` (also on the meta device), and
-    has `set_attn_implementation` and `get_input_embeddings`.
-    """
-
-    if TYPE_CHECKING:
-        config: AudioFlamingo3Config
-        generation_config: GenerationConfig
+class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
+    """The network with `from_pretrained` and `save_pretrained`."""
 
     @classmethod
     def from_pretrained(
@@ -127,40 +120,34 @@ class PretrainedMixin:
             DeviceError: the device is not there, is too small, or cannot run the dtype.
             ArgumentError: an unknown or contradictory argument.
         """
-        _refuse_unknown("from_pretrained", unknown, PretrainedMixin.from_pretrained)
+        _refuse_unknown("from_pretrained", unknown, cls.from_pretrained)
         requested_dtype = _read_dtype(dtype, torch_dtype)
         check_devices(device_map)
         if config is not None and not isinstance(config, AudioFlamingo3Config):
             raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
-        requested_quantization = None if quantization is None else as_config(quantization)
+        if quantization is not None:
+            as_config(quantization)  # a mistake shows before anything is fetched
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config = read_config(folder) if config is None else copy.deepcopy(config)
-        is_quantized_folder = read_quantization(config) is not None
         stored = find_tensors(folder)
-        model = build_empty(cls, config)
-        check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        model, is_quantizing = _build(cls, folder, config, stored, quantization)
         found_dtype = requested_dtype or stored_dtype(config, folder, stored)
-        if is_quantized_folder:
-            _check_recorded(folder, config, quantization)
-        elif requested_quantization is not None:
-            config = with_quantization(config, as_config(requested_quantization, is_calibrated=False))
-            model = build_empty(cls, config)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
 
         placement = _place(device_map, model, found_dtype)
-        if requested_quantization is None or is_quantized_folder:
-            fill_from_files(model, stored, found_dtype, placement)
-        else:
+        if is_quantizing:
             fill_quantizing(model, stored, found_dtype)
-        config.dtype = _name(found_dtype)
+        else:
+            fill_from_files(model, stored, found_dtype, placement)
+        model.config.dtype = _name(found_dtype)
         model.generation_config = read_generation_config(folder, config)
         if placement.is_split:
             connect_devices(model, placement, model.get_input_embeddings())
         model.eval()
-        return cast(Self, model)
+        return model
 
     def save_pretrained(
         self,
@@ -184,11 +171,11 @@ class PretrainedMixin:
                 weights.
             ArgumentError: an unknown argument or a size that is none.
         """
-        _refuse_unknown("save_pretrained", unknown, PretrainedMixin.save_pretrained)
+        _refuse_unknown("save_pretrained", unknown, self.save_pretrained)
         max_shard_bytes = parse_size(max_shard_size)
         if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
             raise ArgumentError(f"folder must be a path, got {folder!r}.")
-        state = cast(nn.Module, self).state_dict()
+        state = self.state_dict()
         _check_complete(state, build_empty(type(self), self.config).state_dict())
         shards = plan_shards(hub_tensors(state), max_shard_bytes)
         dtype = _most_common((t.dtype, t.numel()) for name, t in state.items() if not is_quantized(name))
@@ -198,6 +185,25 @@ class PretrainedMixin:
             config_to_save(self.config, dtype),
             self.generation_config.to_dict(),
         )
+
+
+def _build(
+    kind: type[PretrainedAudioFlamingo3],
+    folder: Path,
+    config: AudioFlamingo3Config,
+    stored: Mapping[str, StoredTensor],
+    quantization: str | QuantizationConfig | None,
+) -> tuple[Any, bool]:
+    """A model without weights that fits the files, and whether those are quantized on the way into it."""
+    model = build_empty(kind, config)
+    check_tensors(folder, stored, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    if read_quantization(config) is not None:
+        _check_recorded(folder, config, quantization)
+        return model, False
+    if quantization is None:
+        return model, False
+    scheme = as_config(as_config(quantization), is_calibrated=False)
+    return build_empty(kind, with_quantization(config, scheme)), True
 
 
 def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:

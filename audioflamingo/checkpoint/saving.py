@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from audioflamingo.checkpoint.atomic import AtomicFolder
 from audioflamingo.checkpoint.weights import (
     CONFIG_FILE,
     FLOAT_DTYPES,
@@ -33,7 +32,7 @@ from audioflamingo.checkpoint.weights import (
     shorten,
 )
 from audioflamingo.errors import ArgumentError, CheckpointError
-from audioflamingo.files import to_json
+from audioflamingo.files import AtomicFolder, to_json
 
 _FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 _DTYPE_NAMES = {**_FLOAT_NAMES, torch.uint8: PACKED_DTYPE}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from audioflamingo.errors import CheckpointError
-from audioflamingo.files import read_json
+from audioflamingo.files import TEMPORARY_PATTERN, read_json
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -25,7 +25,6 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_PATTERN = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SAVE_ID = "save_id"  # key in the metadata of shards and index: equal in all files of one save
-TEMPORARY_PATTERN = re.compile(r"\.saving-(?P<save_id>[0-9a-f]{32})-.+")
 
 # Where a stored name begins -> where the model's name begins. "" is the checkpoint folder; the others are
 # NVIDIA's. The first entries are the layout that `save_pretrained` writes; the model's own names

@@ -9,14 +9,22 @@ from __future__ import annotations
 import typer
 
 from audioflamingo.cli.failures import FriendlyGroup
-from audioflamingo.cli.help import APP_HELP, EPILOG
-from audioflamingo.cli.options import show_version
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"af3 {version('audioflamingo')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="af3",
     cls=FriendlyGroup,
-    help=APP_HELP,
-    epilog=EPILOG,
+    help="Audio Flamingo 3: transcribe, describe and discuss audio.",
+    epilog="Examples:  af3 transcribe talk.mp3  ·  af3 transcribe recordings/ --format srt --output-dir subtitles"
+    '  ·  af3 ask bird.wav "What is this?"',
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -27,21 +35,22 @@ app = typer.Typer(
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", help="Show the version and exit.", is_eager=True, callback=show_version
+        False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
     ),
 ) -> None:
     pass
 
 
 def _add_commands() -> None:
-    from audioflamingo.cli.ask import ask
-    from audioflamingo.cli.chat import chat
-    from audioflamingo.cli.info import info
-    from audioflamingo.cli.inspect import inspect
-    from audioflamingo.cli.quantize import quantize
-    from audioflamingo.cli.serve import serve
-    from audioflamingo.cli.train import evaluate, train
-    from audioflamingo.cli.transcribe import transcribe
+    from audioflamingo.cli.ask_command import ask
+    from audioflamingo.cli.chat_command import chat
+    from audioflamingo.cli.evaluate_command import evaluate
+    from audioflamingo.cli.info_command import info
+    from audioflamingo.cli.inspect_command import inspect
+    from audioflamingo.cli.quantize_command import quantize
+    from audioflamingo.cli.serve_command import serve
+    from audioflamingo.cli.train_command import train
+    from audioflamingo.cli.transcribe_command import transcribe
 
     for command in (transcribe, ask, chat, serve, inspect, info, quantize, train, evaluate):
         app.command()(command)

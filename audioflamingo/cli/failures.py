@@ -11,11 +11,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import AudioFlamingoError, AudioFlamingoWarning
+
 DEBUG = "audioflamingo.debug"  # keys of the context's shared notes
 QUIET = "audioflamingo.quiet"
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -23,8 +25,6 @@ class FriendlyGroup(TyperGroup):
     """Turns what a command raises into one line on the error stream and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        from audioflamingo.errors import AudioFlamingoWarning
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other libraries' advice to programmers
             warnings.simplefilter("default", AudioFlamingoWarning)
@@ -32,7 +32,7 @@ class FriendlyGroup(TyperGroup):
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
-                say("interrupted.")
+                Terminal.say("interrupted.")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             except BrokenPipeError:  # the reader of our output has gone, as in `af3 transcribe x | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,8 +46,6 @@ class FriendlyGroup(TyperGroup):
 
 def is_expected(error: BaseException) -> bool:
     """Whether an error is the input's or the machine's; others are ours and keep their traceback."""
-    from audioflamingo.errors import AudioFlamingoError
-
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, AudioFlamingoError | OSError) or is_memory
 
@@ -63,17 +61,10 @@ def describe(error: BaseException) -> str:
 def report(ctx: Any, error: BaseException) -> None:
     """Prints an error in one line; with `--debug` its traceback first."""
     if ctx.find_root().meta.get(DEBUG):
-        say("".join(traceback.format_exception(error)).rstrip())
-    say(f"error: {describe(error)}")
+        Terminal.say("".join(traceback.format_exception(error)).rstrip())
+    Terminal.say(f"error: {describe(error)}")
 
 
 def _warn(ctx: Any, message: str) -> None:
     if not ctx.find_root().meta.get(QUIET):
-        say(f"warning: {' '.join(message.split())}")
-
-
-def say(text: str) -> None:
-    """Prints to the error stream, above a progress bar if one is shown."""
-    from audioflamingo.cli.terminal import Terminal
-
-    Terminal.say(text)
+        Terminal.say(f"warning: {' '.join(message.split())}")

@@ -75,7 +75,7 @@ class ProgressBar:
         self._progress = progress
         self._task = task
 
-    def update(self, completed: float, description: str) -> None:
-        """Moves the bar."""
+    def update(self, completed: float, description: str, total: float | None = None) -> None:
+        """Moves the bar; `total`, the amount of work, is said where it was not known before."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=completed, description=description)
+            self._progress.update(self._task, completed=completed, description=description, total=total)

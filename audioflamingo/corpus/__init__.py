@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from audioflamingo.corpus.job import CorpusSummary, transcribe_corpus
-from audioflamingo.corpus.shards import CorpusFile
+from audioflamingo.corpus.cluster import ClusterOptions
+from audioflamingo.corpus.job import CorpusSummary, CorpusWatcher, transcribe_corpus
+from audioflamingo.corpus.records import CorpusFile
 
-__all__ = ["CorpusFile", "CorpusSummary", "transcribe_corpus"]
+__all__ = ["ClusterOptions", "CorpusFile", "CorpusSummary", "CorpusWatcher", "transcribe_corpus"]

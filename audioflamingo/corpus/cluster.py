@@ -8,32 +8,54 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from audioflamingo.errors import ArgumentError, ClusterError, MissingDependencyError
+from audioflamingo.errors import ArgumentError, ClusterError, require
+from audioflamingo.fields import check_fields, option
 
 LOCAL = "local"  # Ray's words for a cluster of this machine alone, and for one that runs on it already
 AUTO = "auto"
 CONNECT_TIMEOUT_S = 5.0
+EXTRA = "ray"  # what installs Ray; every node needs it
 
 # A gRPC server, as Ray's head is one, answers these with a frame of settings (RFC 9113, 3.4 and 6.5).
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
+_RAY = "Ray"
 
 
-def import_ray(module: str = "ray") -> Any:
-    """Ray or a part of it.
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Which cluster works, with what, and in which pieces."""
 
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a Ray cluster needs Ray, on every node: pip install 'audioflamingo[ray]'"
-        ) from error
+    address: str = option(
+        LOCAL,
+        "Head of the cluster; auto: the one that runs on this machine; local: start one here for this command.",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT|auto|local",
+        group=_RAY,
+    )
+    num_workers: int | None = option(
+        None,
+        "Workers, each with a model; by default one for each GPU, without GPUs one for each node.",
+        at_least=1,
+        group=_RAY,
+    )
+    cpus_per_worker: float | None = option(
+        None, "By default 1 beside a GPU, otherwise all of its node.", at_least=0.1, group=_RAY
+    )
+    gpus_per_worker: float | None = option(
+        None, "By default 1 if the cluster has GPUs.", at_least=0.0, group=_RAY
+    )
+    shard_size: int = option(
+        16,
+        "Files that a worker transcribes together, and that are done again if it dies meanwhile.",
+        at_least=1,
+        group=_RAY,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @contextlib.contextmanager
@@ -48,7 +70,7 @@ def connected(address: str) -> Iterator[None]:
         ClusterError: nobody answers, or it is another version of Ray or Python.
         MissingDependencyError: Ray is not installed.
     """
-    ray = import_ray()
+    ray = require("ray", EXTRA)
     if ray.is_initialized():
         yield
         return
@@ -160,4 +182,4 @@ def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 def alive_nodes() -> list[dict[str, float]]:
     """Resources of the nodes of the cluster that we are connected to."""
-    return [dict(node["Resources"]) for node in import_ray().nodes() if node["Alive"]]
+    return [dict(node["Resources"]) for node in require("ray", EXTRA).nodes() if node["Alive"]]

@@ -14,13 +14,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.corpus.shards import CorpusFile, Shard
+from audioflamingo.corpus.records import CorpusFile, Shard
 from audioflamingo.errors import ArgumentError, OutputError
-from audioflamingo.transcription.writers import write_whole
+from audioflamingo.files import write_whole
 
 RUN_FILE = "run.json"
 PARTS_FOLDER = "parts"
 WHOLE_FILE = "transcripts.jsonl"
+
+CHECKPOINT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.safetensors")
+NUM_SAMPLES = 64  # stretches that are read of a large file: training changes every one of them
+SAMPLE_BYTES = 16384
 
 
 def describe_files(files: Sequence[CorpusFile]) -> dict[str, Any]:
@@ -29,6 +33,22 @@ def describe_files(files: Sequence[CorpusFile]) -> dict[str, Any]:
     for file in files:
         digest.update(json.dumps([file.name, file.source]).encode())
     return {"num_files": len(files), "files_sha256": digest.hexdigest()}
+
+
+def fingerprint_checkpoint(folder: Path) -> str:
+    """A digest of the names, sizes and contents of a checkpoint's files; of large ones, samples of the content."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in CHECKPOINT_PATTERNS for path in folder.rglob(pattern)}):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= NUM_SAMPLES * SAMPLE_BYTES:
+                digest.update(file.read())
+                continue
+            for number in range(NUM_SAMPLES):
+                file.seek(number * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 class CorpusFolder:

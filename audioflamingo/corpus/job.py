@@ -10,19 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.corpus.cluster import LOCAL, alive_nodes, connected, plan_workers
+from audioflamingo.corpus.cluster import ClusterOptions, alive_nodes, connected, plan_workers
 from audioflamingo.corpus.folder import CorpusFolder, describe_files
-from audioflamingo.corpus.ray_data import ShardResult, run_shards
-from audioflamingo.corpus.records import error_record
-from audioflamingo.corpus.shards import CorpusFile, Shard, cut_shards
-from audioflamingo.corpus.worker import Load
+from audioflamingo.corpus.ray_data import Load, ShardResult, run_shards
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record
 from audioflamingo.errors import ArgumentError, ClusterError
 from audioflamingo.transcription.options import TranscriptionOptions
 
-SHARD_SIZE = 16
 MAX_FAILED_SHARDS = 16  # more of them are no bad files but a bad model or cluster
-
-OnRecords = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,16 @@ class CorpusSummary:
     num_kept: int
 
 
+class CorpusWatcher:
+    """Hears how a job goes. This one does nothing about it."""
+
+    def started(self, num_kept: int) -> None:
+        """The job begins; the records of so many files are there already."""
+
+    def finished(self, records: Sequence[str]) -> None:
+        """Files are done."""
+
+
 def transcribe_corpus(
     files: Sequence[CorpusFile],
     output_dir: str | os.PathLike[str],
@@ -49,14 +54,9 @@ def transcribe_corpus(
     *,
     model: dict[str, Any],
     options: TranscriptionOptions | None = None,
-    address: str = LOCAL,
-    shard_size: int = SHARD_SIZE,
-    num_workers: int | None = None,
-    cpus_per_worker: float | None = None,
-    gpus_per_worker: float | None = None,
+    cluster: ClusterOptions | None = None,
     overwrite: bool = False,
-    on_start: Callable[[int], None] | None = None,
-    on_records: OnRecords | None = None,
+    watcher: CorpusWatcher | None = None,
 ) -> CorpusSummary:
     """Transcribes files on a Ray cluster into one file of records, in their order.
 
@@ -69,12 +69,9 @@ def transcribe_corpus(
         load: gives a model and its processor; pickled, and called once by each worker.
         model: JSON that tells models apart; a folder with results of another one is refused.
         options: how files are transcribed; another `batch_size` may be used to go on.
-        address: see `connected`.
-        shard_size: files that a worker transcribes together.
-        num_workers, cpus_per_worker, gpus_per_worker: see `plan_workers`.
+        cluster: which one works, with what, and in which pieces.
         overwrite: start again where `output_dir` holds another run.
-        on_start: called with the number of files whose records are there already.
-        on_records: called with the records of files that are done.
+        watcher: hears how it goes.
 
     Raises:
         ArgumentError: `output_dir` holds another run, a value is not allowed, or two files share a name.
@@ -82,23 +79,25 @@ def transcribe_corpus(
         OutputError: `output_dir` cannot be written to.
         MissingDependencyError: Ray is not installed.
     """
-    _check(files, shard_size)
-    options = options or TranscriptionOptions()
-    run = {**_describe(model, options), "shard_size": shard_size, **describe_files(files)}
+    _check(files)
+    options, cluster = options or TranscriptionOptions(), cluster or ClusterOptions()
+    watcher = watcher or CorpusWatcher()
+    run = {**_describe(model, options), "shard_size": cluster.shard_size, **describe_files(files)}
     folder = CorpusFolder(Path(output_dir).expanduser(), run, overwrite)
-    shards = cut_shards(files, shard_size)
+    shards = cut_shards(files, cluster.shard_size)
     todo = [shard for shard in shards if not folder.is_done(shard)]
     num_kept = len(files) - sum(len(shard.files) for shard in todo)
-    if on_start is not None:
-        on_start(num_kept)
+    watcher.started(num_kept)
     if todo:
-        with connected(address):
-            plan = plan_workers(alive_nodes(), num_workers, cpus_per_worker, gpus_per_worker)
+        with connected(cluster.address):
+            plan = plan_workers(
+                alive_nodes(), cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker
+            )
 
             def run_all(parts: Sequence[Shard]) -> Iterator[ShardResult]:
                 return run_shards(parts, load, options, plan)
 
-            _run(todo, run_all, folder, on_records or (lambda records: None))
+            _run(todo, run_all, folder, watcher.finished)
     return CorpusSummary(folder.path, len(files), folder.merge(shards), num_kept)
 
 
@@ -106,7 +105,7 @@ def _run(
     shards: Sequence[Shard],
     run_all: Callable[[Sequence[Shard]], Iterator[ShardResult]],
     folder: CorpusFolder,
-    on_records: OnRecords,
+    on_records: Callable[[Sequence[str]], None],
 ) -> None:
     """Runs shards, then what failed file by file, so that only the files at fault are given up."""
     failed: list[Shard] = []
@@ -140,10 +139,8 @@ def _describe(model: dict[str, Any], options: TranscriptionOptions) -> dict[str,
     return {**model, **values.pop("vad"), **values}
 
 
-def _check(files: Sequence[CorpusFile], shard_size: int) -> None:
+def _check(files: Sequence[CorpusFile]) -> None:
     if not files:
         raise ArgumentError("there is nothing to transcribe: no files.")
-    if shard_size < 1:
-        raise ArgumentError(f"shard_size must be at least 1, got {shard_size}.")
     if len({file.name for file in files}) < len(files):
         raise ArgumentError("two files of the corpus share a name: their records could not be told apart.")

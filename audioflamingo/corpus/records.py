@@ -1,4 +1,4 @@
-"""The record of a file: one line of JSON.
+"""The files of a corpus, the shards that workers take, and the record of a file: one line of JSON.
 
     {"source": name, "error": null, "duration_s": 3.2, "text": "...", "segments": [{"start_s": ...}, ...]}
 
@@ -7,13 +7,60 @@ A file that failed has its error in place of null, no duration and an empty tran
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
-from audioflamingo.corpus.shards import CorpusFile
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.writers import json_line, transcript_content
+
+if TYPE_CHECKING:
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One audio file.
+
+    Attributes:
+        name: what its record is called; no two files of a corpus share one.
+        source: an absolute path or a URL that every node of the cluster can read.
+    """
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Files that one worker transcribes together; what is done again if it dies meanwhile.
+
+    Attributes:
+        index: its place in the corpus, from 0 on.
+        files: one or more.
+    """
+
+    index: int
+    files: tuple[CorpusFile, ...]
+
+    def to_row(self) -> dict[str, int | str]:
+        """A row of a Ray data set; the files as JSON, which every version of Arrow keeps as it is."""
+        return {"index": self.index, "files": json.dumps([(file.name, file.source) for file in self.files])}
+
+    @classmethod
+    def from_row(cls, row: dict[str, int | str]) -> Self:
+        """What `to_row` was called on."""
+        files = tuple(CorpusFile(name, source) for name, source in json.loads(str(row["files"])))
+        return cls(int(row["index"]), files)
+
+
+def cut_shards(files: Sequence[CorpusFile], shard_size: int) -> list[Shard]:
+    """Cuts files into shards of `shard_size`, in order; the last one may be smaller."""
+    starts = range(0, len(files), shard_size)
+    return [Shard(index, tuple(files[start : start + shard_size])) for index, start in enumerate(starts)]
 
 
 def transcript_record(name: str, segments: Sequence[Segment], duration_s: float) -> str:
@@ -32,7 +79,10 @@ def _record(name: str, error: str | None, segments: Sequence[Segment], duration_
 
 
 def transcribe_files(
-    model: Any, processor: Any, files: Sequence[CorpusFile], options: TranscriptionOptions
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    files: Sequence[CorpusFile],
+    options: TranscriptionOptions,
 ) -> list[str]:
     """Transcribes files together and gives the record of each, in order."""
     from audioflamingo.transcription.transcriber import transcribe_all

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from audioflamingo.processor.framing import TRANSCRIPTION_PREFIXES, strip_framing
-from audioflamingo.training.errors import require
+from audioflamingo.errors import require
+from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, strip_framing
 
 Scoring = Literal["transcription", "choice", "exact"]
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)|[\n;]|$)", re.DOTALL)
@@ -88,7 +88,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     if not reference or not hypothesis:  # jiwer refuses empty references
         num_words = len(reference.split())
         return num_words or len(hypothesis.split()), num_words
-    output = require("jiwer").process_words(reference, hypothesis)
+    output = require("jiwer", "train").process_words(reference, hypothesis)
     return output.substitutions + output.deletions + output.insertions, len(reference.split())
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.host import to_host
+from audioflamingo.kernels.host import to_host
 
 BLOCK_ROWS = 16
 LINE_BYTES = 64

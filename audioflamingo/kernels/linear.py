@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioflamingo import bfloat16
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import native, reference
+from audioflamingo.kernels import bfloat16, native, reference
 from audioflamingo.kernels.layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h

@@ -21,10 +21,13 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, NoReturn
 
-from audioflamingo.errors import MissingDependencyError, PromptError
-from audioflamingo.processor.batch import IGNORED_LABEL
+import numpy as np
+
+from audioflamingo.config import IGNORED_LABEL
+from audioflamingo.errors import ArgumentError, PromptError
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.conversation import Conversation, Turn, clips_of, texts_of
+from audioflamingo.processor.prompt import PromptText
 from audioflamingo.processor.tokenizer import Tokenizer
 
 DEFAULT_CHAT_TEMPLATE = """\
@@ -122,6 +125,15 @@ class RenderedPrompt:
                 is_answer = any(start < span_end and end > span_start for span_start, span_end in spans)
                 labels.append(found if is_answer else IGNORED_LABEL)
         return ids, labels
+
+    def prompt_text(
+        self, tokenizer: Tokenizer, audio_token_id: int, labels: bool | str = False
+    ) -> PromptText:
+        """Encodes the prompt with labels of everything (True), of answers ("assistant"), or none (False)."""
+        ids, answers = (np.array(row, dtype=np.int32) for row in self.encode(tokenizer))
+        return PromptText(
+            ids, audio_token_id, (answers if labels == "assistant" else ids) if labels else None
+        )
 
     def _find_answers(self, piece: str, state: str) -> tuple[str, list[tuple[int, int]], str]:
         """Takes the markers out of a piece.
@@ -304,20 +316,37 @@ class _Renderer:
         return text[:at].rstrip() if is_trimmed else text[:at]
 
 
+def choose_template(known: str | dict[str, str], wanted: str | None) -> str:
+    """Source of the template to use: the given one, the one of the given name, or the default.
+
+    Args:
+        known: the processor's template, or several by name.
+        wanted: Jinja source, or a name; None takes the default.
+
+    Raises:
+        PromptError: none is the default.
+        ArgumentError: `wanted` is no text.
+    """
+    if not isinstance(wanted, str | None):
+        raise ArgumentError(f"chat_template must be Jinja source or a name, got {type(wanted).__name__}.")
+    named = known if isinstance(known, dict) else {"default": known}
+    if wanted is None and "default" not in named:
+        raise PromptError(
+            f"none of the chat templates is the default: pass chat_template= one of {', '.join(named)}."
+        )
+    return named["default"] if wanted is None else named.get(wanted, wanted)
+
+
 @lru_cache(maxsize=32)
 def compile_template(source: str) -> Any:
     """Compiles a chat template for Jinja's sandbox, with the helpers that templates on the hub rely on.
 
     Raises:
         PromptError: the template is not valid Jinja.
-        MissingDependencyError: Jinja is not installed.
     """
-    try:
-        import jinja2
-        from jinja2 import ext, nodes, parser
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingDependencyError("chat templates need jinja2: pip install jinja2") from error
+    import jinja2
+    from jinja2 import ext, nodes, parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationBlock(ext.Extension):
         """`{% generation %}` marks the assistant's text for other tools; here it is only passed through."""

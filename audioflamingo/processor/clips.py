@@ -1,9 +1,11 @@
-"""The clips of a batch: from what the caller named to windows of samples."""
+"""Clips: from what the caller named to windows of samples and their features."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from audioflamingo.audio.loading import (
     HOP_LENGTH,
     check_waveform,
     load_audio,
-    num_audio_tokens,
     split_windows,
 )
+from audioflamingo.errors import ArgumentError, AudioError
 from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.prompt import Features
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,23 +31,25 @@ class Clip:
         source: whatever `load_audio` takes.
         sampling_rate: Hz of an in-memory array, where one is stated for this clip.
         key: the key under which a message gave the source.
+        name: what errors call it; None leaves its number.
     """
 
     source: Any
     sampling_rate: float | None = None
     key: str = "audio"
+    name: str | None = None
 
 
 def load_windows(
-    clips: list[Clip],
+    clips: Sequence[Clip],
     feature_extractor: AudioFlamingo3FeatureExtractor,
     max_audio_len: float,
     options: AudioOptions,
-) -> list[list[np.ndarray]]:
-    """Loads clips, each source once, and cuts them.
+) -> list[list[Features]]:
+    """Loads clips, each source once, cuts them and computes their features.
 
     Returns:
-        For each clip its windows, float32 (samples,).
+        For each clip its windows.
 
     Raises:
         AudioError: a clip that cannot be read, is too short for one audio token, or too long where that is
@@ -61,7 +66,7 @@ def load_windows(
             loaded[key] = load_audio(
                 clip.source, sampling_rate=rate, target_rate=feature_extractor.sampling_rate
             )
-        name = f"clip {index}"
+        name = clip.name or f"clip {index}"
         check_waveform(loaded[key], name)
         windows.append(
             split_windows(
@@ -72,9 +77,30 @@ def load_windows(
                 name=name,
             )
         )
-    return windows
+    encoded = iter(encode_windows([window for clip in windows for window in clip], feature_extractor))
+    return [list(islice(encoded, len(clip))) for clip in windows]
 
 
-def count_audio_tokens(windows: list[np.ndarray]) -> int:
-    """Audio tokens of a clip: the sum over its windows."""
-    return sum(num_audio_tokens(math.ceil(len(window) / HOP_LENGTH)) for window in windows)
+def encode_windows(
+    windows: Sequence[np.ndarray], feature_extractor: AudioFlamingo3FeatureExtractor
+) -> list[Features]:
+    """Log-mel features of windows of samples, and how many of their frames are valid."""
+    if not windows:
+        return []
+    features, _ = feature_extractor(windows)
+    return [(row, math.ceil(len(window) / HOP_LENGTH)) for row, window in zip(features, windows, strict=True)]
+
+
+def check_window(waveform: np.ndarray) -> None:
+    """Checks one window of mono 16 kHz samples that was not loaded by `load_windows`.
+
+    Raises:
+        AudioError: too short for an audio token, or with NaN or infinite samples.
+        ArgumentError: no float32 array (samples,).
+    """
+    if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or waveform.dtype != np.float32:
+        found = f"{waveform.dtype} {waveform.shape}" if isinstance(waveform, np.ndarray) else repr(waveform)
+        raise ArgumentError(f"waveform must be a float32 array (samples,), got {found:.80}.")
+    check_waveform(waveform, "waveform")
+    if not np.isfinite(waveform).all():
+        raise AudioError("waveform has samples that are NaN or infinite.")

@@ -3,7 +3,7 @@
 A conversation is a list of messages `{"role", "content"}`; the content is a string or a list of parts
 `{"type": "text", "text"}` and `{"type": "audio", "path" | "url" | "audio"}`. Nothing is guessed: a key or a
 part that means nothing here is an error, because a prompt that silently lost its audio gives a plausible
-wrong answer.
+wrong answer. `strip_framing` takes away the sentence that the model writes around a transcript.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from audioflamingo.processor.clips import Clip
 
 ROLES = ("system", "user", "assistant")
 AUDIO_SOURCE_KEYS = ("path", "url", "audio")
+TRANSCRIPTION_PREFIXES = (
+    "The spoken content of the audio is",
+    "The transcription of the audio is",
+    "The content of the input audio is",
+)
+QUOTES = ("'", '"')
 _ALLOWED_KEYS = {"text": ("type", "text"), "audio": ("type", *AUDIO_SOURCE_KEYS, "sampling_rate")}
 
 
@@ -181,3 +187,23 @@ def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 
 def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def strip_framing(text: str) -> str:
+    """Takes away a known opening, the full stop behind the quotes, and one pair of matching quotes.
+
+    A text with neither opening nor quotes keeps its full stop: it is the transcript's own.
+
+    Args:
+        text: a decoded answer.
+
+    Returns:
+        The transcript, without white space around it.
+    """
+    stripped = text.strip()
+    prefix = next((prefix for prefix in TRANSCRIPTION_PREFIXES if stripped.startswith(prefix)), "")
+    stripped = stripped[len(prefix) :].strip()
+    body = stripped[:-1].strip() if stripped.endswith(".") else stripped
+    if len(body) >= 2 and body[0] == body[-1] and body[0] in QUOTES:
+        return body[1:-1].strip()
+    return body if prefix else stripped

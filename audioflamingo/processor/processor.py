@@ -13,28 +13,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.checkpoint.hub import PROCESSOR_FILES, resolve_folder
-from audioflamingo.config import AUDIO_TOKEN
-from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError, unknown_arguments
+from audioflamingo.errors import ArgumentError, unknown_arguments
 from audioflamingo.files import to_json, write_text
-from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature, Row, expand_audio, pad_rows
-from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE, render_conversation
-from audioflamingo.processor.clips import Clip, count_audio_tokens, load_windows
-from audioflamingo.processor.conversation import clips_of, parse_conversations, transcription_conversations
-from audioflamingo.processor.framing import strip_framing
-from audioflamingo.processor.options import AudioOptions, TextOptions, collect_options
-from audioflamingo.processor.settings_files import (
+from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
+from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
+from audioflamingo.processor.clips import Clip
+from audioflamingo.processor.collate import BatchFeature, collate
+from audioflamingo.processor.conversation import (
+    clips_of,
+    parse_conversations,
+    strip_framing,
+    transcription_conversations,
+)
+from audioflamingo.processor.folders import (
     PROCESSOR_CLASS,
+    is_original_layout,
+    read_chat_template,
     read_feature_settings,
     read_processor_config,
 )
+from audioflamingo.processor.options import collect_options
+from audioflamingo.processor.prompt import PromptText
+from audioflamingo.processor.prompt_maker import PromptMaker
 from audioflamingo.processor.tokenizer import TokenIds, Tokenizer
-from audioflamingo.processor.tokenizer_files import is_original_layout, read_chat_template
 
-DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the input speech."
 _INIT_OPTIONS = ("chat_template", "audio_token", "default_transcription_prompt", "max_audio_len")
 _TEMPLATE_OPTIONS = (
     "chat_template",
@@ -46,59 +51,13 @@ _TEMPLATE_OPTIONS = (
 )
 
 
-class AudioFlamingo3Processor:
+class AudioFlamingo3Processor(PromptMaker):
     """Prepares everything that `AudioFlamingo3ForConditionalGeneration` reads, and decodes what it writes.
 
-    Args:
-        feature_extractor: waveform windows to log-mel features.
-        tokenizer: text to ids and back.
-        chat_template: Jinja source, or a dict of named ones. None takes the tokenizer's, or else the
-            published one.
-        audio_token: the control token that stands for audio.
-        default_transcription_prompt: what `apply_transcription_request` asks where no prompt is given.
-        max_audio_len: longest clip in seconds; `on_long` says what happens to longer ones.
-
-    Attributes:
-        audio_token_id: id of `audio_token`.
-
-    Raises:
-        CheckpointError: the tokenizer does not treat `audio_token` as a control token.
-        ConfigError: `max_audio_len` is shorter than a window.
+    See `PromptMaker` for its arguments and attributes, and for prompts one by one; here are batches, files and text.
     """
 
-    def __init__(
-        self,
-        feature_extractor: AudioFlamingo3FeatureExtractor,
-        tokenizer: Tokenizer,
-        chat_template: str | dict[str, str] | None = None,
-        audio_token: str = AUDIO_TOKEN,
-        default_transcription_prompt: str = DEFAULT_TRANSCRIPTION_PROMPT,
-        max_audio_len: float = 600,
-    ) -> None:
-        for name, value, kind in (
-            ("feature_extractor", feature_extractor, AudioFlamingo3FeatureExtractor),
-            ("tokenizer", tokenizer, Tokenizer),
-        ):
-            if not isinstance(value, kind):
-                raise ArgumentError(
-                    f"{name} must be a {kind.__name__} of this package, got {type(value).__name__}."
-                )
-        if audio_token not in tokenizer.control_tokens:
-            raise CheckpointError(
-                f"the tokenizer has no control token {audio_token!r}: is it Audio Flamingo 3's?"
-            )
-        if max_audio_len < feature_extractor.chunk_length:
-            raise ConfigError(
-                f"max_audio_len={max_audio_len} is less than one window ({feature_extractor.chunk_length} s)."
-            )
-        self.feature_extractor = feature_extractor
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
-        self.audio_token = audio_token
-        self.audio_token_id = tokenizer.control_tokens[audio_token]
-        self.default_transcription_prompt = default_transcription_prompt
-        self.max_audio_len = max_audio_len
-        self._unknown_config: dict[str, Any] = {}
+    _unknown_config: Mapping[str, Any] = {}
 
     # Loading and saving
 
@@ -214,10 +173,12 @@ class AudioFlamingo3Processor:
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, list | tuple) or not prompts:
             raise ArgumentError("text must be a prompt or a list of at least one prompt.")
-        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
-        rows = [Row(ids, list(ids) if output_labels else None) for ids in encoded]
+        texts = []
+        for prompt in prompts:
+            ids = np.array(self.tokenizer.encode_prompt(prompt), dtype=np.int32)
+            texts.append(PromptText(ids, self.audio_token_id, ids if output_labels else None))
         clips = [Clip(source) for source in _as_list(audio)]
-        return self._build_batch(rows, clips, text_options, audio_options)
+        return collate(self.complete(texts, clips, audio_options), self.tokenizer.pad_token_id, text_options)
 
     def apply_chat_template(
         self,
@@ -275,31 +236,22 @@ class AudioFlamingo3Processor:
             )
         if not tokenize and output_labels:
             raise ArgumentError("output_labels needs tokenize=True.")
-        template = self._resolve_template(chat_template)
         conversations, is_batch = parse_conversations(conversation)
-        prompts = [
-            render_conversation(
-                turns,
-                template,
-                self.tokenizer,
-                self.audio_token,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                mark_answers=output_labels == "assistant",
-            )
-            for turns in conversations
-        ]
+        rendered = self.render(
+            conversations,
+            chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            mark_answers=output_labels == "assistant",
+        )
         if not tokenize:
-            return [prompt.text for prompt in prompts] if is_batch else prompts[0].text
-        rows = []
-        for index, (turns, prompt) in enumerate(zip(conversations, prompts, strict=True)):
-            ids, answers = prompt.encode(self.tokenizer)
-            if output_labels == "assistant" and not any(turn.role == "assistant" for turn in turns):
-                raise PromptError(f"conversation {index} has no assistant message to label.")
-            labels = answers if output_labels == "assistant" else list(ids)
-            rows.append(Row(ids, labels if output_labels else None))
+            return [prompt.text for prompt in rendered] if is_batch else rendered[0].text
+        texts = [
+            prompt.prompt_text(self.tokenizer, self.audio_token_id, output_labels) for prompt in rendered
+        ]
         clips = [clip for turns in conversations for clip in clips_of(turns)]
-        batch = self._build_batch(rows, clips, text_options, audio_options)
+        prompts = self.complete(texts, clips, audio_options)
+        batch = collate(prompts, self.tokenizer.pad_token_id, text_options)
         return batch if return_dict else batch["input_ids"]
 
     def apply_transcription_request(
@@ -334,44 +286,6 @@ class AudioFlamingo3Processor:
         return self.apply_chat_template(
             conversations, tokenize=tokenize, add_generation_prompt=True, return_dict=True, **options
         )
-
-    def _resolve_template(self, chat_template: str | None) -> str:
-        """Source of the template to use: the given one, the one of the given name, or the default."""
-        if not isinstance(chat_template, str | None):
-            raise ArgumentError(
-                f"chat_template must be Jinja source or a name, got {type(chat_template).__name__}."
-            )
-        named = (
-            self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        )
-        if chat_template is None and "default" not in named:
-            raise PromptError(
-                f"none of the chat templates is the default: pass chat_template= one of {', '.join(named)}."
-            )
-        return named["default"] if chat_template is None else named.get(chat_template, chat_template)
-
-    def _build_batch(
-        self, rows: list[Row], clips: list[Clip], text_options: TextOptions, audio_options: AudioOptions
-    ) -> BatchFeature:
-        num_slots = sum(row.ids.count(self.audio_token_id) for row in rows)
-        if num_slots != len(clips):
-            raise PromptError(
-                f"the text has {num_slots} {self.audio_token} for {len(clips)} clip(s); it needs as many."
-            )
-        features: dict[str, Tensor] = {}
-        num_tokens: list[int] = []
-        if clips:
-            cut = load_windows(clips, self.feature_extractor, self.max_audio_len, audio_options)
-            num_tokens = list(map(count_audio_tokens, cut))
-            windows = [window for clip in cut for window in clip]
-            features["input_features"], features["input_features_mask"] = self.feature_extractor(windows)
-        rows = expand_audio(rows, self.audio_token_id, num_tokens)
-        ids, mask = pad_rows([row.ids for row in rows], self.tokenizer.pad_token_id, text_options)
-        batch = BatchFeature({"input_ids": ids, "attention_mask": mask, **features})
-        labels = [row.labels for row in rows if row.labels is not None]
-        if labels:
-            batch["labels"], _ = pad_rows(labels, IGNORED_LABEL, text_options)
-        return batch
 
     # Ids to text
 

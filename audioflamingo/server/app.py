@@ -17,12 +17,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from audioflamingo.server.chat import ChatCompletions
-from audioflamingo.server.errors import ApiError
+from audioflamingo.server.chat_route import ChatRoute
+from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.middleware import KeyMiddleware, RequestMiddleware
 from audioflamingo.server.replies import JsonResponse
 from audioflamingo.server.service import Service
-from audioflamingo.server.transcriptions import Transcriptions
+from audioflamingo.server.transcription_route import TranscriptionRoute
 
 PAGE = Path(__file__).parent / "page"
 
@@ -51,8 +51,8 @@ def create_app(service: Service) -> Starlette:
     interface = [
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/chat/completions", ChatCompletions(service), methods=["POST"]),
-        Route("/audio/transcriptions", Transcriptions(service), methods=["POST"]),
+        Route("/chat/completions", ChatRoute(service), methods=["POST"]),
+        Route("/audio/transcriptions", TranscriptionRoute(service), methods=["POST"]),
     ]
     # A mount of its own, so that a wrong method there is not taken for a file of the page.
     routes: list[BaseRoute] = [
@@ -65,7 +65,7 @@ def create_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.engine.start)
+        await asyncio.to_thread(service.worker.start)
         try:
             yield
         finally:
@@ -105,5 +105,5 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "audioflamingo",
-        "max_model_len": service.engine.max_prompt_tokens + 1,
+        "max_model_len": service.worker.engine.room(0),
     }

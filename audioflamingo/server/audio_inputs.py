@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 from collections.abc import Iterator
 
 import numpy as np
 
+from audioflamingo.audio.fetching import FetchPolicy, fetch
 from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_audio
-from audioflamingo.errors import AudioTooLongError
-from audioflamingo.server.errors import bad_request
+from audioflamingo.audio.sources import decode_data_uri
+from audioflamingo.errors import AudioError, AudioTooLongError
+from audioflamingo.server.chat_schema import AudioUrlPart, InputAudioPart
+from audioflamingo.server.error_replies import bad_request
 
 
 def decode_base64(text: str, field: str) -> bytes:
@@ -20,14 +21,13 @@ def decode_base64(text: str, field: str) -> bytes:
     Raises:
         ApiError: it is none.
     """
-    if text[:5].lower() == "data:":
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise bad_request(f"{field}: a data: address must look like 'data:audio/wav;base64,...'.", field)
+    head = text[: text.find(",") + 1].lower() if text[:5].lower() == "data:" else None
+    if head is not None and not head.endswith(";base64,"):
+        raise bad_request(f"{field}: a data: address must look like 'data:audio/wav;base64,...'.", field)
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad_request(f"{field}: the data is not valid base64 ({error}).", field) from None
+        data = decode_data_uri(text if head else f"data:;base64,{text}")
+    except AudioError as error:
+        raise bad_request(f"{field}: {error}", field) from None
     if not data:
         raise bad_request(f"{field}: there is no audio in it.", field)
     return data
@@ -52,8 +52,22 @@ def limited_audio(data: bytes, max_seconds: float) -> Iterator[np.ndarray]:
         yield block
 
 
-def load_clip(data: bytes, max_seconds: float, field: str) -> np.ndarray:
-    """A whole clip, float32 (samples,) at 16 kHz; see `limited_audio`."""
+def load_clip(
+    part: InputAudioPart | AudioUrlPart, field: str, max_seconds: float, policy: FetchPolicy
+) -> np.ndarray:
+    """A whole clip of a message, float32 (samples,) at 16 kHz; see `limited_audio`.
+
+    Args:
+        part: where it is.
+        field: what the part is called in messages.
+        max_seconds: longest clip.
+        policy: what may be fetched.
+    """
+    url = part.input_audio.data if isinstance(part, InputAudioPart) else part.audio_url.url
+    if isinstance(part, InputAudioPart) or url[:5].lower() == "data:":
+        data = decode_base64(url, field)
+    else:
+        data = fetch(url, policy).read()
     waveform = np.concatenate(list(limited_audio(data, max_seconds)))
     check_waveform(waveform, field)
     return waveform

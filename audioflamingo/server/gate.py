@@ -1,117 +1,120 @@
-"""Who gets in: a bounded number of requests at work, a bounded queue, and the orderly end of both."""
+"""How many requests may be inside, and the orderly end. Whom the model works for, the engine's scheduler says."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from audioflamingo.server.errors import busy, shutting_down
+from audioflamingo.engine.request import Share
+from audioflamingo.server.error_replies import busy, shutting_down, timed_out
 
 
 class Gate:
-    """Lets requests in, first come, first served.
+    """Counts requests in and out.
 
     Args:
-        max_running: requests at work.
-        max_queue: requests that wait, those whose upload is still coming in included.
+        max_inside: requests that may be inside: uploading, being prepared, waiting for the model, or answered.
 
     Attributes:
-        num_running: requests at work.
-        num_inside: those and the waiting ones.
+        is_closing: whether the server shuts down.
     """
 
-    def __init__(self, max_running: int, max_queue: int) -> None:
-        self._max_running = max_running
-        self._max_inside = max_running + max_queue
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, max_inside: int) -> None:
+        self._max_inside = max_inside
+        self._places: set[Place] = set()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.is_closing = False
-        self.num_running = 0
-        self.num_inside = 0
+
+    @property
+    def num_inside(self) -> int:
+        """All requests."""
+        return len(self._places)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that the model has begun to work for."""
+        return sum(place.is_running for place in list(self._places))
 
     @property
     def num_waiting(self) -> int:
-        """Requests that are not at work yet."""
+        """The others."""
         return self.num_inside - self.num_running
 
     @contextmanager
-    def enter(self) -> Iterator[Pass]:
-        """Takes a place in the queue until the end of the block.
+    def enter(self) -> Iterator[Place]:
+        """Takes a place until the end of the block.
 
         Raises:
-            ApiError: 429 if the queue is full, 503 if the server is shutting down.
+            ApiError: 429 if all are taken, 503 if the server is shutting down.
         """
         if self.is_closing:
             raise shutting_down()
         if self.num_inside >= self._max_inside:
             raise busy(self.num_waiting)
-        self.num_inside += 1
+        place = Place(self)
+        self._places.add(place)
         self._is_empty.clear()
-        ticket = Pass(self)
         try:
-            yield ticket
+            yield place
         finally:
-            self.num_inside -= 1
-            if ticket.is_running:
-                self.num_running -= 1
-                self._let_in()
-            if not self.num_inside:
+            self._places.remove(place)
+            if not self._places:
                 self._is_empty.set()
 
-    async def wait_for_slot(self) -> None:
-        """Waits until the request may work.
-
-        Raises:
-            ApiError: 503 if the server shuts down before.
-        """
-        if self.is_closing:
-            raise shutting_down()
-        if self.num_running < self._max_running and not self._waiting:
-            self.num_running += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:  # let in and gone at once
-                self.num_running -= 1
-                self._let_in()
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            raise
-
-    def _let_in(self) -> None:
-        while self._waiting and self.num_running < self._max_running:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self.num_running += 1
-                turn.set_result(None)
-
     def close(self) -> None:
-        """Lets nobody in any more; those who wait are turned away."""
+        """Lets nobody in any more; whom the model has not begun with is turned away."""
         self.is_closing = True
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(shutting_down())
+        for place in self._places:
+            if not place.is_running:
+                place.turn_away()
 
     async def wait_until_empty(self) -> None:
         """Waits until the last request has left."""
         await self._is_empty.wait()
 
 
-class Pass:
-    """A request's place in the gate."""
+class Place:
+    """A request inside the gate.
+
+    Attributes:
+        share: what it has had of the model.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self.is_running = False
+        self._limit: asyncio.Timeout | None = None
+        self._is_turned_away = False
+        self.share = Share()
 
-    async def wait_for_slot(self) -> None:
-        """See `Gate.wait_for_slot`."""
-        await self._gate.wait_for_slot()
-        self.is_running = True
+    @property
+    def is_running(self) -> bool:
+        """Whether the model has begun to work for it."""
+        return self.share.service_s > 0
+
+    @asynccontextmanager
+    async def time_limit(self, seconds: float) -> AsyncIterator[None]:
+        """Ends the block after so many seconds, or when the request is turned away.
+
+        Raises:
+            ApiError: 504 or 503.
+        """
+        if self._gate.is_closing:
+            raise shutting_down()
+        try:
+            async with asyncio.timeout(seconds) as self._limit:
+                yield
+        except TimeoutError:
+            assert self._limit is not None
+            if not self._limit.expired():
+                raise
+            raise (shutting_down() if self._is_turned_away else timed_out(seconds)) from None
+        finally:
+            self._limit = None
+
+    def turn_away(self) -> None:
+        """Ends what `time_limit` holds at once."""
+        if self._limit is not None and not self._limit.expired():
+            self._is_turned_away = True
+            self._limit.reschedule(asyncio.get_running_loop().time())

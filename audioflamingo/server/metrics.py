@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from audioflamingo.server.engine import Engine
+from audioflamingo.engine.engine import Engine
 from audioflamingo.server.gate import Gate
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -68,11 +68,11 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The numbers of this moment."""
         engine, gate = self._engine, self._gate
-        pool, kept = engine.pool, engine.schedule.kept
+        pool, kept = engine.pool, engine.scheduler.prefixes
         num_kept, num_free = kept.num_slots, pool.num_free
         yield _gauge("af3_requests_running", "Requests at work.", gate.num_running)
         yield _gauge("af3_requests_waiting", "Requests in the queue.", gate.num_waiting)
-        schedule = engine.schedule
+        schedule = engine.scheduler
         rows = GaugeMetricFamily("af3_answers", "Answers by state.", labels=["state"])
         for state in ("waiting", "reading", "answering"):
             rows.add_metric([state], len(getattr(schedule, state)))
@@ -84,13 +84,15 @@ class EngineCollector(Collector):
         yield slots
         yield _counter("af3_steps", "Steps of the model.", engine.num_steps)
         yield _counter("af3_prompt_tokens", "Tokens of prompts that were computed.", engine.num_prompt_tokens)
-        yield _counter("af3_reused_tokens", "Tokens of prompts found in the cache.", engine.num_reused_tokens)
+        yield _counter(
+            "af3_reused_tokens", "Tokens of prompts found in the cache.", engine.scheduler.num_reused_tokens
+        )
         yield _counter("af3_generated_tokens", "Tokens of answers.", engine.num_new_tokens)
         windows = CounterMetricFamily(
             "af3_audio_windows", "Windows of audio by how they came.", labels=["source"]
         )
-        windows.add_metric(["encoded"], engine.encoder.num_misses)
-        windows.add_metric(["reused"], engine.encoder.num_hits)
+        windows.add_metric(["encoded"], engine.clip_cache.num_misses)
+        windows.add_metric(["reused"], engine.clip_cache.num_hits)
         yield windows
 
 

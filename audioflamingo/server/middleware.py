@@ -1,23 +1,29 @@
-"""Around every request: its id, its key, its log line and metrics, and errors in one shape."""
+"""Around every request: its id, its key, its log line (one JSON object) and metrics, and errors in one shape."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import hmac
+import json
 import logging
 import re
+import sys
 import time
 import uuid
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from audioflamingo.server.errors import ApiError, ClientGoneError, as_api_error, internal_error
-from audioflamingo.server.logs import log, request_id
+from audioflamingo.server.error_replies import ApiError, ClientGoneError, as_api_error, internal_error
 from audioflamingo.server.metrics import Metrics
-from audioflamingo.server.replies import JsonResponse, to_json
+from audioflamingo.server.replies import JsonResponse, as_event
+
+logger = logging.getLogger("audioflamingo.server")
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
@@ -65,7 +71,7 @@ class RequestMiddleware:
     ) -> None:
         found = as_api_error(error)
         if found is None:
-            logging.getLogger("audioflamingo.server").exception("a request failed")
+            logger.exception("a request failed")
             found = internal_error(number)
         if not reply.status:
             await JsonResponse(found.body, found.status, found.headers)(scope, receive, reply)
@@ -74,7 +80,7 @@ class RequestMiddleware:
         await reply(
             {
                 "type": "http.response.body",
-                "body": b"data: " + to_json(found.body) + b"\n\n",
+                "body": as_event(found.body),
                 "more_body": False,
             }
         )
@@ -146,3 +152,41 @@ def _is_guarded(scope: Scope) -> bool:
 def _digest(key: bytes) -> bytes:
     """Keys are compared by digest: in constant time, whatever their lengths."""
     return hashlib.sha256(key).digest()
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON; its `fields` become keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        content: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if (current := request_id.get()) is not None:
+            content["request_id"] = current
+        content.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content, default=str)
+
+
+def log(level: int, message: str, **fields: Any) -> None:
+    """Writes a line with extra keys."""
+    logger.log(level, message, extra={"fields": fields})
+
+
+def set_up_logs(level: str) -> None:
+    """Sends this package's and the HTTP server's logs, and warnings, to the error stream as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.captureWarnings(True)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of every bad form; the client is told
+    for name in ("audioflamingo.server", "uvicorn", "py.warnings"):
+        target = logging.getLogger(name)
+        target.handlers = [handler]
+        target.setLevel(level.upper())
+        target.propagate = False

@@ -1,21 +1,30 @@
-"""How replies leave the server: JSON, and server-sent events that end when the client goes."""
+"""How replies leave the server: JSON, plain text, server-sent events.
+
+The framing of events stands here and not in a package such as sse-starlette, which, when imported, hooks itself into
+uvicorn's shutdown and ends every stream at once, where ours may go on for `shutdown_seconds`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
-from audioflamingo.server.errors import ClientGoneError
+from audioflamingo.server.error_replies import ClientGoneError
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 KEEP_ALIVE_S = 15.0  # between two signs of life in a stream, so that proxies do not cut it
+EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 def to_json(content: Any) -> bytes:
@@ -33,7 +42,12 @@ class JsonResponse(Response):
         return to_json(content)
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+def as_event(content: Any) -> bytes:
+    """A JSON object as a server-sent event."""
+    return b"data: " + to_json(content) + b"\n\n"
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Does `work` as long as the client is there. The request's body must have been read.
 
     Raises:
@@ -45,7 +59,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGoneError
-        return task.result()
+        task.result()
     finally:
         await _cancel(task, watcher)
 
@@ -55,62 +69,46 @@ async def _wait_until_gone(receive: Receive) -> None:
         pass
 
 
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def send_events(receive: Receive, send: Send, events: AsyncGenerator[Any, None]) -> None:
+async def send_events(send: Send, events: AsyncGenerator[dict[str, Any], None]) -> None:
     """Sends JSON objects as server-sent events, then `[DONE]`.
 
+    The head of the reply leaves with the first event or sign of life: an error before it still has its own status.
+
     Args:
-        receive: channel of the request, whose body has been read.
         send: channel of the reply.
-        events: the objects; closed when the client goes.
-
-    Raises:
-        ClientGoneError: the client hung up.
+        events: the objects; closed at the end, however it comes.
     """
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await unless_gone(receive, _send_all(send, events))
+    is_open = False
+
+    async def put(body: bytes, has_more: bool = True) -> None:
+        nonlocal is_open
+        if not is_open:
+            is_open = True
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+        await send({"type": "http.response.body", "body": body, "more_body": has_more})
+
+    async with aclosing(events), aclosing(with_pauses(events, KEEP_ALIVE_S)) as items:
+        async for event in items:
+            await put(b": still here\n\n" if event is None else as_event(event))
+    await put(b"data: [DONE]\n\n", has_more=False)
 
 
-async def _send_all(send: Send, events: AsyncGenerator[Any, None]) -> None:
-    async with aclosing(events):
-        waiting: asyncio.Task[Any] | None = None
+async def with_pauses(items: AsyncGenerator[Item, None], pause_s: float) -> AsyncGenerator[Item | None, None]:
+    """Yields the items, and None as often as there is none for `pause_s`."""
+    while True:
+        waiting = asyncio.ensure_future(anext(items))
         try:
-            while True:
-                waiting = waiting or asyncio.ensure_future(_next(events))
-                done, _ = await asyncio.wait({waiting}, timeout=KEEP_ALIVE_S)
-                if not done:
-                    await _send_part(send, b": still here\n\n")
-                    continue
-                try:
-                    event = waiting.result()
-                except StopAsyncIteration:
-                    break
-                waiting = None
-                await _send_part(send, b"data: " + to_json(event) + b"\n\n")
+            while not (await asyncio.wait({waiting}, timeout=pause_s))[0]:
+                yield None
+            item = waiting.result()
+        except StopAsyncIteration:
+            return
         finally:
-            if waiting is not None:
-                await _cancel(waiting)
-    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-
-
-def _next(events: AsyncGenerator[Result, None]) -> Awaitable[Result]:
-    return events.__anext__()
-
-
-async def _send_part(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def send_text(scope: Scope, receive: Receive, send: Send, text: str, media_type: str) -> None:
-    """Sends plain text."""
-    await Response(text, media_type=media_type)(scope, receive, send)
+            await _cancel(waiting)
+        yield item

@@ -12,23 +12,34 @@ from typing import Any
 
 import uvicorn
 
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.worker import EngineWorker
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.app import create_app
-from audioflamingo.server.engine import Engine, EngineOptions
-from audioflamingo.server.logs import log, set_up_logs
+from audioflamingo.server.middleware import log, set_up_logs
+from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
-from audioflamingo.server.settings import ServerSettings
 
 GRACE_S = 5  # for replies to leave once the engine has ended
 # The model's thread and the event loop take turns in Python; with the usual 5 ms every token would wait for its reply.
 SWITCH_INTERVAL_S = 0.0005
 
 
-def build_service(model: Any, processor: Any, model_name: str, settings: ServerSettings) -> Service:
+def build_service(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    model_name: str,
+    settings: ServerSettings,
+) -> Service:
     """Puts a loaded model behind the settings."""
-    options = EngineOptions(max_rows=settings.max_rows, cache_tokens=settings.cache_tokens)
-    engine = Engine(model, processor.tokenizer, options)
+    options = EngineOptions(
+        max_rows=settings.max_rows, max_requests=settings.max_running, cache_tokens=settings.cache_tokens
+    )
+    worker = EngineWorker(Engine(model, processor.tokenizer, options))
     name = settings.served_model_name or model_name
-    return Service(engine, processor, model.generation_config, name, settings)
+    return Service(worker, processor, model.generation_config, name, settings)
 
 
 def served_name(model: str) -> str:
@@ -36,12 +47,18 @@ def served_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def serve(model: Any, processor: Any, model_name: str, settings: ServerSettings, log_level: str) -> None:
+def serve(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    model_name: str,
+    settings: ServerSettings,
+    log_level: str,
+) -> None:
     """Serves until it is told to stop (SIGINT, SIGTERM).
 
     Args:
-        model: an `AudioFlamingo3ForConditionalGeneration`.
-        processor: its `AudioFlamingo3Processor`.
+        model: what answers; belongs to the server from now on.
+        processor: its processor.
         model_name: what requests call it, unless the settings say otherwise.
         settings: limits and the address.
         log_level: `"debug"`, `"info"`, `"warning"` or `"error"`.

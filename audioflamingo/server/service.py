@@ -8,47 +8,68 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from audioflamingo.server.engine import Engine, Output
-from audioflamingo.server.errors import ApiError
-from audioflamingo.server.fetch import Fetcher
+from audioflamingo.audio.fetching import FetchPolicy
+from audioflamingo.config import GenerationConfig
+from audioflamingo.engine.request import Output
+from audioflamingo.engine.worker import EngineWorker
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.gate import Gate
 from audioflamingo.server.metrics import Metrics
-from audioflamingo.server.settings import ServerSettings
+from audioflamingo.server.server_settings import ServerSettings
 
 Result = TypeVar("Result")
 
 PREPARE_THREADS = 2  # parsing, templates, log-mel: short work that must not wait behind long files
+WINDOWS_PER_ROW = 2  # enough that the engine finds the next one ready
 FETCH_TIMEOUT_S = 30.0
+MAX_REDIRECTS = 3
 
 
 class Service:
     """One model behind HTTP.
 
     Args:
-        engine: gives the answers.
+        worker: runs the engine that gives the answers.
         processor: the model's `AudioFlamingo3Processor`.
         generation_config: the checkpoint's defaults for what a request leaves open.
         model_name: what requests call the model.
         settings: limits.
+
+    Attributes:
+        loading: held while a request's clips are decoded and prepared, because their waveforms take memory.
+        num_windows: windows of all transcriptions that are prepared, wait for the model or are answered.
+        max_windows: windows beyond which a transcription reads no further ahead than one, because they take memory.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        processor: Any,
-        generation_config: Any,
+        worker: EngineWorker,
+        processor: AudioFlamingo3Processor,
+        generation_config: GenerationConfig,
         model_name: str,
         settings: ServerSettings,
     ) -> None:
-        self.engine = engine
+        self.worker = worker
         self.processor = processor
         self.generation_config = generation_config
         self.model_name = model_name
         self.settings = settings
         self.created = int(time.time())
-        self.gate = Gate(settings.max_running, settings.max_queue)
-        self.metrics = Metrics(engine, self.gate)
-        self.fetcher = Fetcher(settings.fetch_hosts, settings.max_upload_bytes, FETCH_TIMEOUT_S)
+        self.gate = Gate(settings.max_running + settings.max_queue)
+        self.metrics = Metrics(worker.engine, self.gate)
+        self.fetch_policy = FetchPolicy(
+            settings.max_upload_bytes,
+            wait_s=FETCH_TIMEOUT_S,
+            total_s=FETCH_TIMEOUT_S,
+            allowed_hosts=settings.fetch_hosts,
+            max_redirects=MAX_REDIRECTS,
+            limit_name="--max-upload-mb",
+            advice="Send the audio as base64.",
+        )
+        self.loading = asyncio.Semaphore(settings.decode_threads + PREPARE_THREADS)
+        self.num_windows = 0
+        self.max_windows = WINDOWS_PER_ROW * settings.max_rows
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._preparers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 
@@ -81,18 +102,18 @@ class Service:
             self.metrics.token_rate.observe((num_tokens - 1) / duration_s)
 
     async def shut_down(self) -> None:
-        """Turns away who waits, gives running answers `shutdown_seconds`, then ends."""
+        """Turns away whom the model has not begun with, gives the others `shutdown_seconds`, then ends."""
         self.gate.close()
         try:
             async with asyncio.timeout(self.settings.shutdown_seconds):
                 await self.gate.wait_until_empty()
         except TimeoutError:
             pass
-        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.worker.stop)
         for executor in (self._decoders, self._preparers):
             executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def is_healthy(self) -> bool:
         """Whether requests have a chance."""
-        return self.engine.is_alive and not self.gate.is_closing
+        return self.worker.is_alive and not self.gate.is_closing

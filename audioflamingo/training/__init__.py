@@ -1,7 +1,7 @@
-"""Training: `train(load_config("train.yaml"))`, or `python -m audioflamingo.training train.yaml`."""
+"""Training: `train(load_config("train.yaml"))`, or `af3 train train.yaml`."""
 
+from audioflamingo.errors import DataError, NonFiniteLossError, TrainingError
 from audioflamingo.training.config import TrainingConfig, load_config
-from audioflamingo.training.errors import DataError, NonFiniteLossError, TrainingError
 from audioflamingo.training.trainer import TrainingResult, train
 
 __all__ = [

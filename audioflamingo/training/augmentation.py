@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from audioflamingo.audio.loading import HOP_LENGTH, MIN_SAMPLES, SAMPLING_RATE, load_audio
+from audioflamingo.config import AUDIO_TOKENS_PER_S
 from audioflamingo.errors import AudioError, ConfigError
 from audioflamingo.training.config import AugmentationConfig, SpecAugmentConfig
 
@@ -143,7 +144,7 @@ def mask_features(
 
 
 def mask_rows(
-    rows: np.ndarray, spec: SpecAugmentConfig, rng: np.random.Generator, rows_per_s: int = 25
+    rows: np.ndarray, spec: SpecAugmentConfig, rng: np.random.Generator, rows_per_s: int = AUDIO_TOKENS_PER_S
 ) -> np.ndarray:
     """Masked stretches of encoder outputs (A, D), set to 0, which is their mean after the LayerNorm. A copy."""
     rows = rows.copy()

@@ -14,47 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from audioflamingo.errors import ConfigError
-from audioflamingo.training.errors import require
+from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.errors import ConfigError, check, require
 from audioflamingo.training.settings import build, override
 
 PARTS = ("encoder", "projector", "language_model", "lora")
 CTC_ALPHABET = "abcdefghijklmnopqrstuvwxyz' "
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """One file of conversations.
-
-    Attributes:
-        path: JSONL of conversations, or NVIDIA's JSON.
-        audio_dir: what audio paths are relative to; by default the file's folder.
-        format: `auto` looks at the first row.
-        weight: how often each row is seen in an epoch; 0.25 takes another random quarter each time.
-        max_rows: take this many rows, chosen once at random by the run's seed.
-        answer_weight: how much each token of this set's answers counts in the loss. A class name is one token in a
-            thousand beside transcripts: raise it there.
-    """
-
-    path: str
-    audio_dir: str | None = None
-    format: Literal["auto", "conversations", "nvidia"] = "auto"
-    weight: float = 1.0
-    max_rows: int | None = None
-    answer_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.weight > 0, f"weight must be above 0, got {self.weight}.")
-        check(self.answer_weight > 0, f"answer_weight must be above 0, got {self.answer_weight}.")
-        check(
-            self.max_rows is None or self.max_rows > 0, f"max_rows must be at least 1, got {self.max_rows}."
-        )
 
 
 @dataclass(frozen=True)
@@ -370,7 +335,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: the file cannot be read, or a key or value is wrong. The message names it.
         MissingDependencyError: pyyaml is not installed.
     """
-    yaml = require("yaml", "pyyaml")
+    yaml = require("yaml", "train", "pyyaml")
     try:
         values = yaml.safe_load(expand_variables(Path(path).read_text(encoding="utf-8"), str(path)))
         if not isinstance(values, dict):

@@ -1,56 +1,92 @@
-"""The progress bar of a stage, and a stop at the next step on Ctrl-C or SIGTERM."""
+"""Progress bars, and a stop at the next step on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from audioflamingo.training.checkpoints import Progress
-from audioflamingo.training.errors import require
-from audioflamingo.training.schedule import Schedule
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from audioflamingo.training.learning_rate import Schedule
+from audioflamingo.training.resume import Progress as RunProgress
+
+DRAW_EVERY_S = 0.5
 
 
-class ProgressBar:
-    """Shows the share done, loss, rate and time left; scores of a validation are printed above it."""
+class Bar:
+    """A line with the share done and a text. It is drawn between two calls, never by a thread: workers are forked.
 
-    def __init__(self, name: str, schedule: Schedule, is_shown: bool) -> None:
-        self.schedule = schedule
-        self._bar: Any = None
-        if is_shown:
-            style = "{desc}: {percentage:5.1f}% |{bar}| {postfix}"
-            self._bar = require("tqdm").tqdm(
-                total=1.0, desc=name, bar_format=style, mininterval=0.5, smoothing=0
-            )
+    Args:
+        name: at its beginning.
+        total: what counts as done.
+        is_shown: draw it.
+
+    Attributes:
+        done: how far it is.
+    """
+
+    def __init__(self, name: str, total: float, is_shown: bool) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            TaskProgressColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), auto_refresh=False, disable=not is_shown
+        )
+        self._task = self._progress.add_task(name, total=total, text="")
+        self._drawn_at = 0.0
+        self.done = 0.0
 
     def __enter__(self) -> Self:
+        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.stop()
 
-    def update(self, progress: Progress, values: dict[str, Any]) -> None:
+    def move(self, done: float, text: str) -> None:
+        """Moves it; drawn at most twice a second."""
+        self.done = done
+        is_due = time.monotonic() - self._drawn_at >= DRAW_EVERY_S
+        self._progress.update(self._task, completed=done, text=text, refresh=is_due)
+        if is_due:
+            self._drawn_at = time.monotonic()
+
+    def write(self, text: str) -> None:
+        """Prints a line above it."""
+        if not self._progress.disable:
+            self._progress.console.print(text, markup=False, highlight=False)
+
+
+class StageBar(Bar):
+    """Shows the share done of a stage, loss, rate and time left; scores of a validation are printed above it."""
+
+    def __init__(self, name: str, schedule: Schedule, is_shown: bool) -> None:
+        super().__init__(name, 1.0, is_shown)
+        self.schedule = schedule
+
+    def update(self, progress: RunProgress, values: dict[str, Any]) -> None:
         """Moves the bar to where the run is."""
-        if self._bar is None:
-            return
         left = self.schedule.seconds_left(progress.stage_step, progress.stage_s)
         rate = max(values["learning_rates"].values())
         text = f"step {progress.step} loss {values['loss']:.3f} rate {rate:.1e} {values['rows_per_s']:.1f} rows/s"
-        self._bar.set_postfix_str(text + (f" {clock(left)} left" if left is not None else ""), refresh=False)
         by_clock = progress.stage_s / (60 * m) if (m := self.schedule.stage.max_minutes) else 0.0
         done = max(self.schedule.share_done(progress.stage_step, progress.stage_s), min(1.0, by_clock))
-        self._bar.update(done - self._bar.n)
+        self.move(done, text + (f" {clock(left)} left" if left is not None else ""))
 
-    def show(self, scores: dict[str, Any]) -> None:
+    def show(self, scores: dict[str, float | None]) -> None:
         """Prints validation scores."""
-        if self._bar is not None:
-            texts = [f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float)]
-            self._bar.write("validation: " + ", ".join(texts))
+        texts = [f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float)]
+        self.write("validation: " + ", ".join(texts))
 
 
 class StopSignal:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from audioflamingo.checkpoint.filling import build_empty
+from audioflamingo.checkpoint.loading import build_empty
 from audioflamingo.files import to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.config import LoraSettings
+from audioflamingo.training.parts import Adapter
 
 ADAPTER_FOLDER = "adapter"
 BASE_LAYER = ".base_layer."
@@ -28,8 +29,7 @@ def export(
     is_main_process: bool,
     dtype: torch.dtype | None,
     notes: dict[str, Any],
-    peft_model: Any = None,
-    lora: LoraSettings | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Saves model, processor and, with LoRA, the adapter; all processes call it, the main one writes.
 
@@ -42,8 +42,7 @@ def export(
         is_main_process: of this process.
         dtype: of the saved weights; None keeps theirs.
         notes: written to `training.json`.
-        peft_model: peft's model around `model`.
-        lora: settings of the adapter.
+        adapter: LoRA layers, if the model has some.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
@@ -51,12 +50,11 @@ def export(
         return
     weights = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
     folder.mkdir(parents=True, exist_ok=True)
-    if peft_model is not None:
-        assert lora is not None
-        adapter = {f"base_model.model.{name}": tensor for name, tensor in weights.items() if ".lora_" in name}
-        peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=adapter)
-        weights = merge_lora(weights, lora)
-    if peft_model is None or (lora is not None and lora.merge):
+    if adapter is not None:
+        own = {f"base_model.model.{name}": tensor for name, tensor in weights.items() if ".lora_" in name}
+        adapter.peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=own)
+        weights = merge_lora(weights, adapter.settings)
+    if adapter is None or adapter.settings.merge:
         plain = build_empty(AudioFlamingo3ForConditionalGeneration, model.config)
         plain.load_state_dict(
             {name: t if dtype is None else t.to(dtype) for name, t in weights.items()}, assign=True

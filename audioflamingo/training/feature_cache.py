@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.loading import load_audio, split_windows
-from audioflamingo.encoder import POOL
 from audioflamingo.errors import AudioError
 from audioflamingo.files import replacing, write_text
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.encoder import POOL, AudioFlamingo3Encoder
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
 from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig
@@ -39,6 +40,25 @@ class _Entry:
     shard: str
     start: int
     num_rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Clips whose windows are encoded together.
+
+    Attributes:
+        jobs: clips that could be read.
+        features: log-mel of all their windows, `(W, M, T)`, T the frames of the longest.
+        num_frames: valid ones of each window, `(W,)`.
+        num_windows: of each clip.
+        errors: path to message of the clips that could not be read.
+    """
+
+    jobs: list[Job]
+    features: torch.Tensor
+    num_frames: torch.Tensor
+    num_windows: list[int]
+    errors: dict[str, str]
 
 
 class FeatureCache:
@@ -124,10 +144,10 @@ class FeatureCache:
     def build(
         self,
         jobs: Sequence[Job],
-        model: Any,
+        model: AudioFlamingo3ForConditionalGeneration,
         processor: AudioFlamingo3Processor,
         num_workers: int = 0,
-        progress: Callable[[int], Any] = lambda count: None,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Encodes clips and writes shards; stopping it at any time leaves complete shards only.
 
@@ -141,16 +161,14 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         shard: list[tuple[str, np.ndarray]] = []
         try:
-            for group, features, frames, num_windows, errors in self._load_groups(
-                jobs, processor, num_workers
-            ):
-                self.failed.update(errors)
-                for path, message in errors.items():
+            for group in self._load_groups(jobs, processor, num_workers):
+                self.failed.update(group.errors)
+                for path, message in group.errors.items():
                     logger.warning("not cached: %s: %s", path, message)
-                if group:
-                    rows = _by_clip(*self._encode(model, features, frames), num_windows)
-                    shard += zip((self._key(*job) for job in group), rows, strict=True)
-                progress(len(group) + len(errors))
+                if group.jobs:
+                    rows = _by_clip(*self._encode(model.model.audio_tower, group), group.num_windows)
+                    shard += zip((self._key(*job) for job in group.jobs), rows, strict=True)
+                progress(len(group.jobs) + len(group.errors))
                 if len(shard) >= self.config.shard_clips:
                     self._write_shard(shard)
                     shard = []
@@ -160,9 +178,9 @@ class FeatureCache:
 
     def _load_groups(
         self, jobs: Sequence[Job], processor: AudioFlamingo3Processor, num_workers: int
-    ) -> Iterator[tuple[list[Job], Any, Any, list[int], dict[str, str]]]:
+    ) -> Iterator[_Group]:
         groups = [list(jobs[i : i + CLIPS_AT_ONCE]) for i in range(0, len(jobs), CLIPS_AT_ONCE)]
-        loader: Any = torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             _ClipLoader(groups, processor, self),
             batch_size=None,
             num_workers=num_workers,
@@ -171,13 +189,10 @@ class FeatureCache:
         return iter(loader)
 
     @torch.no_grad()
-    def _encode(
-        self, model: Any, features: torch.Tensor, frames: torch.Tensor
-    ) -> tuple[np.ndarray, list[int]]:
+    def _encode(self, tower: AudioFlamingo3Encoder, group: _Group) -> tuple[np.ndarray, list[int]]:
         """Rows of all windows in order, (A or P, D_audio) in float16, and how many each window has."""
-        tower: Any = model.model.audio_tower
-        device = next(tower.parameters()).device
-        mask = torch.arange(features.shape[-1]) < frames[:, None]
+        features, device = group.features, next(tower.parameters()).device
+        mask = torch.arange(features.shape[-1]) < group.num_frames[:, None]
         was_training = tower.training
         tower.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
@@ -225,7 +240,7 @@ class _ClipLoader(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> tuple[list[Job], Any, Any, list[int], dict[str, str]]:
+    def __getitem__(self, index: int) -> _Group:
         windows: list[np.ndarray] = []
         done: list[Job] = []
         num_windows: list[int] = []
@@ -240,10 +255,10 @@ class _ClipLoader(torch.utils.data.Dataset):
             num_windows.append(len(cut))
             done.append((path, variant))
         if not windows:
-            return done, None, None, num_windows, errors
+            return _Group([], torch.empty(0, 0, 0), torch.empty(0), [], errors)
         features, mask = self.processor.feature_extractor(windows)
         frames = mask.sum(-1)
-        return done, features[:, :, : int(frames.max())].clone(), frames, num_windows, errors
+        return _Group(done, features[:, :, : int(frames.max())].clone(), frames, num_windows, errors)
 
 
 def _by_clip(rows: np.ndarray, lengths: list[int], num_windows: list[int]) -> list[np.ndarray]:
@@ -286,10 +301,14 @@ class _FileTable:
         write_text(self._path, json.dumps(self._known))
 
 
-def encoder_hash(model: Any, processor: AudioFlamingo3Processor, num_layers: int | None = None) -> str:
+def encoder_hash(
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    num_layers: int | None = None,
+) -> str:
     """SHA-256 of the front end's settings and of the encoder's weights, or of those up to so many layers."""
     digest = hashlib.sha256(json.dumps(processor.feature_extractor.to_dict(), sort_keys=True).encode())
-    tower: Any = model.model.audio_tower
+    tower = model.model.audio_tower
     digest.update(f"{num_layers}".encode() if num_layers is not None else b"")
     for name, tensor in sorted(tower.state_dict().items()):
         if num_layers is not None and not _is_below(name, num_layers):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, causal_lm_loss
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.loss import causal_lm_loss
+from audioflamingo.network.outputs import LanguageModelOutput
+from audioflamingo.training.batches import Batch, CtcTargets
 from audioflamingo.training.config import CTC_ALPHABET
 
 CTC_BLANK = 0
-AUDIO_INPUTS = ("input_features", "input_features_mask")
 
 
 class TrainingModule(nn.Module):
@@ -34,13 +34,11 @@ class TrainingModule(nn.Module):
             width = model.config.text_config.hidden_size
             self.ctc_head = nn.Linear(width, len(CTC_ALPHABET) + 1, dtype=model.dtype, device=model.device)
 
-    def forward(
-        self, batch: dict[str, Any], uses_answers: bool = True, ctc_layer: int = 0
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, uses_answers: bool = True, ctc_layer: int = 0) -> dict[str, Tensor]:
         """Losses of a batch of `BatchEncoder`.
 
         Args:
-            batch: tensors by name.
+            batch: on the model's device.
             uses_answers: compute the answer's loss; otherwise the language model is not run.
             ctc_layer: layer of the language model that the CTC head reads; 0 is the projector.
 
@@ -50,64 +48,57 @@ class TrainingModule(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         projected = None
-        if "audio_rows" in batch:
-            rows = batch["audio_rows"].to(self.model.dtype)
-            if "audio_lengths" in batch:
-                tower: Any = self.model.model.audio_tower
-                rows = tower.last_layers(rows, batch["audio_lengths"], batch["audio_layers"])
+        if batch.audio_rows is not None:
+            rows = batch.audio_rows.to(self.model.dtype)
+            if batch.audio_lengths is not None:
+                rows = self.model.model.audio_tower.last_layers(rows, batch.audio_lengths, batch.audio_layers)
             projected = self.model.model.multi_modal_projector(rows)  # (A, D)
         if uses_answers:
+            assert batch.input_ids is not None
+            assert batch.labels is not None
             output = self._run(batch, projected, output_hidden_states=ctc_layer > 0)
             head, hidden = self.model.lm_head, output.last_hidden_state
-            loss = causal_lm_loss(hidden, batch["labels"], head, batch["answer_weights"])
-            losses["answer"] = loss * batch["num_labels"]
+            loss = causal_lm_loss(hidden, batch.labels, head, batch.answer_weights)
+            losses["answer"] = loss * batch.num_labels
             projected = output.audio_hidden_states if projected is None else projected
-            if ctc_layer and projected is not None:
-                is_audio = batch["input_ids"] == self.model.config.audio_token_id
+            if output.hidden_states is not None and projected is not None:
+                is_audio = batch.input_ids == self.model.config.audio_token_id
                 projected = output.hidden_states[ctc_layer][is_audio]  # (A, D)
-        elif projected is None and "input_features" in batch:
-            audio = self.model.get_audio_features(batch["input_features"], batch["input_features_mask"])
+        elif projected is None and batch.input_features is not None:
+            audio = self.model.get_audio_features(batch.input_features, batch.input_features_mask)
             projected = audio.pooler_output
-        if self.ctc_head is not None and projected is not None and "ctc_spans" in batch:
-            losses["ctc"] = self._ctc_loss(batch, projected)
+        if self.ctc_head is not None and projected is not None and batch.ctc is not None:
+            losses["ctc"] = _ctc_loss(batch.ctc, self.ctc_head, projected)
         if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
             # A text-only batch while only audio parts are trained: a gradient of zero, so that backward runs.
             zero = sum(p.sum() * 0 for p in self.parameters() if p.requires_grad)
             losses["answer"] = losses["answer"] + zero if "answer" in losses else torch.as_tensor(zero)
         return losses
 
-    def _run(self, batch: dict[str, Any], projected: Tensor | None, output_hidden_states: bool) -> Any:
+    def _run(self, batch: Batch, projected: Tensor | None, output_hidden_states: bool) -> LanguageModelOutput:
         """The hidden states of a batch: from its audio on, or from the projected rows of its audio."""
-        audio = {key: batch[key] for key in AUDIO_INPUTS if key in batch}
-        if projected is not None:
-            audio = {"audio_embeds": projected}
+        uses_windows = projected is None
         return self.model.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            input_features=batch.input_features if uses_windows else None,
+            input_features_mask=batch.input_features_mask if uses_windows else None,
+            audio_embeds=projected,
             output_hidden_states=output_hidden_states,
-            **audio,
-        )
-
-    def _ctc_loss(self, batch: dict[str, Any], projected: Tensor) -> Tensor:
-        """CTC (Graves et al. 2006) in float32; clips with more characters than audio tokens count nothing."""
-        assert self.ctc_head is not None
-        starts, lengths = batch["ctc_spans"].unbind(1)
-        clips = [projected[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
-        logits = self.ctc_head(pad_sequence(clips))  # (T, K, C)
-        return F.ctc_loss(
-            F.log_softmax(logits.float(), dim=-1),
-            batch["ctc_targets"],
-            lengths,
-            batch["ctc_lengths"],
-            blank=CTC_BLANK,
-            reduction="sum",
-            zero_infinity=True,
         )
 
 
-def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tensors of a batch on a device; other entries as they are."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
+def _ctc_loss(ctc: CtcTargets, head: nn.Linear, projected: Tensor) -> Tensor:
+    """CTC (Graves et al. 2006) in float32; clips with more characters than audio tokens count nothing."""
+    starts, lengths = ctc.spans.unbind(1)
+    clips = [projected[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    logits = head(pad_sequence(clips))  # (T, K, C)
+    return F.ctc_loss(
+        F.log_softmax(logits.float(), dim=-1),
+        ctc.characters,
+        lengths,
+        ctc.lengths,
+        blank=CTC_BLANK,
+        reduction="sum",
+        zero_infinity=True,
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from audioflamingo.errors import ConfigError
+from audioflamingo.errors import ConfigError, TrainingError, require
 from audioflamingo.training.config import LoraSettings, StageConfig
-from audioflamingo.training.errors import TrainingError, require
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 CTC_PART = "ctc"  # the trainer's own head, not a part of the model
 _PREFIXES = {
@@ -39,18 +42,28 @@ def part_of(name: str) -> str:
     return part
 
 
-def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA layers in a model.
+
+    Attributes:
+        peft_model: peft's model around it, to save the adapter with.
+        settings: of the layers.
+    """
+
+    peft_model: PeftModel
+    settings: LoraSettings
+
+
+def add_lora(model: nn.Module, settings: LoraSettings) -> Adapter:
     """Puts LoRA layers into the language model, in place.
 
     The encoder has layers of the same names, so targets are matched by full path.
 
-    Returns:
-        peft's model around `model`, to save the adapter with.
-
     Raises:
         ConfigError: a target that the language model does not have.
     """
-    peft = require("peft")
+    peft = require("peft", "train")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     present = {name.rpartition(".")[2] for name in names if name.startswith("model.language_model.layers.")}
     if missing := [target for target in settings.target_modules if target not in present]:
@@ -60,12 +73,10 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
     pattern = (
         rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(map(re.escape, settings.target_modules))})"
     )
-    return peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern
-        ),
+    lora = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern
     )
+    return Adapter(peft.get_peft_model(model, lora), settings)
 
 
 def select_parameters(model: nn.Module, stage: StageConfig) -> dict[str, list[str]]:

@@ -6,77 +6,56 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from audioflamingo.training.caching import prepare_cache
-from audioflamingo.training.checkpoints import LoadedCheckpoint, save_checkpoint
+from audioflamingo.datasets.conversations import DataRow, Dataset
+from audioflamingo.errors import NonFiniteLossError
+from audioflamingo.training.batches import Batch, BatchEncoder
+from audioflamingo.training.build_cache import prepare_cache
 from audioflamingo.training.config import StageConfig
-from audioflamingo.training.data import Dataset
-from audioflamingo.training.display import ProgressBar
-from audioflamingo.training.encoding import Batch, BatchEncoder
-from audioflamingo.training.errors import NonFiniteLossError
-from audioflamingo.training.module import move_batch
+from audioflamingo.training.display import StageBar
+from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.parts import base_rate, build_optimizer, frozen_layers, select_parameters
-from audioflamingo.training.schedule import Schedule
+from audioflamingo.training.resume import LoadedCheckpoint
+from audioflamingo.training.run import Run
 from audioflamingo.training.steps import StageData
 from audioflamingo.training.validation import Validation, validate
-
-if TYPE_CHECKING:
-    from audioflamingo.training.trainer import Trainer
 
 
 class StageRun:
     """One stage of a run: its data, optimizer and loop."""
 
-    def __init__(self, trainer: Trainer, index: int, loaded: LoadedCheckpoint | None) -> None:
-        self.trainer, self.index = trainer, index
-        self.config, self.accelerator, self.progress = trainer.config, trainer.accelerator, trainer.progress
+    def __init__(self, run: Run, index: int, loaded: LoadedCheckpoint | None) -> None:
+        self.shared, self.index = run, index
+        self.config, self.accelerator, self.progress = run.config, run.accelerator, run.progress
         self.stage: StageConfig = self.config.stages[index]
         self.name = self.stage.name or f"stage {index + 1}"
         if loaded is None:
             self.progress.begin_stage(index)
         batch = self.stage.batch or self.config.batch
-        skip_bad = self.config.data.on_bad_row == "skip"
-        datasets, validation_rows = trainer.datasets, trainer.validation_rows
-        cache = None
-        num_layers = trainer.model.config.audio_config.num_hidden_layers
+        datasets, validation_rows, cache = run.datasets, run.validation_rows, None
+        num_layers = run.model.config.audio_config.num_hidden_layers
         if self.config.feature_cache is not None and frozen_layers(self.stage, num_layers) > 0:
-            cache = prepare_cache(
-                self.config,
-                self.accelerator,
-                trainer.model,
-                trainer.processor,
-                datasets,
-                validation_rows,
-                trainer.cached_layers,
-                should_stop=lambda: trainer.stop_signal.is_set,
-                show_progress=trainer.show_progress,
-            )
-            if cache.failed:
-                readable = [[r for r in d.rows if not cache.failed.keys() & set(r.audio)] for d in datasets]
-                datasets = [Dataset(rows, d.weight) for rows, d in zip(readable, datasets, strict=True)]
-                validation_rows = [r for r in validation_rows if not cache.failed.keys() & set(r.audio)]
-        self.data = StageData(datasets, self.stage, batch, (self.config.seed, index), skip_bad)
-        encode_options: dict[str, Any] = {
-            "cache": cache,
-            "uses_ctc": self.stage.ctc_weight > 0,
-            "uses_answers": self.stage.answer_weight > 0,
-        }
-        self.encoder = BatchEncoder(trainer.processor, self.config.augmentation, **encode_options)
-        self.validation = Validation(
-            validation_rows,
-            batch,
-            BatchEncoder(trainer.processor, None, **encode_options),
-            self.config.validation,
+            cache = prepare_cache(run)
+            datasets, validation_rows = _readable(datasets, validation_rows, set(cache.failed))
+        self.data = StageData(
+            datasets, self.stage, batch, (self.config.seed, index), self.config.data.on_bad_row == "skip"
         )
-        self.stored_names = trainer.stored_names(index)
-        select_parameters(trainer.model, self.stage)
-        if trainer.module.ctc_head is not None:
-            trainer.module.ctc_head.requires_grad_(self.stage.ctc_weight > 0)
+        uses_ctc, uses_answers = self.stage.ctc_weight > 0, self.stage.answer_weight > 0
+        encoder, plain_encoder = (
+            BatchEncoder(run.processor, augmentation, cache, uses_ctc, uses_answers)
+            for augmentation in (self.config.augmentation, None)
+        )
+        self.encoder = encoder
+        self.validation = Validation(validation_rows, batch, plain_encoder, self.config.validation)
+        self.stored_names = run.stored_names(index)
+        select_parameters(run.model, self.stage)
+        if run.module.ctc_head is not None:
+            run.module.ctc_head.requires_grad_(uses_ctc)
         self.module, self.optimizer = self.accelerator.prepare(
-            trainer.module, build_optimizer(trainer.module, self.stage)
+            run.module, build_optimizer(run.module, self.stage)
         )
         if loaded is not None:
             loaded.restore_optimizer(self.module, self.torch_optimizer, self.accelerator)
@@ -91,7 +70,7 @@ class StageRun:
         """Trains the stage to its end."""
         self._set_training_mode()
         last_time = time.perf_counter()
-        with ProgressBar(self.name, self.schedule, self.trainer.show_progress) as bar:
+        with StageBar(self.name, self.schedule, self.shared.show_progress) as bar:
             for batches in self._steps():
                 values = self._step(batches, time.perf_counter() - last_time)
                 last_time = time.perf_counter()
@@ -105,10 +84,10 @@ class StageRun:
                 if is_over:
                     break
                 if is_stopped or self.progress.stage_step % self.config.checkpoint_every_steps == 0:
-                    self._save_checkpoint(self.optimizer.optimizer)
+                    self.shared.save_checkpoint(self.module, self.torch_optimizer, self.stored_names)
                 if is_stopped:
                     raise KeyboardInterrupt
-        self.trainer.save_model("last", self.module)
+        self.shared.save_model("last", self.module)
         self._finish()
 
     def _finish(self) -> None:
@@ -116,9 +95,8 @@ class StageRun:
         self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.begin_stage(self.index + 1)
-        next_names = self.trainer.stored_names(min(self.index + 1, len(self.config.stages) - 1))
-        self.stored_names = next_names
-        self._save_checkpoint(None)
+        next_names = self.shared.stored_names(min(self.index + 1, len(self.config.stages) - 1))
+        self.shared.save_checkpoint(self.shared.module, None, next_names)
         self.accelerator.free_memory()
 
     def _steps(self) -> Iterator[list[Batch]]:
@@ -140,13 +118,13 @@ class StageRun:
         """
         start = time.perf_counter()
         stage, num = self.stage, self.accelerator.num_processes
-        totals = self._reduce([sum(b.get(k, 0) for b in batches) for k in ("num_labels", "num_characters")])
+        totals = self._reduce([sum(b.num_labels for b in batches), sum(b.num_characters for b in batches)])
         num_labels, num_characters = (value or 1.0 for value in totals)  # a set's weight may be below 1
         answer, ctc = 0.0, 0.0
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.module):
-                on_device = move_batch(batch, self.accelerator.device)
+                on_device = batch.to(self.accelerator.device)
                 losses = self.module(on_device, stage.answer_weight > 0, stage.ctc_layer)
                 total: Any = 0.0
                 if "answer" in losses:
@@ -156,11 +134,11 @@ class StageRun:
                     total = total + stage.ctc_weight * losses["ctc"] / num_characters
                     ctc += losses["ctc"].item()
                 self.accelerator.backward(total * num)
-        measured = [answer, ctc, sum(b["num_rows"] for b in batches), sum(b["audio_s"] for b in batches)]
+        measured = [answer, ctc, sum(len(b.ids) for b in batches), sum(b.audio_s for b in batches)]
         is_main = self.accelerator.is_main_process
         clock = time.perf_counter() - start + waited_s
         answer, ctc, num_rows, audio_s, clock, stop = self._reduce(
-            [*measured, clock if is_main else 0.0, float(self.trainer.stop_signal.is_set)]
+            [*measured, clock if is_main else 0.0, float(self.shared.stop_signal.is_set)]
         )
         if not math.isfinite(answer + ctc):
             self._fail("the loss", batches)
@@ -196,7 +174,7 @@ class StageRun:
     def _fail(self, what: str, batches: Sequence[Batch]) -> None:
         from accelerate.utils import gather_object
 
-        ids = list(gather_object([row_id for batch in batches for row_id in batch["ids"]]))
+        ids = list(gather_object([row_id for batch in batches for row_id in batch.ids]))
         step = self.progress.step + 1
         raise NonFiniteLossError(
             f"{what} of step {step} ({self.name}) is not finite. Rows: {', '.join(ids)}. The last checkpoint is from "
@@ -213,23 +191,23 @@ class StageRun:
         return list(tensor.tolist())
 
     def _log(self, values: dict[str, Any]) -> None:
-        if self.trainer.log is not None and self.progress.step % self.config.log_every_steps == 0:
+        if self.shared.log is not None and self.progress.step % self.config.log_every_steps == 0:
             where = {
                 "stage": self.name,
                 "epoch": self.progress.epoch,
                 "stage_s": round(self.progress.stage_s, 2),
             }
-            self.trainer.log.write("train", self.progress.step, {**where, **values, "stop": None})
+            self.shared.log.write("train", self.progress.step, {**where, **values, "stop": None})
 
-    def _validate(self, bar: ProgressBar) -> None:
+    def _validate(self, bar: StageBar) -> None:
         """Measures, logs, and saves the model if it is the best so far."""
         if not self.validation.rows:
             return
         scores = validate(
             self.validation,
             self.module,
-            self.trainer.model,
-            self.trainer.processor,
+            self.shared.model,
+            self.shared.processor,
             self.accelerator,
             self.stage,
         )
@@ -240,26 +218,24 @@ class StageRun:
             sign = -1 if self.config.best_metric == "accuracy" else 1
             if best is None or sign * value < sign * best:
                 self.progress.best, self.progress.best_step = value, self.progress.step
-                self.trainer.save_model("best", self.module)
-        if self.trainer.log is not None:
-            self.trainer.log.write("validation", self.progress.step, {"stage": self.name, **scores})
-            self.trainer.log.plot()
+                self.shared.save_model("best", self.module)
+        if self.shared.log is not None:
+            self.shared.log.write("validation", self.progress.step, {"stage": self.name, **scores})
+            self.shared.log.plot()
         bar.show(scores)
 
     def _set_training_mode(self) -> None:
         """Training mode, but for parts that are frozen as a whole."""
         self.module.train()
         if "encoder" not in self.stage.learning_rates:
-            self.trainer.model.model.audio_tower.eval()
+            self.shared.model.model.audio_tower.eval()
 
-    def _save_checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
-        save_checkpoint(
-            self.trainer.checkpoints_dir,
-            self.accelerator,
-            self.trainer.module if optimizer is None else self.module,
-            optimizer,
-            self.stored_names,
-            self.progress,
-            self.config.keep_checkpoints,
-            self.trainer.fingerprint,
-        )
+
+def _readable(
+    datasets: Sequence[Dataset], validation_rows: Sequence[DataRow], failed: set[str]
+) -> tuple[Sequence[Dataset], Sequence[DataRow]]:
+    """The rows without those that have a clip among the `failed`."""
+    if not failed:
+        return datasets, validation_rows
+    kept = [Dataset([row for row in d.rows if not failed & set(row.audio)], d.weight) for d in datasets]
+    return kept, [row for row in validation_rows if not failed & set(row.audio)]

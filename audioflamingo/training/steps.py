@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
-from audioflamingo.errors import AudioError
+from audioflamingo.datasets.conversations import DataRow, Dataset
+from audioflamingo.errors import AudioError, DataError
+from audioflamingo.training.batch_sampler import cut_batches, estimate_tokens, plan_epoch
+from audioflamingo.training.batches import Batch, BatchEncoder, ctc_targets
 from audioflamingo.training.config import BatchConfig, StageConfig
-from audioflamingo.training.data import DataRow, Dataset
-from audioflamingo.training.encoding import Batch, BatchEncoder, ctc_targets
-from audioflamingo.training.errors import DataError
-from audioflamingo.training.sampler import cut_batches, estimate_tokens, plan_epoch
 
 logger = logging.getLogger(__name__)
 DATA_STREAM = 1  # keeps the chance of batches apart from that of their order
@@ -70,7 +68,7 @@ class StageData:
         self, epoch: int, first: int, encoder: BatchEncoder, rank: int, num_processes: int, num_workers: int
     ) -> Iterator[list[Batch]]:
         """Yields this process's batches of each step of an epoch, from step `first` on."""
-        loader: Any = torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             _Steps(self, self.plan(epoch), epoch, first, encoder, rank, num_processes),
             batch_size=None,
             num_workers=num_workers,

@@ -11,28 +11,28 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from audioflamingo.bfloat16 import slowness
-from audioflamingo.errors import ConfigError
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
+from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import read_quantization
-from audioflamingo.training.checkpoints import LoadedCheckpoint, Progress, list_checkpoints, read_state
 from audioflamingo.training.config import TrainingConfig
-from audioflamingo.training.data import read_dataset
-from audioflamingo.training.display import StopSignal
-from audioflamingo.training.errors import require
-from audioflamingo.training.exporting import export
-from audioflamingo.training.metrics import MetricsLog
+from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
-from audioflamingo.training.parts import add_lora, cached_layers, select_parameters
+from audioflamingo.training.parts import add_lora
+from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
+from audioflamingo.training.run import CHECKPOINTS_FOLDER, Run
 from audioflamingo.training.stage import StageRun
 
-CHECKPOINTS_FOLDER = "checkpoints"
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 CONFIG_FILE = "config.json"
 # Keys that may differ between a run and its continuation: they do not change what is learned.
 _FREE_KEYS = (
@@ -79,7 +79,7 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
         MissingDependencyError: an optional package is not installed.
     """
-    accelerate = require("accelerate")
+    accelerate = require("accelerate", "train")
     uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
@@ -112,36 +112,36 @@ def resolve_precision(precision: str, uses_cpu: bool) -> str:
 class Trainer:
     """One run; see `train`."""
 
-    def __init__(self, config: TrainingConfig, accelerator: Any, fresh: bool, show_progress: bool) -> None:
+    def __init__(
+        self, config: TrainingConfig, accelerator: Accelerator, fresh: bool, show_progress: bool
+    ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir).expanduser()
-        self.checkpoints_dir = self.output_dir / CHECKPOINTS_FOLDER
-        self.show_progress = show_progress and accelerator.is_main_process
         self._check_processes()
-        self.fingerprint = _fingerprint(config)
-        self.checkpoint = self._open_output(fresh)
+        fingerprint = _fingerprint(config)
+        self.checkpoint = self._open_output(fingerprint, fresh)
         torch.manual_seed(config.seed)
-        self.model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
-            config.model, dtype=config.weights_dtype
-        )
-        if (quantization := read_quantization(self.model.config)) is not None:
-            raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
-        num_layers = self.model.config.text_config.num_hidden_layers
-        if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
-            raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
-        self.processor = AudioFlamingo3Processor.from_pretrained(config.model)
-        self.peft_model = add_lora(self.model, config.lora) if config.uses_lora else None
+        model = _load_model(config)
+        processor = AudioFlamingo3Processor.from_pretrained(config.model)
+        adapter = add_lora(model, config.lora) if config.uses_lora else None
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.module = TrainingModule(self.model, any(stage.ctc_weight for stage in config.stages))
-        self.module.to(accelerator.device)
+            model.gradient_checkpointing_enable()
+        module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
+        module.to(accelerator.device)
         data = config.data
         bounds = (data.on_bad_row, data.min_duration_s, data.max_duration_s, config.seed)
-        self.datasets = [read_dataset(item, *bounds) for item in data.train]
-        self.validation_rows = [row for item in data.validation for row in read_dataset(item, *bounds).rows]
-        self.progress = Progress()
-        self.log: MetricsLog | None = None
+        self.shared = Run(
+            config=config,
+            fingerprint=fingerprint,
+            accelerator=accelerator,
+            show_progress=show_progress and accelerator.is_main_process,
+            processor=processor,
+            module=module,
+            adapter=adapter,
+            datasets=[read_dataset(item, *bounds) for item in data.train],
+            validation_rows=[row for item in data.validation for row in read_dataset(item, *bounds).rows],
+        )
 
     def _check_processes(self) -> None:
         num = self.accelerator.num_processes
@@ -149,31 +149,21 @@ class Trainer:
             per_step = (stage.batch or self.config.batch).batches_per_step
             if per_step % num:
                 raise ConfigError(f"batches_per_step {per_step} is not divisible by the {num} processes.")
-        if self.is_fsdp and len(self.config.stages) > 1:
+        if self.accelerator.distributed_type == "FSDP" and len(self.config.stages) > 1:
             raise ConfigError(
                 "FSDP runs one stage a config: give each stage its own run, each from the last's model."
             )
 
-    @property
-    def cached_layers(self) -> int | None:
-        """What the feature cache holds: see `parts.cached_layers`."""
-        return cached_layers(self.config.stages, self.model.config.audio_config.num_hidden_layers)
-
-    @property
-    def is_fsdp(self) -> bool:
-        """Whether parameters are sharded over the processes."""
-        return self.accelerator.distributed_type == "FSDP"
-
-    def _open_output(self, fresh: bool) -> Path | None:
+    def _open_output(self, fingerprint: str, fresh: bool) -> Path | None:
         """Makes the output folder; returns the checkpoint to go on from."""
-        folder = self.checkpoints_dir
+        folder = self.output_dir / CHECKPOINTS_FOLDER
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if fresh:
                 _remove_run(self.output_dir)
         self.accelerator.wait_for_everyone()
         checkpoints = list_checkpoints(folder)
-        if checkpoints and read_state(checkpoints[-1])[1] != self.fingerprint:
+        if checkpoints and read_state(checkpoints[-1])[1] != fingerprint:
             difference = _difference(self.output_dir, self.config)
             raise ConfigError(
                 f"{str(self.output_dir)!r} holds a run of another config ({difference}); choose another output_dir, "
@@ -185,55 +175,34 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Runs the stages that are left."""
-        loaded = None
+        run, loaded = self.shared, None
         if self.checkpoint is not None:
-            self.progress, _ = read_state(self.checkpoint)
+            run.progress, _ = read_state(self.checkpoint)
             loaded = LoadedCheckpoint(self.checkpoint)
-            loaded.restore_weights(self.module, self.stored_names(self.progress.stage))
+            loaded.restore_weights(run.module, run.stored_names(run.progress.stage))
         if self.accelerator.is_main_process:
-            self.log = MetricsLog(self.output_dir, self.progress.step, self.config.tensorboard)
-        with StopSignal() as self.stop_signal:
-            for index in range(self.progress.stage, len(self.config.stages)):
-                stage_run = StageRun(
-                    self, index, loaded if loaded is not None and loaded.has_optimizer else None
-                )
-                stage_run.run()
+            run.log = MetricsLog(self.output_dir, run.progress.step, self.config.tensorboard)
+        with run.stop_signal:
+            for index in range(run.progress.stage, len(self.config.stages)):
+                StageRun(run, index, loaded if loaded is not None and loaded.has_optimizer else None).run()
                 loaded = None
-        if self.log is not None:
-            self.log.plot()
-            self.log.close()
+        if run.log is not None:
+            run.log.plot()
+            run.log.close()
         best_dir, last_dir = self.output_dir / "best", self.output_dir / "last"
         return TrainingResult(
-            self.progress.step, self.progress.best, self.progress.best_step, best_dir, last_dir
+            run.progress.step, run.progress.best, run.progress.best_step, best_dir, last_dir
         )
 
-    def stored_names(self, stage: int) -> set[str]:
-        """Parameters that the stages up to this one train, and the CTC head's: what checkpoints hold."""
-        names = {name for name, _ in self.module.named_parameters() if name.startswith("ctc_head.")}
-        for item in self.config.stages[: stage + 1]:
-            for part in select_parameters(self.model, item).values():
-                names.update(f"model.{name}" for name in part)
-        return names
 
-    def save_model(self, name: str, module: torch.nn.Module) -> None:
-        """Saves `best` or `last`."""
-        dtype = None if self.config.save_dtype is None else getattr(torch, self.config.save_dtype)
-        export(
-            self.output_dir / name,
-            module,
-            self.model,
-            self.processor,
-            is_main_process=self.accelerator.is_main_process,
-            dtype=dtype,
-            notes={
-                "step": self.progress.step,
-                "best": self.progress.best,
-                "best_step": self.progress.best_step,
-            },
-            peft_model=self.peft_model,
-            lora=self.config.lora,
-        )
-        self.accelerator.wait_for_everyone()
+def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneration:
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
+    if (quantization := read_quantization(model.config)) is not None:
+        raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
+    num_layers = model.config.text_config.num_hidden_layers
+    if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
+        raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
+    return model
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from audioflamingo.datasets.conversations import DataRow
+from audioflamingo.evaluation import answer_rows, summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.training.batches import BatchEncoder
 from audioflamingo.training.config import BatchConfig, StageConfig, ValidationConfig
-from audioflamingo.training.data import DataRow
-from audioflamingo.training.encoding import BatchEncoder
-from audioflamingo.training.module import move_batch
 from audioflamingo.training.steps import fixed_batches
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 GENERATION_BATCH = 16
 
@@ -52,7 +55,7 @@ def validate(
     module: torch.nn.Module,
     model: AudioFlamingo3ForConditionalGeneration,
     processor: AudioFlamingo3Processor,
-    accelerator: Any,
+    accelerator: Accelerator,
     stage: StageConfig,
 ) -> dict[str, float | None]:
     """Measures `loss`, `ctc_loss`, `wer`, `choice_accuracy`, `exact_match` and `accuracy`; each where it applies.
@@ -60,19 +63,17 @@ def validate(
     All processes call it; each does its share. Answers are generated in the weights' dtype, on DDP or one process
     only: sharded weights (FSDP) give the losses alone.
     """
-    from audioflamingo.evaluation import answer_rows, summarize  # it reads this package's data sets
-
     rank, num = accelerator.process_index, accelerator.num_processes
     module.eval()
     uses_answers = stage.answer_weight > 0
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for rows in validation.batches()[rank::num]:
         batch = validation.encoder(rows)
-        losses = module(move_batch(batch, accelerator.device), uses_answers, stage.ctc_layer)
+        losses = module(batch.to(accelerator.device), uses_answers, stage.ctc_layer)
         sums[0] += losses["answer"].item() if "answer" in losses else 0.0
-        sums[1] += batch.get("num_labels", 0)
+        sums[1] += batch.num_labels
         sums[2] += losses["ctc"].item() if "ctc" in losses else 0.0
-        sums[3] += batch.get("num_characters", 0)
+        sums[3] += batch.num_characters
     items = []
     if uses_answers and validation.config.generate_rows and accelerator.distributed_type != "FSDP":
         model.eval()

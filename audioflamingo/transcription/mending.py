@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from audioflamingo.transcription.loops import find_loop
+from audioflamingo.engine.loops import find_loop
 from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import FinishReason, Segment
 from audioflamingo.transcription.windows import Window

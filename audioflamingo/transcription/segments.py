@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-FinishReason = Literal["stop", "length", "loop"]
+from audioflamingo.engine.finish_reason import FinishReason
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from audioflamingo.audio.loading import SAMPLING_RATE
+from audioflamingo.audio.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
-from audioflamingo.transcription.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
 
 SMOOTHING_FRAMES = 7  # a cut needs 0.2 s of quiet, not one quiet frame
 MIN_WINDOW_SAMPLES = SAMPLING_RATE // 10  # shorter windows are filled with silence: the model needs 20 ms

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.errors import OutputError
-from audioflamingo.files import replacing
+from audioflamingo.files import write_whole
 from audioflamingo.transcription.segments import Segment
 
 
@@ -46,6 +45,11 @@ def time_stamp(seconds: float, decimal_mark: str = ".") -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def joined_text(segments: Iterable[Segment]) -> str:
+    """The text of a whole transcript, on one line."""
+    return " ".join(filter(None, (_one_line(segment.text) for segment in segments)))
 
 
 def _srt(number: int, segment: Segment, _: str | None) -> str:
@@ -139,7 +143,7 @@ def transcript_content(
     return {
         "source": source,
         "duration_s": None if duration_s is None else round(duration_s, 3),
-        "text": " ".join(filter(None, (_one_line(segment.text) for segment in segments))),
+        "text": joined_text(segments),
         "segments": [segment.to_dict() for segment in segments],
     }
 
@@ -157,25 +161,3 @@ def write_transcript(
         OutputError: it cannot be written. What was there before is unchanged.
     """
     write_whole(path, format_transcript(segments, name, source, duration_s).encode())
-
-
-def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Writes a file, whole or not at all.
-
-    Args:
-        path: where it goes.
-        content: all of it, or its pieces in order.
-
-    Raises:
-        OutputError: it cannot be written. What was there before is unchanged.
-    """
-    try:
-        with replacing(path) as temporary, temporary.open("xb") as file:
-            file.writelines((content,) if isinstance(content, bytes) else content)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "
-            "space, or choose another folder. Nothing that was there before has changed.",
-        ) from error

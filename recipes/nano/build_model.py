@@ -24,7 +24,7 @@ from nano_model.whisper import NO_TIMESTAMPS, START, Whisper, stack
 from torch import Tensor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER
+from audioflamingo.hub import BUILT_IN_FOLDER
 
 ORDINARY_TOKENS = 6140
 FRAMES_OF_A_CLIP = 40

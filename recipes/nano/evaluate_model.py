@@ -72,8 +72,8 @@ def measure_fast(arguments: argparse.Namespace, name: str, loaded: dict[str, Any
 
 def measure_quantized(arguments: argparse.Namespace, name: str, loaded: dict[str, Any]) -> dict[str, Any]:
     """Scores of a test through the package."""
+    from audioflamingo.datasets.dataset_config import DatasetConfig
     from audioflamingo.evaluation import evaluate
-    from audioflamingo.training.config import DatasetConfig
 
     output = (arguments.output_dir or arguments.data_dir / "evaluation") / f"{arguments.quantization}-{name}"
     rows = DatasetConfig(str(arguments.data_dir / f"test_{name}.jsonl"), max_rows=arguments.max_rows)
@@ -91,7 +91,7 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
     from nano_model.training.forward import FastModel
 
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, quantize
-    from audioflamingo.training.encoding import BatchEncoder
+    from audioflamingo.training.batches import BatchEncoder
 
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(
         arguments.model, dtype=torch.float32

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER
+from audioflamingo.hub import BUILT_IN_FOLDER
 from audioflamingo.quantization.convert import FLOAT_KEY
 
 LARGEST_BYTES = 64_000_000

@@ -19,7 +19,7 @@ from nano_model.training.loop import Plan, Run
 from nano_model.training.peers import Peers
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.training.encoding import BatchEncoder
+from audioflamingo.training.batches import BatchEncoder
 
 RECIPE = Path(__file__).resolve().parent
 

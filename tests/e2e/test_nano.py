@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, Chat
-from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER
 from audioflamingo.evaluation.scoring import normalize, word_errors
+from audioflamingo.hub import BUILT_IN_FOLDER
 from audioflamingo.transcription import transcribe
 from tests.e2e.conftest import DATA
 

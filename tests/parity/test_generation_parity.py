@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from audioflamingo.generation.sampling import Uniforms, draw, draw_without_replacement
+from audioflamingo.engine.sampling import Uniforms, draw, draw_without_replacement
 from tests.generation_models import MANY_EOS, lively_model, lively_reference
 from tests.tiny_model import AUDIO_TOKEN_ID, make_batch
 

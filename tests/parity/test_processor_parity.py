@@ -264,12 +264,12 @@ def test_ten_minutes(
 
 
 def without_features(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Both processors with one zero a window for features: for tests of windows, masks and counts."""
+    """Both processors with one silent mel band for features: for tests of windows, masks and counts."""
     ours, reference = pair
 
     def only_mask(windows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         frames = torch.tensor([-(-len(window) // 160) for window in windows])
-        return torch.zeros(len(windows), 1), (torch.arange(3000) < frames[:, None]).int()
+        return torch.zeros(len(windows), 1, 3000), (torch.arange(3000) < frames[:, None]).int()
 
     class ReferenceExtractor:
         def __getattr__(self, name: str) -> Any:

@@ -24,6 +24,7 @@ from audioflamingo.audio.loading import (
     split_windows,
     stream_audio,
 )
+from audioflamingo.config import AUDIO_TOKENS_PER_S, CHUNK_LENGTH_S
 from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning, AudioTooLongError
 from tests.audio_files import encode, tone
 
@@ -212,6 +213,10 @@ def test_token_counts(num_frames, conv, tokens):
     assert conv_length(num_frames) == conv
     assert num_audio_tokens(num_frames) == tokens
     assert num_audio_tokens(torch.tensor([num_frames], dtype=torch.int32)).tolist() == [tokens]
+
+
+def test_tokens_a_second() -> None:
+    assert num_audio_tokens(N_FRAMES) == CHUNK_LENGTH_S * AUDIO_TOKENS_PER_S
 
 
 @pytest.mark.parametrize("num_frames", [2, 3, 6, 7, 99, 3000])

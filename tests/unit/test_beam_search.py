@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from audioflamingo.engine.beam_search import BeamOptions, BeamSearch, Candidate
+from audioflamingo.engine.sampling import TokenLogprob, row_seed
+from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.generation.beam_search import BeamOptions, BeamState, Candidate
-from audioflamingo.generation.sampling import row_seed
-from audioflamingo.generation.stopping import StopRules
 from tests.generation_models import PieceTokenizer, ScriptedModel, random_script, says
 
 EOS = [1, 2]
@@ -140,7 +140,7 @@ def test_stop_strings_end_a_beam() -> None:
 
 def test_too_few_answers_is_an_error() -> None:
     model = ScriptedModel(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, -math.inf]), 4)
-    with pytest.raises(AudioFlamingoError, match="found 2 of 3 answers to prompt 0"):
+    with pytest.raises(AudioFlamingoError, match=r"prompt 0: .* found 2 of 3 answers"):
         search(
             model,
             torch.tensor([[3]]),
@@ -151,17 +151,22 @@ def test_too_few_answers_is_an_error() -> None:
         )
 
 
-class TestBeamState:
+class TestBeamSearch:
     """One prompt, two beams, candidates given by hand; token 1 ends an answer."""
 
     def state(
         self, early_stopping: Any = False, length_penalty: float = 1.0, max_new_tokens: int = 9
-    ) -> BeamState:
+    ) -> BeamSearch:
         options = BeamOptions(2, 2, length_penalty, early_stopping, False, 4)
-        return BeamState(options, max_new_tokens, StopRules(frozenset({1})))
+        return BeamSearch(options, max_new_tokens, StopRules(frozenset({1})))
 
-    def advance(self, state: BeamState, *candidates: tuple[float, int, int]) -> None:
-        state.advance([Candidate(np.float32(score), beam, token, score) for score, beam, token in candidates])
+    def advance(self, state: BeamSearch, *candidates: tuple[float, int, int]) -> None:
+        state.advance(
+            [
+                Candidate(np.float32(score), beam, TokenLogprob(token, score))
+                for score, beam, token in candidates
+            ]
+        )
 
     def test_only_the_best_candidates_may_end(self) -> None:
         """An EOS behind the first N candidates is a spare, not an answer."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from audioflamingo import bfloat16
-from audioflamingo.attention import attend
-from audioflamingo.linear import Conv1d, Linear
+from audioflamingo.kernels import bfloat16
+from audioflamingo.kernels.modules import Conv1d, Linear
+from audioflamingo.network.attention import attend
 from tests.tiny_model import tiny_model
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audioflamingo.cache import KVCache
 from audioflamingo.errors import ArgumentError, ContextLengthError
+from audioflamingo.network.kv import KVCache
 
 K, E = 2, 4
 
@@ -14,20 +14,20 @@ K, E = 2, 4
 def append(cache: KVCache, num_new: list[int], start: float = 0.0) -> torch.Tensor:
     """Appends tokens whose keys are consecutive numbers, and returns the key buffer."""
     total = sum(num_new)
-    keys = (torch.arange(total) + start)[:, None, None].expand(total, K, E)
-    cache.reserve(num_new)
-    buffer, values = cache.write(0, keys, -keys, num_new)
+    keys = (torch.arange(total).float() + start)[:, None, None].expand(total, K, E)
+    buffer, values = cache.view(num_new, keys.device).write(0, keys, -keys)
     cache.advance(num_new)
-    for index, length in enumerate(cache.lengths):
-        assert torch.equal(buffer[index, :, :length], -values[index, :, :length])
+    for span in cache.spans:
+        slots = slice(span.start, span.start + span.length)
+        assert torch.equal(buffer[:, slots], -values[:, slots])
     return buffer
 
 
 def row(cache: KVCache, index: int) -> list[float]:
     """Keys of one row, as the consecutive numbers that were written."""
-    buffer = cache._keys[0]
+    buffer, span = cache.store.keys[0], cache.spans[index]
     assert buffer is not None
-    return buffer[index, 0, : cache.lengths[index], 0].tolist()
+    return buffer[0, span.start : span.start + span.length, 0].tolist()
 
 
 def test_rows_of_unequal_length_stand_side_by_side() -> None:
@@ -65,9 +65,9 @@ def test_crop_forgets_the_tail() -> None:
 
 def test_it_grows_to_its_limit_and_no_further() -> None:
     cache = KVCache(1, 1, 10, initial_length=2)
-    assert append(cache, [2]).shape[2] == 2
-    assert append(cache, [1], start=10).shape[2] == 4
-    assert append(cache, [5], start=20).shape[2] == 8
+    assert append(cache, [2]).shape[1] == 2
+    assert append(cache, [1], start=10).shape[1] == 4
+    assert append(cache, [5], start=20).shape[1] == 8
     assert row(cache, 0) == [0, 1, 10, 20, 21, 22, 23, 24]
     append(cache, [2], start=30)
     with pytest.raises(ContextLengthError, match=r"holds 10 .* 11 are needed"):

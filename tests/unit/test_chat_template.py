@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, PromptError
-from audioflamingo.processor.batch import IGNORED_LABEL
 from audioflamingo.processor.chat_template import (
     DEFAULT_CHAT_TEMPLATE,
     Markers,

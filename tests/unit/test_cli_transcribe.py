@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
-from audioflamingo.cli import inputs, jobs
+from audioflamingo.cli import inputs, transcribe_job
 from tests.cli_runs import af3, af3_process, write_tiny_model
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
 
@@ -28,8 +28,8 @@ TEXT = "hello world. It is me."
 @pytest.fixture
 def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
     processor = tiny_processor(tmp_path_factory.mktemp("processor"))
-    model = ScriptedModel(processor, lambda seconds, options: framed(TEXT))
-    monkeypatch.setattr(jobs, "load", lambda *_: (model, processor))
+    model = ScriptedModel(processor, lambda seconds, attempt: framed(TEXT))
+    monkeypatch.setattr(transcribe_job, "load", lambda *_: (model, processor))
     return model
 
 
@@ -81,7 +81,7 @@ def test_a_broken_file_among_good_ones(folder: Path, tmp_path: Path, model: Scri
     assert "b.wav" in errors[0]
     assert "3 transcribed, 1 failed." in result.stderr
     assert json.loads((out / "a.jsonl").read_text())["text"] == TEXT
-    assert len(model.calls) == 1  # the three files share a batch
+    assert len(model.calls) == 1  # the three files run together
 
 
 def test_what_is_done_is_not_done_again(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again(folder: Path, tmp_path: Path, model: Scr
 
 
 def test_nothing_left_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(transcribe_job, "load", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "directory_prompt.txt").write_text("done")
     assert af3("transcribe", DATA / "directory_prompt.flac", "-o", tmp_path).exit_code == 0
 
@@ -148,13 +148,13 @@ def test_urls_and_stdin_have_names() -> None:
 
 
 def test_a_file_that_vanishes_in_the_middle(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
-    stream = model.stream
+    embed = model.embed
 
-    def remove_then_stream(*arguments: Any, **options: Any) -> Any:
+    def remove_then_embed(token_ids: Any) -> Any:
         (folder / "c.flac").unlink(missing_ok=True)
-        return stream(*arguments, **options)
+        return embed(token_ids)
 
-    model.stream = remove_then_stream  # type: ignore[method-assign]
+    model.embed = remove_then_embed  # type: ignore[method-assign]
     result = af3("transcribe", folder, "-o", tmp_path / "out", "--batch-size", "1")
     assert result.exit_code == 1
     assert "c.flac': there is no such file" in result.stderr
@@ -239,7 +239,7 @@ def test_silence_is_an_empty_transcript(tmp_path: Path, model: ScriptedModel) ->
 
 def test_a_loop_is_not_silent(tmp_path: Path, model: ScriptedModel, speech: np.ndarray) -> None:
     soundfile.write(tmp_path / "s.wav", speech, SAMPLING_RATE)
-    model._script = lambda seconds, options: "hello " * 100
+    model._script = lambda seconds, attempt: "hello " * 600
     result = af3("transcribe", tmp_path / "s.wav")
     assert result.stdout == "hello hello\n"  # the first of them has a token of its own
     assert "the model repeated itself" in result.stderr

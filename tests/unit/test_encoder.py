@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import torch
 
-from audioflamingo.encoder import AudioFlamingo3Encoder
+from audioflamingo.network.encoder import AudioFlamingo3Encoder
 from tests.tiny_model import tiny_model, tokens_of
 
 FRAMES = [3000, 1, 700, 2, 3000, 3, 2999, 4, 5, 2997]

@@ -10,11 +10,11 @@ import torch
 
 from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import evaluate, normalize
-from audioflamingo.evaluation.__main__ import main
-from audioflamingo.evaluation.plots import confusion
+from audioflamingo.evaluation.confusion_plot import confusion
 from audioflamingo.evaluation.scoring import chosen_option, options_of, score, summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
+from tests.cli_runs import af3
 from tests.tiny_training import write_dataset, write_model
 
 pytest.importorskip("jiwer", reason="needs jiwer")
@@ -106,12 +106,12 @@ def test_evaluation_goes_on_where_it_was_and_refuses_another_run(checkpoint, tmp
     lines = items.read_text().splitlines(keepends=True)
     items.write_text("".join(lines[:3]) + lines[3][:20])  # killed while it wrote the fourth
     calls = []
-    original = model.generate
-    model.generate = lambda **inputs: calls.append(len(inputs["input_ids"])) or original(**inputs)
+    original = processor.prompt
+    processor.prompt = lambda *messages, **how: calls.append(1) or original(*messages, **how)
     assert evaluate(model, processor, data, **options) == whole
-    assert calls == [3]
+    assert len(calls) == 3
     assert evaluate(model, processor, data, **options) == whole
-    assert calls == [3]
+    assert len(calls) == 3
 
     with torch.no_grad():
         model.lm_head.weight += 1
@@ -128,9 +128,28 @@ def test_batches_do_not_change_answers(checkpoint) -> None:
     assert one == many
 
 
-def test_the_command_prints_scores_and_one_line_on_errors(checkpoint, tmp_path: Path, capsys) -> None:
+def test_the_command_prints_scores_and_one_line_on_errors(checkpoint, tmp_path: Path) -> None:
     folder, data = checkpoint
-    assert main([str(folder), str(data), "--output-dir", str(tmp_path / "o"), "--max-new-tokens", "2"]) == 0
-    assert "transcription" in capsys.readouterr().out
-    assert main([str(folder), str(tmp_path / "no.jsonl"), "--output-dir", str(tmp_path / "p")]) == 1
-    assert capsys.readouterr().err.startswith("error: cannot read")
+    limits = ("--max-new-tokens", "2", "--output-dir")
+    result = af3("evaluate", data, "--model", folder, *limits, tmp_path / "o")
+    assert result.exit_code == 0
+    assert "transcription" in result.stdout
+    assert af3("evaluate", folder, data, *limits, tmp_path / "p").stdout == result.stdout
+    result = af3("evaluate", folder, tmp_path / "no.jsonl", *limits, tmp_path / "q")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("error: cannot read")
+    for names in ([folder, data, data], [folder, data, "--model", folder]):
+        assert af3("evaluate", *names, *limits, tmp_path / "r").exit_code == 2
+
+
+def test_progress_counts_what_was_done_before(checkpoint, tmp_path: Path) -> None:
+    folder, data = checkpoint
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder)
+    processor = AudioFlamingo3Processor.from_pretrained(folder)
+    options = {"output_dir": tmp_path / "out", "batch_size": 2, "max_new_tokens": 2}
+    evaluate(model, processor, data, **options)
+    items = tmp_path / "out" / "items.jsonl"
+    items.write_text("".join(items.read_text().splitlines(keepends=True)[:3]))
+    seen = []
+    evaluate(model, processor, data, **options, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 6), (5, 6), (6, 6)]

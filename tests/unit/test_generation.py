@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import audioflamingo.generation.generate as generation
+import audioflamingo.engine.choosing as choosing
 from audioflamingo.config import GenerationConfig
+from audioflamingo.engine.generate import GenerateOutput
+from audioflamingo.engine.sampling import row_seed
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, AudioFlamingoWarning, ContextLengthError
-from audioflamingo.generation.generate import GenerateOutput
-from audioflamingo.generation.sampling import row_seed
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.generation_models import (
     MANY_EOS,
@@ -26,7 +26,7 @@ from tests.generation_models import (
     random_script,
     says,
 )
-from tests.tiny_model import make_batch
+from tests.tiny_model import AUDIO_TOKEN_ID, make_batch
 from tests.tiny_tokenizer import write_tiny_processor
 
 ROWS = [([50], 5), ([], 12), ([3000, 40], 9), ([3], 30)]
@@ -85,18 +85,18 @@ class TestWhatMustNotChangeAnAnswer:
 
     @pytest.mark.parametrize("draw", [{}, SAMPLING | {"seed": 3}], ids=["greedy", "sampling"])
     def test_the_departure_of_finished_rows(self, draw) -> None:
-        """In a cache of the caller's finished rows stay, in one of our own they leave: the same answers."""
+        """Rows that have finished leave the batch, in a cache of the caller's too: the same answers."""
         prompts = {"input_ids": torch.arange(6)[:, None] + 10}
         options = {"eos_token_id": [1, 2, 3, 4], "max_new_tokens": 20, **draw}
-        leaving, staying = ScriptedModel(random_script()), ScriptedModel(random_script())
-        expected = run(leaving, prompts, **options)
-        got = run(staying, prompts, **options, past_key_values=staying.new_cache(6, 100))
+        own, callers = ScriptedModel(random_script()), ScriptedModel(random_script())
+        expected = run(own, prompts, **options)
+        got = run(callers, prompts, **options, past_key_values=callers.new_cache(6, 100))
         assert answers(got) == answers(expected)
-        assert set(staying.num_rows) == {6}
-        assert leaving.num_rows == [
-            sum(n > step for n in expected.num_new_tokens) for step in range(len(leaving.num_rows))
-        ]
-        assert leaving.num_rows[-1] < 6
+        for model in (own, callers):
+            assert model.num_rows == [
+                sum(n > step for n in expected.num_new_tokens) for step in range(len(model.num_rows))
+            ]
+            assert model.num_rows[-1] < 6
 
     def test_several_answers_are_those_of_repeated_prompts(self, model) -> None:
         batch = make_batch(ROWS[:2])
@@ -327,8 +327,8 @@ class TestContinuingACache:
         assert len(set(output.num_new_tokens)) > 1
         assert cache.lengths == output.num_new_tokens
         held = [
-            keys[0, :length, 0].long().tolist()
-            for keys, length in zip(cache._keys[0], cache.lengths, strict=True)
+            cache.store.keys[0][0, span.start : span.start + span.length, 0].long().tolist()
+            for span in cache.spans
         ]
         assert held == [
             [prompt, *answer[:-1]] for prompt, answer in zip((4, 5, 6), answers(output), strict=True)
@@ -395,14 +395,13 @@ class TestStreams:
     def test_closing_the_iterator_stops_and_frees_the_cache(self) -> None:
         model = ScriptedModel(random_script())
         caches = []
-        original = model.new_cache
+        original = model.packed_logits
 
-        def new_cache(*args: Any) -> Any:
-            cache = original(*args)
-            caches.append(weakref.ref(cache))
-            return cache
+        def packed_logits(x: torch.Tensor, view: Any, last: torch.Tensor) -> Any:
+            caches.append(weakref.ref(view.store))
+            return original(x, view, last)
 
-        model.new_cache = new_cache
+        model.packed_logits = packed_logits
         stream = model.stream(torch.ones(1, 1).long(), max_new_tokens=100)
         next(stream)
         next(stream)
@@ -414,7 +413,7 @@ class TestStreams:
 
     def test_the_model_runs_when_the_iterator_is_consumed_but_values_are_checked_at_once(self) -> None:
         model = ScriptedModel(random_script())
-        with pytest.raises(ArgumentError, match=r"stream\(\): top_p must be"):
+        with pytest.raises(ArgumentError, match="top_p must be"):
             model.stream(torch.ones(1, 1).long(), top_p=3, do_sample=True)
         model.stream(torch.ones(1, 1).long())
         assert model.num_rows == []
@@ -423,30 +422,29 @@ class TestStreams:
         for _ in model.stream(torch.ones(1, 3).long(), max_new_tokens=3):
             assert torch.is_grad_enabled()
 
-    def test_beams_cannot_be_streamed(self) -> None:
-        model = ScriptedModel(random_script())
-        with pytest.raises(ArgumentError, match="cannot follow beam search"):
-            model.stream(torch.ones(1, 1).long(), num_beams=2)
-        with pytest.raises(ArgumentError, match="cannot follow beam search"):
-            model.generate(torch.ones(1, 1).long(), num_beams=2, streamer=object())
-
-    def test_beams_of_the_checkpoint_are_for_answers_that_are_not_followed(self, model, monkeypatch) -> None:
+    def test_beams_are_streamed_when_the_search_ends(self, model, monkeypatch) -> None:
+        """Asked for or the checkpoint's own: a followed answer is the answer of `generate`."""
         batch = make_batch(ROWS)
-        beams = run(model, batch, num_beams=3).sequences
-        greedy = run(model, batch, num_beams=1).sequences
-        assert not torch.equal(beams, greedy)
-        monkeypatch.setattr(
-            model, "generation_config", dataclasses.replace(model.generation_config, num_beams=3)
-        )
-        assert torch.equal(run(model, batch).sequences, beams)
-        steps = [step.token_ids for step in model.stream(**batch, max_new_tokens=8)]
-        answers = model.generate(**batch, max_new_tokens=8, num_beams=1)[:, batch["input_ids"].shape[1] :]
-        assert torch.equal(torch.stack(steps, 1), answers)
-        put: list[torch.Tensor] = []
-        streamer = types.SimpleNamespace(put=put.append, end=lambda: None)
-        model.generate(**batch, max_new_tokens=8, streamer=streamer)
-        assert torch.equal(torch.stack(put[1:], 1), answers)
-        row = batch["input_ids"][:1, -1:]
+        width = batch["input_ids"].shape[1]
+        expected = model.generate(**batch, max_new_tokens=8, num_beams=3)[:, width:]
+        greedy = model.generate(**batch, max_new_tokens=8, num_beams=1)[:, width:]
+        assert not torch.equal(expected, greedy)
+        defaults = dataclasses.replace(model.generation_config, num_beams=3)
+        for own, asked in ((1, {"num_beams": 3}), (3, {})):
+            defaults = dataclasses.replace(model.generation_config, num_beams=own)
+            monkeypatch.setattr(model, "generation_config", defaults)
+            steps = list(model.stream(**batch, max_new_tokens=8, **asked))
+            assert torch.equal(torch.stack([step.token_ids for step in steps], 1), expected)
+            assert None not in steps[-1].finish_reasons
+            put: list[torch.Tensor] = []
+            streamer = types.SimpleNamespace(put=put.append, end=lambda: None)
+            model.generate(**batch, max_new_tokens=8, streamer=streamer, **asked)
+            assert torch.equal(torch.stack(put[1:], 1), expected)
+
+    def test_a_continued_cache_takes_no_beams(self, model, monkeypatch) -> None:
+        defaults = dataclasses.replace(model.generation_config, num_beams=3)
+        monkeypatch.setattr(model, "generation_config", defaults)
+        row = make_batch(ROWS)["input_ids"][:1, -1:]
         cached = [
             model.generate(
                 row, max_new_tokens=8, past_key_values=model.new_cache(1, initial_length=16), **more
@@ -454,8 +452,8 @@ class TestStreams:
             for more in ({}, {"num_beams": 1})
         ]
         assert torch.equal(*cached)
-        with pytest.raises(ArgumentError, match="cannot follow beam search"):
-            model.stream(**batch, generation_config={"num_beams": 2})
+        with pytest.raises(ArgumentError, match="without num_beams"):
+            model.generate(row, num_beams=2, past_key_values=model.new_cache(1))
 
 
 class TestWhatIsReported:
@@ -498,9 +496,12 @@ class TestWhatIsReported:
 
 class TestTheModel:
     def test_audio_goes_into_the_prefill_only(self) -> None:
-        model = ScriptedModel(random_script())
-        model.generate(torch.ones(2, 2).long(), input_features=torch.zeros(1, 128, 3000), max_new_tokens=3)
-        assert model.had_features == [True, False, False]
+        model = ScriptedModel(random_script(512), vocab_size=512)
+        ids = torch.full((2, 760), 1)
+        ids[1, 5:755] = AUDIO_TOKEN_ID
+        model.generate(ids, input_features=torch.zeros(1, 128, 3000), max_new_tokens=3)
+        assert model.num_windows == [1]
+        assert len(model.num_rows) == 3
 
     def test_the_prompt_is_run_once_for_all_its_answers(self) -> None:
         model = ScriptedModel(random_script())
@@ -509,7 +510,7 @@ class TestTheModel:
 
     def test_one_read_from_the_device_a_step(self, monkeypatch) -> None:
         reads = []
-        monkeypatch.setattr(generation, "to_host", lambda tensor: reads.append(1) or tensor.tolist())
+        monkeypatch.setattr(choosing, "to_host", lambda tensor: reads.append(1) or tensor.tolist())
         model = ScriptedModel(random_script())
         model.generate(
             torch.ones(2, 2).long(), max_new_tokens=7, repetition_penalty=1.2, no_repeat_ngram_size=2

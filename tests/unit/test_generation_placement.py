@@ -12,9 +12,9 @@ from tests.unit import test_placement
 from tests.unit.test_placement import Playback
 
 GENERATION_MODULES = (
-    "audioflamingo.generation.beam_search",
-    "audioflamingo.generation.generate",
-    "audioflamingo.generation.request",
+    "audioflamingo.engine.beam_search",
+    "audioflamingo.engine.generate",
+    "audioflamingo.engine.generate_call",
 )
 EOS = list(range(100, 300))  # so many that rows finish at different steps
 CASES = {

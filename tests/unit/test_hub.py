@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER, PROCESSOR_FILES, resolve_folder
 from audioflamingo.errors import ArgumentError, CheckpointError
+from audioflamingo.hub import BUILT_IN_FOLDER, PROCESSOR_FILES, resolve_folder
 from tests.hub_stub import HubStub, StubRepository
 
 FILES = {
@@ -162,7 +162,7 @@ def test_cache_serves_when_the_network_is_gone(tmp_path: Path) -> None:
 def test_environment_variables_are_honoured(hub: HubStub, tmp_path: Path) -> None:
     """`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` are read when the client is imported."""
     script = (
-        "from audioflamingo.checkpoint.hub import resolve_folder\n"
+        "from audioflamingo.hub import resolve_folder\n"
         "from audioflamingo.errors import CheckpointError\n"
         "try:\n    print(resolve_folder('nvidia/private'))\n"
         "except CheckpointError as error:\n    print('refused:', error)\n"
@@ -233,6 +233,6 @@ def test_the_built_in_models_name_never_asks_the_hub(monkeypatch: pytest.MonkeyP
     assert resolve_folder("nano", endpoint="http://127.0.0.1:9") == BUILT_IN_FOLDER
     with pytest.raises(ArgumentError, match="comes with the package"):
         resolve_folder("nano", revision="main")
-    monkeypatch.setattr("audioflamingo.checkpoint.hub.BUILT_IN_FOLDER", tmp_path)
+    monkeypatch.setattr("audioflamingo.hub.BUILT_IN_FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match="lacks the built-in model"):
         resolve_folder("nano", endpoint="http://127.0.0.1:9")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from audioflamingo.linear import Linear
+from audioflamingo.kernels.modules import Linear
 
 
 def layer(dtype: torch.dtype) -> Linear:

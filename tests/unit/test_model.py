@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
-from audioflamingo.model import LOSS_CHUNK, causal_lm_loss
+from audioflamingo.network.loss import LOSS_CHUNK, causal_lm_loss
 from tests.tiny_model import AUDIO_TOKEN_ID, make_batch, tiny_model, tokens_of
 
 # 0.5 s, 31 s, 95 s and text only: the lengths that P1 asks for.
@@ -167,6 +167,19 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_a_cache_changes_no_gradient_of_what_it_takes_in() -> None:
+    """Stored keys and values are constants; those of the call that stores them must still learn."""
+    batch = make_batch([([300], 6), ([40], 9)], "right")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    gradients = []
+    for use_cache in (False, True):
+        model = tiny_model().train()
+        model(**batch, labels=labels, use_cache=use_cache).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_loss_in_chunks_equals_loss_at_once() -> None:

@@ -292,7 +292,7 @@ def test_free_neurons_write_nothing_and_most_are_shut_for_transcripts():
 
 def small_tokenizer() -> tuple[dict, dict]:
     """A tokenizer as Whisper's in form, and a template as the package's."""
-    from audioflamingo.checkpoint.hub import BUILT_IN_FOLDER
+    from audioflamingo.hub import BUILT_IN_FOLDER
 
     template = json.loads((BUILT_IN_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     letters = sorted({name for name in template["model"]["vocab"] if len(name) == 1})

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.training.data import DataRow
+from audioflamingo.datasets.conversations import DataRow
+from audioflamingo.training.batches import Batch
 from recipes.nano.nano_model.layout import AUDIO, CONST, SINK, SINK_NORMED, STATE
 from recipes.nano.nano_model.training.answering import answer
 from recipes.nano.nano_model.training.forward import FastModel, Side, rounded, visible
@@ -37,7 +38,7 @@ def tone(seconds: float, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def batch(nano: tuple[Any, Any]) -> dict[str, Any]:
+def batch(nano: tuple[Any, Any]) -> Batch:
     """Conversations of one turn, of two, with two clips and with none."""
     model, processor = nano
     text = lambda words: {"type": "text", "text": words}  # noqa: E731
@@ -58,19 +59,27 @@ def batch(nano: tuple[Any, Any]) -> dict[str, Any]:
     )
     with torch.no_grad():
         rows = model.model.audio_tower(inputs["input_features"], inputs["input_features_mask"]).audio_tokens
-    return {**inputs, "audio_rows": rows, "answer_weights": torch.ones(len(conversations))}
+    return Batch(
+        ids=[],
+        audio_s=8.0,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        labels=inputs["labels"],
+        answer_weights=torch.ones(len(conversations)),
+        audio_rows=rows,
+    )
 
 
 def test_text_tokens_alone_give_the_models_logits(nano, batch):
     model, _ = nano
     with torch.no_grad():
         logits, labels, _ = FastModel(model).logits(batch)
-        embeds = model.model.multi_modal_projector(batch["audio_rows"])
+        embeds = model.model.multi_modal_projector(batch.audio_rows)
         states = model.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], audio_embeds=embeds
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, audio_embeds=embeds
         ).last_hidden_state
-        expected = model.lm_head(states)[:, :-1][batch["labels"][:, 1:] != -100]
-    assert (labels == batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]).all()
+        expected = model.lm_head(states)[:, :-1][batch.labels[:, 1:] != -100]
+    assert (labels == batch.labels[:, 1:][batch.labels[:, 1:] != -100]).all()
     assert (logits - expected).abs().mean() < 0.02
     assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.97
 
@@ -93,9 +102,9 @@ def test_answers_are_those_of_generate(nano, batch):
 def test_prompts_end_where_the_last_answer_starts(nano, batch):
     prompts = prompts_of(batch)
     for row in range(4):
-        length = int(prompts["attention_mask"][row].sum())
-        assert batch["labels"][row, length] != -100
-        assert batch["labels"][row, length - 1] == -100
+        length = int(prompts.attention_mask[row].sum())
+        assert batch.labels[row, length] != -100
+        assert batch.labels[row, length - 1] == -100
 
 
 def test_a_token_sees_what_is_not_after_it():
@@ -130,7 +139,7 @@ def test_masks_flags_and_layer_0_stay_as_they_are(nano, batch):
     keep_sinks_silent(model)
     value = layers[4].self_attn.v_proj
     torch.testing.assert_close(value.weight[:, SINK] * SINK_NORMED, -value.bias)
-    assert figures["labels"] == int((batch["labels"] != -100).sum())
+    assert figures["labels"] == int((batch.labels != -100).sum())
     model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
 

@@ -1,7 +1,8 @@
 """Device placement without a GPU: a real run on the CPU is recorded, then replayed on fake CUDA tensors.
 
 Fake tensors have a device, a dtype and a shape but no data; an operation that mixes devices fails on them as it would
-on a GPU. What the code reads from the device goes through `audioflamingo.host.to_host`, so those values are recorded
+on a GPU. What the code reads from the device goes through `audioflamingo.kernels.host.to_host`, so those values are
+recorded
 and played back.
 """
 
@@ -19,7 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from tests.tiny_model import make_batch, tiny_model
 
-MODULES = ("audioflamingo.encoder", "audioflamingo.language_model", "audioflamingo.model")
+MODULES = (
+    "audioflamingo.network.encoder",
+    "audioflamingo.network.qwen2",
+    "audioflamingo.network.af3",
+    "audioflamingo.network.loss",
+)
 
 
 class WithoutCudaRuntime(TorchFunctionMode):
@@ -66,7 +72,7 @@ class Playback:
     """Replaces `to_host` in the modules: first records what a real run reads, then returns it again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from audioflamingo.host import to_host
+        from audioflamingo.kernels.host import to_host
 
         self.values: list[Any] = []
         self.replayed: Iterator[Any] | None = None

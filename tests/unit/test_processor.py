@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
+from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import (
     ArgumentError,
     AudioError,
@@ -27,8 +28,8 @@ from audioflamingo.errors import (
     PromptError,
 )
 from audioflamingo.processor import clips as clips_module
-from audioflamingo.processor.batch import IGNORED_LABEL, BatchFeature
-from audioflamingo.processor.framing import strip_framing
+from audioflamingo.processor.collate import BatchFeature
+from audioflamingo.processor.conversation import strip_framing
 from audioflamingo.processor.processor import AudioFlamingo3Processor, AutoProcessor
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.tiny_tokenizer import (

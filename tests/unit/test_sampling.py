@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as reference
 
-from audioflamingo.generation.sampling import (
+from audioflamingo.engine.sampling import (
     NO_TOKEN,
     LogitsRules,
     Uniforms,
@@ -201,4 +201,15 @@ def test_uniforms_without_seed_follow_the_global_generator() -> None:
 
 def test_log_probabilities() -> None:
     logits = torch.tensor([[0.0, math.log(3)]])
-    torch.testing.assert_close(log_probabilities(logits, torch.tensor([1])), torch.tensor([math.log(0.75)]))
+    (entry,) = log_probabilities(logits, torch.tensor([1]), num_top=2)
+    assert (entry.token_id, [token for token, _ in entry.top]) == (1, [1, 0])
+    assert [entry.logprob, *(value for _, value in entry.top)] == pytest.approx(
+        [math.log(0.75), math.log(0.75), math.log(0.25)]
+    )
+
+
+def test_frequency_and_presence_count_the_answer_alone() -> None:
+    answers = torch.tensor([[NO_TOKEN, 2, 2], [0, 1, NO_TOKEN]])
+    rules = LogitsRules(frequency_penalty=0.5, presence_penalty=0.25)
+    got = rules(torch.zeros(2, 4), None, 3, answers)
+    assert got.tolist() == [[0, 0, -1.25, 0], [-0.75, -0.75, 0, 0]]

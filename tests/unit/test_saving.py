@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioflamingo.checkpoint import atomic
+from audioflamingo import files as whole_files
 from audioflamingo.checkpoint.saving import parse_size
 from audioflamingo.errors import ArgumentError, AudioFlamingoError, CheckpointError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
@@ -242,7 +242,7 @@ def test_a_killed_save_is_loaded_whole_or_refused(
             folder = tmp_path / f"{function}-{step}"
             old.save_pretrained(folder, max_shard_size=sizes[0])
             with monkeypatch.context() as patch:
-                patch.setattr(atomic.AtomicFolder, "_remove_temporaries", lambda self: None)
+                patch.setattr(whole_files.AtomicFolder, "_remove_temporaries", lambda self: None)
                 fail_at(patch, Path if function == "unlink" else os, function, step, Killed())
                 try:
                     new.save_pretrained(folder, max_shard_size=sizes[1])
@@ -271,7 +271,7 @@ def outcome(folder: Path, old: Any, new: Any) -> str:
 def test_an_interrupted_rename_is_told_from_an_interrupted_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic.AtomicFolder, "_remove_temporaries", lambda self: None)
+    monkeypatch.setattr(whole_files.AtomicFolder, "_remove_temporaries", lambda self: None)
     with monkeypatch.context() as patch:
         fail_at(patch, os, "fsync", 1, Killed())
         with pytest.raises(Killed):

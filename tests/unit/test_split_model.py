@@ -20,7 +20,7 @@ from tests.unit import test_placement
 from tests.unit.test_placement import Playback, WithoutCudaRuntime
 
 LAYERS = "model.language_model.layers"
-GENERATION_MODULES = ("generate", "request", "beam_search")
+GENERATION_MODULES = ("generate", "generate_call", "beam_search")
 FIRST, SECOND = "cuda:0", "cuda:1"
 SPLITS = {
     "last half": {f"{LAYERS}.1": SECOND, "model.language_model.norm": SECOND, "lm_head": SECOND},
@@ -32,7 +32,7 @@ SPLITS = {
 
 @pytest.fixture
 def playback(monkeypatch: pytest.MonkeyPatch) -> Playback:
-    names = (f"audioflamingo.generation.{name}" for name in GENERATION_MODULES)
+    names = (f"audioflamingo.engine.{name}" for name in GENERATION_MODULES)
     monkeypatch.setattr(test_placement, "MODULES", (*test_placement.MODULES, *names))
     return Playback(monkeypatch)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.generation.streamers import TextStreamer
-from audioflamingo.processor.tokenizer import Tokenizer
+from audioflamingo.processor.tokenizer import TextStreamer, Tokenizer
 from tests.generation_models import ScriptedModel, says
 from tests.tiny_tokenizer import write_tiny_processor
 

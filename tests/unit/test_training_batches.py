@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from audioflamingo.audio import load_audio
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ConfigError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import (
@@ -22,16 +24,14 @@ from audioflamingo.training.augmentation import (
     mask_rows,
     mix_noise,
 )
+from audioflamingo.training.batches import BatchEncoder, ctc_targets
 from audioflamingo.training.config import (
     AugmentationConfig,
-    DatasetConfig,
     FeatureCacheConfig,
     LoraSettings,
     SpecAugmentConfig,
     StageConfig,
 )
-from audioflamingo.training.data import read_dataset
-from audioflamingo.training.encoding import BatchEncoder, ctc_targets
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import (
@@ -93,9 +93,9 @@ def test_gradients_are_those_of_the_plain_forward_with_and_without_cache(parts) 
     for cache, tolerance in ((None, 1e-6), (make_cache(folder, model, processor, rows), 2e-2)):
         batch = BatchEncoder(processor, None, cache)(rows)
         for name in ("input_ids", "attention_mask", "labels"):
-            assert torch.equal(batch[name], inputs[name])
-        assert batch["num_labels"] == (inputs["labels"][:, 1:] != -100).sum()
-        loss = module(batch)["answer"] / batch["num_labels"]
+            assert torch.equal(getattr(batch, name), inputs[name])
+        assert batch.num_labels == (inputs["labels"][:, 1:] != -100).sum()
+        loss = module(batch)["answer"] / batch.num_labels
         torch.testing.assert_close(loss, plain, rtol=tolerance / 10, atol=1e-6)
         found = gradients(module, loss)
         assert set(found) == {f"model.{name}" for name in expected}
@@ -118,9 +118,9 @@ def test_the_last_layers_learn_from_the_cached_output_of_the_first(parts, tmp_pa
     expected = gradients(model, plain)
     assert any("audio_tower.layers.1." in name for name in expected)
     batch = BatchEncoder(processor, None, make_cache(tmp_path, model, processor, rows, num_layers=1))(rows)
-    assert torch.equal(batch["input_ids"], inputs["input_ids"])
+    assert torch.equal(batch.input_ids, inputs["input_ids"])
     module = TrainingModule(model)
-    loss = module(batch)["answer"] / batch["num_labels"]
+    loss = module(batch)["answer"] / batch.num_labels
     torch.testing.assert_close(loss, plain, rtol=2e-3, atol=1e-6)
     found = gradients(module, loss)
     assert set(found) == {f"model.{name}" for name in expected}
@@ -154,7 +154,7 @@ def test_only_the_assistant_is_learnt(parts) -> None:
     """P9: the user's prompt once was learnt as well."""
     _, processor, rows = parts
     batch = BatchEncoder(processor)(rows[:1])
-    labelled = batch["labels"][0][batch["labels"][0] != -100]
+    labelled = batch.labels[0][batch.labels[0] != -100]
     answer = rows[0].messages[1]["content"][0]["text"]
     assert processor.decode(labelled) == answer + "<|im_end|>"
 
@@ -166,14 +166,14 @@ def test_a_rows_answer_counts_as_much_as_its_set_says(parts) -> None:
     weighted = [replace(row, answer_weight=weight) for row, weight in zip(rows, weights, strict=True)]
     batch = BatchEncoder(processor)(weighted)
     logits = model(**plain_inputs(processor, rows)).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
+    labels = batch.labels[:, 1:]
     losses = F.cross_entropy(
         logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"
     )  # (B, S - 1)
     expected = (losses.sum(dim=1) * torch.tensor(weights)).sum()
     torch.testing.assert_close(TrainingModule(model)(batch)["answer"], expected)
     num_labels = ((labels != -100).sum(dim=1) * torch.tensor(weights)).sum()
-    assert batch["num_labels"] == num_labels
+    assert batch.num_labels == num_labels
     (row,) = read_dataset(
         DatasetConfig(str(write_dataset(folder / "weighted", 1)), answer_weight=4.0, max_rows=1)
     ).rows
@@ -209,7 +209,7 @@ def test_ctc_is_torchs_ctc_on_the_projected_rows(parts) -> None:
     module = TrainingModule(model, uses_ctc=True)
     cache = make_cache(folder, model, processor, rows)
     batch = BatchEncoder(processor, None, cache, uses_ctc=True, uses_answers=False)(rows)
-    assert "input_ids" not in batch
+    assert batch.input_ids is None
     loss = module(batch, uses_answers=False)["ctc"]
     expected = 0.0
     for row in rows:
@@ -235,9 +235,9 @@ def test_chance_comes_from_the_seed(parts) -> None:
     )
     encoder = BatchEncoder(processor, augmentation)
     first, again, other = (encoder(rows, seed) for seed in ((1, 2), (1, 2), (1, 3)))
-    assert torch.equal(first["input_features"], again["input_features"])
-    assert first["input_features"].shape != other["input_features"].shape or not torch.equal(
-        first["input_features"], other["input_features"]
+    assert torch.equal(first.input_features, again.input_features)
+    assert first.input_features.shape != other.input_features.shape or not torch.equal(
+        first.input_features, other.input_features
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from audioflamingo.errors import ConfigError
 from audioflamingo.training.config import StageConfig, TrainingConfig, load_config
-from audioflamingo.training.schedule import Schedule
+from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.settings import build
 
 pytest.importorskip("yaml", reason="needs pyyaml")

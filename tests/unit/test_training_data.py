@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audioflamingo.errors import ConfigError
-from audioflamingo.training.config import BatchConfig, DatasetConfig
-from audioflamingo.training.data import read_dataset
-from audioflamingo.training.errors import DataError
-from audioflamingo.training.sampler import plan_epoch
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.errors import ConfigError, DataError
+from audioflamingo.training.batch_sampler import plan_epoch
+from audioflamingo.training.config import BatchConfig
 from tests.tiny_training import conversation, write_clip, write_dataset, write_rows
 
 

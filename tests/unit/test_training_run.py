@@ -24,9 +24,9 @@ from tests.tiny_training import config_values, write_clip, write_dataset
 pytest.importorskip("accelerate", reason="needs accelerate")
 
 from audioflamingo.training import NonFiniteLossError, train
-from audioflamingo.training.checkpoints import list_checkpoints, read_state
 from audioflamingo.training.config import TrainingConfig
-from audioflamingo.training.metrics import read_log
+from audioflamingo.training.log import read_log
+from audioflamingo.training.resume import list_checkpoints, read_state
 from audioflamingo.training.settings import build
 
 
@@ -93,7 +93,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_losses(base: Path) -> N
     config_file = base / "killed.json"  # JSON is YAML
     config_file.write_text(json.dumps({**values, "output_dir": str(folder)}), encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "audioflamingo.training", str(config_file), "--quiet"], env=environment()
+        [sys.executable, "-m", "audioflamingo.cli", "train", str(config_file), "--quiet"], env=environment()
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -132,7 +132,7 @@ def test_two_processes_give_the_losses_of_one(base: Path) -> None:
     config_file.write_text(json.dumps({**values, "output_dir": str(folder)}), encoding="utf-8")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "audioflamingo.training", str(config_file), "--quiet"],
+            [sys.executable, "-m", "audioflamingo.cli", "train", str(config_file), "--quiet"],
             env=environment(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port,

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audioflamingo.audio import vad
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
+from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector, frames_of
 from audioflamingo.errors import ArgumentError, MissingDependencyError
-from audioflamingo.transcription import vad
 from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
-from audioflamingo.transcription.vad import VAD_FRAME, SpeechDetector, frames_of
 from audioflamingo.transcription.windows import Window, WindowCutter, cut_windows, quietest
 
 DATA = Path(__file__).parent.parent / "data"

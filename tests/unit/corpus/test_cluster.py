@@ -73,7 +73,7 @@ def test_the_command_says_that_nobody_answers(
     listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="needs ray[data]")
-    monkeypatch.setattr("audioflamingo.cli.corpus_jobs._describe", lambda *_: {})
+    monkeypatch.setattr("audioflamingo.cli.cluster_job._describe", lambda *_: {})
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     listener.close()
     arguments = [DATA / "directory_prompt.flac", "-o", tmp_path / "out", "--engine", "ray"]

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from audioflamingo.corpus import folder as folder_module
-from audioflamingo.corpus.folder import CorpusFolder, describe_files
-from audioflamingo.corpus.identity import fingerprint_checkpoint
-from audioflamingo.corpus.records import error_record, transcript_record
-from audioflamingo.corpus.shards import CorpusFile, Shard, cut_shards
+from audioflamingo.corpus.folder import CorpusFolder, describe_files, fingerprint_checkpoint
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record, transcript_record
 from audioflamingo.errors import ArgumentError, OutputError
 from audioflamingo.transcription.segments import Segment
 

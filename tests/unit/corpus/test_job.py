@@ -12,12 +12,10 @@ import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.corpus import job, ray_data
-from audioflamingo.corpus.cluster import WorkerPlan
+from audioflamingo.corpus.cluster import ClusterOptions, WorkerPlan
 from audioflamingo.corpus.folder import CorpusFolder
-from audioflamingo.corpus.ray_data import ShardResult, run_shards
-from audioflamingo.corpus.records import transcript_record
-from audioflamingo.corpus.shards import CorpusFile, Shard, cut_shards
-from audioflamingo.corpus.worker import MAX_ATTEMPTS, AttemptCounter, ShardWorker
+from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardResult, ShardWorker, run_shards
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcript_record
 from audioflamingo.errors import ArgumentError, CheckpointError, ClusterError
 from audioflamingo.transcription.options import TranscriptionOptions
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
@@ -44,7 +42,7 @@ def make_worker(folder: Path, script: Callable[..., str]) -> tuple[ShardWorker, 
 
 
 def test_a_worker_transcribes_files_together(speech: list[CorpusFile], tmp_path: Path) -> None:
-    worker, model = make_worker(tmp_path, lambda seconds, options: framed(TEXT))
+    worker, model = make_worker(tmp_path, lambda seconds, attempt: framed(TEXT))
     result = worker(Shard(4, tuple(speech)).to_row())
     assert (result["index"], result["failure"], result["load_error"]) == (4, "", "")
     records = [json.loads(line) for line in result["records"].splitlines()]
@@ -52,11 +50,11 @@ def test_a_worker_transcribes_files_together(speech: list[CorpusFile], tmp_path:
     assert [record["text"] for record in records] == [TEXT, "", TEXT]
     assert [record["error"] is None for record in records] == [True, False, True]
     assert "it is not audio" in records[1]["error"]
-    assert len(model.calls) == 1  # both files share a batch
+    assert len(model.calls) == 1  # both files run together
 
 
 def test_a_failure_is_part_of_the_result(speech: list[CorpusFile], tmp_path: Path) -> None:
-    def script(seconds: float, options: dict[str, Any]) -> str:
+    def script(seconds: float, attempt: int) -> str:
         raise KeyError("a bug")
 
     worker, _ = make_worker(tmp_path, script)
@@ -65,7 +63,7 @@ def test_a_failure_is_part_of_the_result(speech: list[CorpusFile], tmp_path: Pat
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(speech: list[CorpusFile], tmp_path: Path) -> None:
-    worker, model = make_worker(tmp_path, lambda seconds, options: framed(TEXT))
+    worker, model = make_worker(tmp_path, lambda seconds, attempt: framed(TEXT))
     row = Shard(0, tuple(speech)).to_row()
     failures = [worker(row)["failure"] for _ in range(MAX_ATTEMPTS + 1)]
     assert failures[:-1] == [""] * MAX_ATTEMPTS
@@ -139,7 +137,7 @@ def test_too_many_failures_stop_the_job(tmp_path: Path, monkeypatch: pytest.Monk
     ("files", "shard_size", "message"),
     [
         ([], 1, "no files"),
-        (FILES, 0, "shard_size must be at least 1"),
+        (FILES, 0, "shard_size must be a whole number of at least 1"),
         ([*FILES, FILES[0]], 1, "share a name"),
     ],
 )
@@ -147,5 +145,11 @@ def test_what_is_refused_at_once(
     files: list[CorpusFile], shard_size: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
-        job.transcribe_corpus(files, tmp_path / "out", lambda: (None, None), model={}, shard_size=shard_size)
+        job.transcribe_corpus(
+            files,
+            tmp_path / "out",
+            lambda: (None, None),
+            model={},
+            cluster=ClusterOptions(shard_size=shard_size),
+        )
     assert not (tmp_path / "out").exists()

@@ -14,9 +14,8 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
-from audioflamingo.cli import corpus_jobs
-from audioflamingo.cli.loading import load
-from audioflamingo.cli.options import Dtype
+from audioflamingo.cli import cluster_job
+from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
 from audioflamingo.transcription.options import TranscriptionOptions
@@ -108,7 +107,7 @@ def test_nothing_is_lost_or_doubled(
     assert not (out / "transcripts.jsonl").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
-    monkeypatch.setattr(corpus_jobs, "load", deadly_load(marker))
+    monkeypatch.setattr(cluster_job, "load", deadly_load(marker))
     result = af3(*command)
     assert result.exit_code == 1, result.output  # one file is broken
     assert int(marker.read_text()) != os.getpid()
@@ -120,7 +119,7 @@ def test_nothing_is_lost_or_doubled(
     assert [Path(record["source"]).name for record in records if record["error"]] == [BROKEN]
     files = [CorpusFile(str(path), str(path)) for path in sorted(corpus.iterdir())]
     options = TranscriptionOptions(max_new_tokens=20)
-    expected = map(json.loads, transcribe_files(*load(str(model), "cpu", Dtype.AUTO), files, options))
+    expected = map(json.loads, transcribe_files(*load(ModelOptions(str(model), "cpu")), files, options))
     assert [what_was_heard(record) for record in records] == [what_was_heard(record) for record in expected]
     assert len({record["duration_s"] for record in records}) == NUM_FILES  # so that a mix-up shows
 

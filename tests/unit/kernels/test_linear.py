@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioflamingo import bfloat16, kernels
+from audioflamingo import kernels
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import native
+from audioflamingo.kernels import bfloat16, native
 from tests.kernel_weights import random_int4, random_int8
 
 Force = Callable[[str], None]

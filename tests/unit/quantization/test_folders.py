@@ -12,6 +12,7 @@ import torch
 
 import audioflamingo
 from audioflamingo.checkpoint.weights import find_tensors, is_packed
+from audioflamingo.convert import quantize_checkpoint
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoError,
@@ -22,7 +23,6 @@ from audioflamingo.errors import (
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import QuantizationConfig, read_quantization
-from audioflamingo.quantization.folders import quantize_checkpoint
 from tests.checkpoint_folders import (
     INDEX,
     SINGLE,

@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo.errors import ContextLengthError
-from audioflamingo.generation.sampling import LogitsRules
+from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.request import Request, SamplingParams, Share
+from audioflamingo.engine.sampling import LogitsRules
+from audioflamingo.engine.worker import EngineWorker
+from audioflamingo.errors import ContextLengthError, EngineStoppedError
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.server.engine import (
-    Engine,
-    EngineOptions,
-    EngineRequest,
-    EngineStoppedError,
-    Prompt,
-    Sampling,
-    Share,
-    build_prompt,
-)
+from audioflamingo.processor.prompt import Prompt
 from tests.audio_files import tone
 from tests.engine_runs import greedy, seeded, submit
 
@@ -31,8 +26,8 @@ OPTIONS = EngineOptions(cache_tokens=6000, max_prefill_tokens=100)
 
 
 @pytest.fixture
-def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[Engine]:
-    engine = Engine(model, processor.tokenizer, OPTIONS)
+def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[EngineWorker]:
+    engine = EngineWorker(Engine(model, processor.tokenizer, OPTIONS))
     engine.start()
     yield engine
     engine.stop()
@@ -54,6 +49,8 @@ def conversations() -> list[list[dict[str, Any]]]:
         user("What is the sound", clip(0.7)),
         user("Transcribe the input speech.", clip(31.3, seed=1)),
         user("two of them", clip(1.1, seed=2), clip(2.3, seed=3)),
+        # A window without audio tokens, where the next clip begins: such a clip was an error of the server.
+        user("a tail of 5 ms", clip(30.005, seed=4), clip(0.7)),
         user("Why do you think so? " * 40),
         [*user("and", clip(0.7)), {"role": "assistant", "content": "the sound"}, *user("is it the end?")],
     ]
@@ -68,9 +65,9 @@ def alone(model: Any, processor: AudioFlamingo3Processor, messages: Any, **optio
 
 
 def test_concurrent_greedy_answers_equal_generate(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    prompts = [build_prompt(processor, messages) for messages in conversations()]
+    prompts = [processor.prompt(messages) for messages in conversations()]
     answers = [submit(engine, prompt, greedy(8 + 4 * i)) for i, prompt in enumerate(prompts)]
     for i, (messages, answer) in enumerate(zip(conversations(), answers, strict=True)):
         expected = alone(model, processor, messages, max_new_tokens=8 + 4 * i, do_sample=False)
@@ -79,15 +76,15 @@ def test_concurrent_greedy_answers_equal_generate(
 
 
 def test_concurrent_seeded_answers_equal_generate(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     rules = [
         {"temperature": 0.7, "top_p": 0.9},
         {"temperature": 1.3, "top_k": 40},
         {"repetition_penalty": 1.5},
     ]
-    prompts = [build_prompt(processor, messages) for messages in conversations()]
-    answers = [submit(engine, prompt, seeded(i, 10, **rules[i % 3])) for i, prompt in enumerate(prompts)]
+    prompts = [processor.prompt(messages) for messages in conversations()]
+    answers = [submit(engine, prompt, seeded(10, **rules[i % 3]), seed=i) for i, prompt in enumerate(prompts)]
     for i, (messages, answer) in enumerate(zip(conversations(), answers, strict=True)):
         options: Any = {"top_k": 0, **rules[i % 3]}
         expected = alone(model, processor, messages, max_new_tokens=10, do_sample=True, seed=i, **options)
@@ -95,41 +92,41 @@ def test_concurrent_seeded_answers_equal_generate(
 
 
 def test_requests_join_and_leave_a_running_batch(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    long = submit(engine, build_prompt(processor, user("tool call")), greedy(60))
+    long = submit(engine, processor.prompt(user("tool call")), greedy(60))
     while not long.outputs:
         time.sleep(0.001)
-    others = [submit(engine, build_prompt(processor, user(f"the {i}")), greedy(5)) for i in range(6)]
+    others = [submit(engine, processor.prompt(user(f"the {i}")), greedy(5)) for i in range(6)]
     assert [len(other.token_ids) <= 5 for other in others] == [True] * 6
     expected = alone(model, processor, user("tool call"), max_new_tokens=60, do_sample=False)
     assert long.token_ids == expected
 
 
 def test_the_same_clip_and_conversation_are_not_read_again(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     first = user("What is the sound", clip(3.0))
-    answer = submit(engine, build_prompt(processor, first), greedy()).text
-    assert (engine.encoder.num_misses, engine.num_reused_tokens) == (1, 0)
+    answer = submit(engine, processor.prompt(first), greedy()).text
+    assert (engine.engine.clip_cache.num_misses, engine.engine.scheduler.num_reused_tokens) == (1, 0)
     second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "Why"}]
-    prompt = build_prompt(processor, second)
+    prompt = processor.prompt(second)
     again = submit(engine, prompt, greedy())
     assert again.token_ids == alone(model, processor, second, max_new_tokens=12, do_sample=False)
     assert again.result.num_reused >= 75
-    assert engine.encoder.num_misses == 1
+    assert engine.engine.clip_cache.num_misses == 1
     # Another question about the clip starts behind the clip.
-    other = submit(engine, build_prompt(processor, user("is it the end", clip(3.0))), greedy())
+    other = submit(engine, processor.prompt(user("is it the end", clip(3.0))), greedy())
     expected = alone(model, processor, user("is it the end", clip(3.0)), max_new_tokens=12, do_sample=False)
     assert other.token_ids == expected
     assert other.result.num_reused >= 75
 
 
 def test_equal_prompts_at_the_same_time_are_read_once(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    prompt = build_prompt(processor, user("What is the sound", clip(5.0)))
-    answers = [submit(engine, prompt, seeded(i)) for i in range(4)]
+    prompt = processor.prompt(user("What is the sound", clip(5.0)))
+    answers = [submit(engine, prompt, seeded(), seed=i) for i in range(4)]
     for i, answer in enumerate(answers):
         expected = alone(
             model,
@@ -141,93 +138,95 @@ def test_equal_prompts_at_the_same_time_are_read_once(
             top_k=0,
         )
         assert answer.token_ids == expected
-    assert engine.num_reused_tokens == 3 * (len(prompt.token_ids) - 1)
+    assert engine.engine.scheduler.num_reused_tokens == 3 * (len(prompt.token_ids) - 1)
 
 
 def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest(
     model: Any, processor: AudioFlamingo3Processor
 ) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=200))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=200)))
     engine.start()
     texts = [f"the {i} and {i} and {i}" for i in range(12)]
-    answers = [submit(engine, build_prompt(processor, user(text)), greedy(30)) for text in texts]
+    answers = [submit(engine, processor.prompt(user(text)), greedy(30)) for text in texts]
     for text, answer in zip(texts, answers, strict=True):
         assert answer.token_ids == alone(model, processor, user(text), max_new_tokens=30, do_sample=False)
-    assert engine.schedule.kept.num_slots + engine.pool.num_free == 200
+    assert engine.engine.scheduler.prefixes.num_slots + engine.engine.pool.num_free == 200
     engine.stop()
 
 
-def test_a_prompt_that_can_never_fit_is_refused(processor: AudioFlamingo3Processor, engine: Engine) -> None:
-    prompt = build_prompt(processor, user("the " * 7000))
+def test_a_prompt_that_can_never_fit_is_refused(
+    processor: AudioFlamingo3Processor, engine: EngineWorker
+) -> None:
+    prompt = processor.prompt(user("the " * 7000))
     with pytest.raises(ContextLengthError, match="at most 5999 fit"):
         submit(engine, prompt, greedy())
 
 
 def test_the_answer_is_cut_where_the_context_ends(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=64))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=64)))
     engine.start()
-    prompt = build_prompt(processor, user("hello"))
-    answer = submit(engine, prompt, Sampling(max_new_tokens=10_000))
+    prompt = processor.prompt(user("hello"))
+    answer = submit(engine, prompt, SamplingParams(max_new_tokens=10_000))
     assert len(answer.token_ids) <= 64 - len(prompt.token_ids)
     engine.stop()
 
 
 def test_a_cancelled_request_leaves_and_its_slots_come_back(
-    processor: AudioFlamingo3Processor, engine: Engine
+    processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    running = submit(engine, build_prompt(processor, user("tool call")), greedy(5000))
+    running = submit(engine, processor.prompt(user("tool call")), greedy(5000))
     while not running.outputs:
         time.sleep(0.001)
     running.request.cancel()
     deadline = time.monotonic() + 10
-    while engine.schedule.rows and time.monotonic() < deadline:
+    while engine.engine.scheduler.groups and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert engine.schedule.rows == []
-    assert engine.schedule.kept.num_slots + engine.pool.num_free == OPTIONS.cache_tokens
+    assert engine.engine.scheduler.groups == []
+    assert engine.engine.scheduler.prefixes.num_slots + engine.engine.pool.num_free == OPTIONS.cache_tokens
     count = len(running.outputs)
-    submit(engine, build_prompt(processor, user("the end")), greedy()).result  # noqa: B018
+    submit(engine, processor.prompt(user("the end")), greedy()).result  # noqa: B018
     assert len(running.outputs) == count
 
 
 def test_stop_fails_what_is_not_complete(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, OPTIONS)
+    engine = EngineWorker(Engine(model, processor.tokenizer, OPTIONS))
     engine.start()
-    running = submit(engine, build_prompt(processor, user("tool call")), greedy(5000))
+    running = submit(engine, processor.prompt(user("tool call")), greedy(5000))
     while not running.outputs:
         time.sleep(0.001)
     engine.stop()
     assert isinstance(running.result.error, EngineStoppedError)
     assert not engine.is_alive
     with pytest.raises(EngineStoppedError):
-        submit(engine, build_prompt(processor, user("the end")), greedy())
+        submit(engine, processor.prompt(user("the end")), greedy())
 
 
 def test_a_step_that_fails_ends_its_answers_and_no_others(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
         patch.setattr(model.model.language_model, "forward_packed", broken)
-        failed = submit(engine, build_prompt(processor, user("hello")), greedy())
+        failed = submit(engine, processor.prompt(user("hello")), greedy())
         assert "the device is gone" in str(failed.result.error)
-    good = submit(engine, build_prompt(processor, user("hello")), greedy())
+    good = submit(engine, processor.prompt(user("hello")), greedy())
     assert good.token_ids == alone(model, processor, user("hello"), max_new_tokens=12, do_sample=False)
 
 
 def test_nan_logits_fail_the_answer(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.lm_head, "forward", lambda x: torch.full((len(x), 512), torch.nan))
-    failed = submit(engine, build_prompt(processor, user("hello")), greedy())
+    failed = submit(engine, processor.prompt(user("hello")), greedy())
     assert "not finite" in str(failed.result.error)
 
 
 def test_stop_texts_end_an_answer_and_are_left_out(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    prompt = build_prompt(processor, user("tool call"))
+    prompt = processor.prompt(user("tool call"))
     text = submit(engine, prompt, greedy(40)).text
     stop = text[7:10]
     answer = submit(engine, prompt, greedy(40, stop=(stop, "never said")))
@@ -236,7 +235,7 @@ def test_stop_texts_end_an_answer_and_are_left_out(
 
 
 def test_log_probabilities_are_the_models_own(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     messages = user("What is the sound", clip(0.7))
     batch = processor.apply_chat_template(
@@ -245,9 +244,7 @@ def test_log_probabilities_are_the_models_own(
     expected = model.generate(
         **batch, max_new_tokens=8, do_sample=False, output_logprobs=True, return_dict_in_generate=True
     )
-    answer = submit(
-        engine, build_prompt(processor, messages), greedy(8, num_top_logprobs=3), is_streamed=False
-    )
+    answer = submit(engine, processor.prompt(messages), greedy(8, num_top_logprobs=3), is_streamed=False)
     found = answer.result.logprobs
     assert [logprob.logprob for logprob in found] == pytest.approx(expected.logprobs[0].tolist(), abs=1e-4)
     assert all(
@@ -257,13 +254,13 @@ def test_log_probabilities_are_the_models_own(
 
 
 def test_rows_with_a_least_length_share_a_batch_with_others(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
     rules = LogitsRules(min_new_tokens=15, eos_token_ids=(10, 11, 12, 497))
     answers = [
         submit(
             engine,
-            build_prompt(processor, user(f"the {i}")),
+            processor.prompt(user(f"the {i}")),
             greedy(20, rules=rules if i % 2 else LogitsRules()),
         )
         for i in range(6)
@@ -275,17 +272,18 @@ def test_rows_with_a_least_length_share_a_batch_with_others(
 
 
 def test_penalties_lower_what_was_said(
-    model: Any, processor: AudioFlamingo3Processor, engine: Engine
+    model: Any, processor: AudioFlamingo3Processor, engine: EngineWorker
 ) -> None:
-    prompt = build_prompt(processor, user("tool call"))
+    prompt = processor.prompt(user("tool call"))
     plain = submit(engine, prompt, greedy(40)).token_ids
-    penalized = submit(engine, prompt, greedy(40, frequency_penalty=100.0, presence_penalty=100.0)).token_ids
+    rules = LogitsRules(frequency_penalty=100.0, presence_penalty=100.0)
+    penalized = submit(engine, prompt, greedy(40, rules=rules)).token_ids
     assert len(set(plain)) < len(plain)
     assert len(set(penalized)) == len(penalized)
 
 
 def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Processor) -> None:
-    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=1))
+    engine = EngineWorker(Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=1)))
     rich, poor = Share(service_s=100.0), Share()
     order: list[str] = []
     lock = threading.Lock()
@@ -298,12 +296,27 @@ def test_whoever_had_least_goes_first(model: Any, processor: AudioFlamingo3Proce
 
         return collect
 
-    prompt = Prompt([1, 2, 3], np.array([1, 2, 3]))
+    prompt = Prompt([1, 2, 3])
     for name, share in (("rich", rich), ("poor 1", poor), ("poor 2", poor)):
-        engine.submit(EngineRequest(prompt, greedy(3), note(name), share))
+        engine.submit(Request(prompt, greedy(3), note(name), share))
     engine.start()
     deadline = time.monotonic() + 20
     while len(order) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     engine.stop()
     assert order == ["poor 1", "poor 2", "rich"]
+
+
+def test_so_many_client_requests_are_worked_for_at_once(
+    model: Any, processor: AudioFlamingo3Processor
+) -> None:
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_rows=4, max_requests=2))
+    prompt, shares = Prompt([1, 2, 3]), [Share() for _ in range(4)]
+    for share in (*shares, *shares):
+        engine.submit(Request(prompt, greedy(5), share=share))
+    counts = []
+    while engine.has_work:
+        engine.step()
+        counts.append(len({group.request.share for group in engine.scheduler.active}))
+    assert max(counts) == 2
+    assert all(share.service_s > 0 for share in shares)

@@ -13,7 +13,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from audioflamingo.server.engine import Engine
+from audioflamingo.engine.engine import Engine
+from audioflamingo.processor import AudioFlamingo3Processor
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
@@ -29,13 +30,13 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 @contextlib.contextmanager
 def blocked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Holds the model still for the length of the block."""
-    gate, step = threading.Event(), engine._step
+    gate, step = threading.Event(), engine.step
 
     def wait() -> None:
         gate.wait(30)
         step()
 
-    monkeypatch.setattr(engine, "_step", wait)
+    monkeypatch.setattr(engine, "step", wait)
     try:
         yield
     finally:
@@ -61,7 +62,7 @@ def test_a_large_body_is_refused_by_its_size_before_it_is_parsed(
     def parse(_: bytes) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("audioflamingo.server.chat.parse_json", parse)
+    monkeypatch.setattr("audioflamingo.server.chat_route.parse_chat", parse)
     body = b'{"model": "' + b"x" * 100_000_000 + b'"}'
 
     def pieces() -> Any:
@@ -110,7 +111,7 @@ def test_a_full_queue_is_429_with_retry_after_and_the_queued_are_answered(
 ) -> None:
     with running_server(model, processor, max_running=1, max_queue=2) as small, small.client() as client:
         with ThreadPoolExecutor(3) as threads:
-            with blocked(small.service.engine, monkeypatch):
+            with blocked(small.service.worker.engine, monkeypatch):
                 running = []
                 for i in range(3):
                     running.append(threads.submit(client.post, CHAT, json=chat_body(f"the {i}")))
@@ -122,6 +123,36 @@ def test_a_full_queue_is_429_with_retry_after_and_the_queued_are_answered(
                 assert error_of(reply)["type"] == "rate_limit_error"
             assert [future.result().status_code for future in running] == [200, 200, 200]
         assert client.post(CHAT, json=chat_body("hello")).status_code == 200
+
+
+def test_a_short_request_overtakes_long_ones_that_came_before(
+    model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate once let requests in by arrival, so the scheduler's fairness held only for those inside."""
+    with (
+        running_server(model, processor, max_rows=2, max_running=2, max_queue=8) as fair,
+        fair.client() as client,
+    ):
+        worker, order = fair.service.worker, []
+
+        def ask(name: str, **fields: Any) -> None:
+            assert client.post(CHAT, json=chat_body(name, **fields)).status_code == 200
+            order.append(name)
+
+        with ThreadPoolExecutor(4) as threads:
+            asked = []
+            with blocked(worker.engine, monkeypatch):
+                for name in ("the long one", "the long two"):
+                    fields = {"n": 8, "max_tokens": 150, "frequency_penalty": -2}
+                    asked.append(threads.submit(ask, name, **fields))
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 16:
+                    time.sleep(0.002)
+                asked.append(threads.submit(ask, "short"))
+                while len(worker.engine.scheduler.waiting) + len(worker._arriving) < 17:
+                    time.sleep(0.002)
+            for future in asked:
+                future.result()
+        assert order[0] == "short"
 
 
 def test_a_request_that_takes_too_long_is_504_and_leaves(model: Any, processor: Any) -> None:
@@ -140,7 +171,7 @@ def test_a_request_that_takes_too_long_is_504_and_leaves(model: Any, processor: 
 def test_a_client_that_hangs_up_is_dropped(server: RunningServer) -> None:
     body = chat_body("tool call", max_tokens=8000, frequency_penalty=-2)
     for is_streamed in (False, True):
-        steps = server.service.engine.num_steps
+        steps = server.service.worker.engine.num_steps
         with server.client() as client, contextlib.suppress(httpx.ReadTimeout):
             if is_streamed:
                 with client.stream("POST", CHAT, json={**body, "stream": True}) as reply:
@@ -148,7 +179,7 @@ def test_a_client_that_hangs_up_is_dropped(server: RunningServer) -> None:
             else:
                 client.post(CHAT, json=body, timeout=0.3)
         server.wait_until_idle()
-        assert server.service.engine.num_steps - steps < 8000
+        assert server.service.worker.engine.num_steps - steps < 8000
     with server.client() as client:
         assert client.post(CHAT, json=chat_body("hello")).status_code == 200
         text = client.get("/metrics").text
@@ -164,24 +195,32 @@ def test_a_client_that_hangs_up_in_its_upload_leaves_the_queue(server: RunningSe
     server.wait_until_idle()
 
 
-def test_shutdown_finishes_who_runs_and_turns_away_who_waits(
+def test_shutdown_finishes_whom_the_model_has_begun_with_and_turns_away_who_waits(
     model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         running_server(model, processor, max_running=1, max_queue=4) as ending,
         ending.client() as client,
-        ThreadPoolExecutor(3) as threads,
+        ThreadPoolExecutor(4) as threads,
     ):
-        with blocked(ending.service.engine, monkeypatch):
-            running = []
-            for i in range(3):
-                running.append(threads.submit(client.post, CHAT, json=chat_body(f"the {i}")))
-                while ending.service.gate.num_inside <= i:
+        gate = ending.service.gate
+        body = chat_body("tool call", max_tokens=200, frequency_penalty=-2)
+        first = threads.submit(client.post, CHAT, json=body)
+        while not gate.num_running:
+            time.sleep(0.002)
+        with blocked(ending.service.worker.engine, monkeypatch):
+            waiting = []
+            for i, is_streamed in enumerate((False, True, False)):
+                waiting.append(threads.submit(client.post, CHAT, json={**body, "stream": is_streamed}))
+                while gate.num_inside < i + 2:
                     time.sleep(0.002)
+            assert (gate.num_running, gate.num_waiting) == (1, 3)
             ending.server.handle_exit(15, None)
-            waited = [future.result() for future in running[1:]]
-        assert running[0].result().status_code == 200
-        for reply in waited:
+            turned_away = [future.result() for future in waiting]
+        reply = first.result()
+        assert reply.status_code == 200
+        assert reply.json()["usage"]["completion_tokens"] == 200
+        for reply in turned_away:
             assert reply.status_code == 503
             assert error_of(reply)["code"] == "shutting_down"
             assert "retry-after" in reply.headers
@@ -196,7 +235,7 @@ def test_shutdown_ends_what_does_not_end_itself(model: Any, processor: Any) -> N
         body = chat_body("tool call", max_tokens=8000, frequency_penalty=-2)
         whole = threads.submit(client.post, CHAT, json=body)
         streamed = threads.submit(client.post, CHAT, json={**body, "stream": True})
-        while len(ending.service.engine.schedule.answering) < 2:
+        while len(ending.service.worker.engine.scheduler.answering) < 2:
             time.sleep(0.002)
         ending.stop()
         assert whole.result().status_code == 503
@@ -221,7 +260,7 @@ def test_faults_of_the_server_are_500_without_details(
         raise RuntimeError("secret path /srv/model")
 
     with monkeypatch.context() as patch, server.client() as client:
-        patch.setattr("audioflamingo.server.chat.build_prompt", broken)
+        patch.setattr(AudioFlamingo3Processor, "prompt", broken)
         reply = client.post(CHAT, json=chat_body("hello"), headers={"x-request-id": "my-id.1"})
         assert reply.status_code == 500
         assert reply.headers["x-request-id"] == "my-id.1"

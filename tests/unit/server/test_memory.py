@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from audioflamingo.server.memory import give_back_memory, share_one_heap
+from audioflamingo.engine.memory import give_back_memory, share_one_heap
 if sys.argv[1] == "one":
     share_one_heap()
 library = ctypes.CDLL(None)

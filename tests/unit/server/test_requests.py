@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import logging
 from typing import Any
 
 import pytest
 
-from audioflamingo.cli.serve import serve
 from audioflamingo.errors import ArgumentError
-from audioflamingo.server.logs import JsonFormatter, request_id
+from audioflamingo.server.middleware import JsonFormatter, request_id
 from audioflamingo.server.run import is_loopback
-from audioflamingo.server.settings import ServerSettings
+from audioflamingo.server.server_settings import ServerSettings
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
@@ -146,14 +143,6 @@ def test_cors_is_off_unless_asked_for(server: RunningServer, model: Any, process
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"
         headers["Origin"] = "https://other.example"
         assert "access-control-allow-origin" not in client.options(CHAT, headers=headers).headers
-
-
-def test_the_commands_flags_are_the_settings() -> None:
-    """One name and one default for each: flag, field, server."""
-    parameters = inspect.signature(serve).parameters
-    for field in dataclasses.fields(ServerSettings):
-        default = parameters[field.name].default
-        assert default == field.default or (default is None and field.default == ()), field.name
 
 
 @pytest.mark.parametrize(

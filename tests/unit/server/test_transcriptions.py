@@ -11,7 +11,9 @@ import pytest
 
 from audioflamingo.audio.loading import load_audio
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.server.transcription_job import Transcription
 from audioflamingo.transcription import Segment, format_transcript, transcribe
+from audioflamingo.transcription.windows import Window
 from tests.audio_files import encode
 from tests.server_runs import RunningServer, running_server
 
@@ -125,6 +127,27 @@ def test_many_transcriptions_and_chats_at_once_equal_each_alone(
     with ThreadPoolExecutor(6) as threads:
         replies = list(threads.map(lambda _: post(server, talk).json()["text"], range(6)))
     assert set(replies) == {text_of(expected)}
+
+
+def test_a_server_with_many_windows_at_work_reads_no_further_ahead(
+    server: RunningServer, talk: bytes, expected: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, counts, start = server.service, [], Transcription._start
+
+    def count(work: Transcription, window: Window) -> Any:
+        task = start(work, window)
+        counts.append(service.num_windows)
+        return task
+
+    monkeypatch.setattr(Transcription, "_start", count)
+    assert post(server, talk).json()["text"] == text_of(expected)
+    assert max(counts) > 1
+    counts.clear()
+    monkeypatch.setattr(service, "max_windows", 1)
+    assert post(server, talk).json()["text"] == text_of(expected)
+    assert set(counts) == {1}
+    server.wait_until_idle()
+    assert service.num_windows == 0
 
 
 def test_a_damaged_file_is_an_error_and_in_a_stream_an_event(server: RunningServer, talk: bytes) -> None:

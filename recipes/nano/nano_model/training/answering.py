@@ -3,29 +3,29 @@ fast on a CPU."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from audioflamingo.training.batches import Batch
 
 from .forward import HIDDEN, FastModel, Keys, Side
 
 
 @torch.inference_mode()
-def answer(
-    fast: FastModel, batch: dict[str, Any], max_new_tokens: int, ends: tuple[int, ...]
-) -> list[list[int]]:
+def answer(fast: FastModel, batch: Batch, max_new_tokens: int, ends: tuple[int, ...]) -> list[list[int]]:
     """Tokens of each row's answer, without the one that ends it.
 
     Args:
         fast: the model.
-        batch: prompts: `input_ids` and `attention_mask` (B, S), padded on the right, and `audio_rows`.
+        batch: prompts, padded on the right; labels are not looked at.
         max_new_tokens: at most.
         ends: tokens that end an answer.
     """
     kept: list[Keys] = []
-    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    states, text = fast.hidden(ids, mask, batch.get("audio_rows"), kept)
+    assert batch.input_ids is not None
+    assert batch.attention_mask is not None
+    ids, mask = batch.input_ids, batch.attention_mask.bool()
+    states, text = fast.hidden(ids, mask, batch.audio_rows, kept)
     is_audio = (ids == fast.model.config.audio_token_id) & mask
     text_shown, audio_shown = shown(text), shown(Side.of(is_audio))
     last = torch.zeros(len(ids), dtype=torch.long).index_reduce_(

@@ -6,18 +6,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from audioflamingo.training.config import DatasetConfig
-from audioflamingo.training.data import DataRow, read_dataset
-from audioflamingo.training.encoding import BatchEncoder
+from audioflamingo.datasets.conversations import DataRow, read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.training.batches import Batch, BatchEncoder
 
 POOL = 640  # rows that are sorted by length and cut into batches
 AUDIO_COST = 0.06  # of an audio token, against a text token
 AUDIO_TOKENS_PER_S = 25
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Mixture:
 
     def cost(self, row: DataRow) -> float:
         """Of training on a row, in text tokens."""
-        return len(self.encoder._encode_row(row)[0]) + AUDIO_COST * AUDIO_TOKENS_PER_S * row.duration_s
+        return len(self.encoder._text(row).token_ids) + AUDIO_COST * AUDIO_TOKENS_PER_S * row.duration_s
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, list[DataRow]]]:
         """(pool, rows) without end, from a pool on."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audioflamingo.training.batches import Batch
+
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
 HIDDEN = -1e4  # added to the scores of keys that a query cannot see
 
@@ -189,21 +191,25 @@ class FastModel:
         gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
         return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
 
-    def logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""
-        states, text = self.hidden(batch["input_ids"], batch["attention_mask"], batch.get("audio_rows"))
-        labels = batch["labels"]
+        assert batch.input_ids is not None
+        assert batch.attention_mask is not None
+        assert batch.labels is not None
+        states, text = self.hidden(batch.input_ids, batch.attention_mask, batch.audio_rows)
+        labels = batch.labels
         has_next = text.positions + 1 < labels.shape[1]
         wanted = torch.full_like(text.rows, -100)
         wanted[has_next] = labels[text.rows[has_next], text.positions[has_next] + 1]
         chosen = wanted != -100
         return self.model.lm_head(states[chosen]), wanted[chosen], text.rows[chosen]
 
-    def loss(self, batch: dict[str, Any], smoothing: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy by weight, and figures of the batch."""
         logits, labels, rows = self.logits(batch)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        weights = batch["answer_weights"][rows]
+        assert batch.answer_weights is not None
+        weights = batch.answer_weights[rows]
         right = (logits.detach().argmax(-1) == labels).float()
         loss = (losses * weights).sum() / weights.sum()
         return loss, {"loss": float(loss.detach()), "right": float(right.mean()), "labels": len(labels)}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .batches import Mixture
+from .batches import Batch, Mixture
 from .forward import FastModel
 from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
@@ -112,7 +112,7 @@ class Run:
                 break
             batch = mixture.encode(rows, [mixture.seed, self.step])
             figures = self._step(batch)
-            figures["rows"], figures["audio_s"] = len(rows), batch["audio_s"]
+            figures["rows"], figures["audio_s"] = len(rows), batch.audio_s
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value
             if self.step % 20 == 0:
@@ -128,7 +128,7 @@ class Run:
                 saved = time.time()
         self.save()
 
-    def _step(self, batch: dict[str, Any]) -> dict[str, float]:
+    def _step(self, batch: Batch) -> dict[str, float]:
         rate = rate_at(self.plan, self.step, self.seconds / (self.plan.minutes * 60))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]

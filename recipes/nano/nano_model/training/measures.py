@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 
+from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
+from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.evaluation.scoring import chosen_option, normalize, options_of, scoring_of, word_errors
-from audioflamingo.processor.framing import strip_framing
-from audioflamingo.training.config import DatasetConfig
-from audioflamingo.training.data import DataRow, read_dataset, text_of
-from audioflamingo.training.encoding import BatchEncoder
+from audioflamingo.processor.conversation import strip_framing
+from audioflamingo.training.batches import Batch, BatchEncoder
 
 from .answering import answer
 from .clips import encode_as_they_are
@@ -78,17 +79,21 @@ def is_about(found: str, duration_s: float) -> bool:
     return abs(SPOKEN[match[1]] - duration_s) <= max(1.0, ABOUT * duration_s)
 
 
-def prompts_of(batch: dict[str, Any]) -> dict[str, Any]:
+def prompts_of(batch: Batch) -> Batch:
     """A batch without its last answers."""
-    mask, labels = batch["attention_mask"].clone(), batch["labels"]
+    assert batch.input_ids is not None
+    assert batch.attention_mask is not None
+    assert batch.labels is not None
+    mask = batch.attention_mask.clone()
     for row in range(len(mask)):
-        is_answer = labels[row] != -100
+        is_answer = batch.labels[row] != -100
         end = int(is_answer.nonzero()[-1])
         before = (~is_answer[:end]).nonzero()
         mask[row, int(before[-1]) + 1 :] = 0
     length = int(mask.sum(1).max())
-    cut = {"input_ids": batch["input_ids"][:, :length], "attention_mask": mask[:, :length]}
-    return cut | ({"audio_rows": batch["audio_rows"]} if "audio_rows" in batch else {})
+    return dataclasses.replace(
+        batch, input_ids=batch.input_ids[:, :length], attention_mask=mask[:, :length], labels=None
+    )
 
 
 def measure(

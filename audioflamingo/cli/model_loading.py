@@ -1,0 +1,114 @@
+"""Which model a command uses, and how it is loaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audioflamingo.cli.terminal import Terminal
+from audioflamingo.fields import option
+from audioflamingo.hub import BUILT_IN_MODEL
+
+if TYPE_CHECKING:
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
+
+MODEL_VARIABLE = "AF3_MODEL"
+MODEL_KINDS = f"{BUILT_IN_MODEL}, a hub id, or a folder."
+_MODEL = "Model"
+
+
+class Dtype(StrEnum):
+    """Dtype of the weights."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Quantization(StrEnum):
+    """Scheme of smaller weights."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model, where it runs, and the form of its weights."""
+
+    model: str = option(
+        BUILT_IN_MODEL,
+        "The built-in model, a hub id such as nvidia/audio-flamingo-3-hf, or a folder.",
+        short="-m",
+        metavar=f"{BUILT_IN_MODEL}|ID|FOLDER",
+        envvar=MODEL_VARIABLE,
+        group=_MODEL,
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", group=_MODEL)
+    dtype: Dtype = option(
+        Dtype.AUTO, "auto: as stored, but float32 in place of float16 on a CPU.", group=_MODEL
+    )
+    quantization: Quantization | None = option(
+        None,
+        "Make the weights smaller while loading, to run on the CPU; `af3 quantize` does it once and for all.",
+        group=_MODEL,
+    )
+
+
+def load(
+    options: ModelOptions, is_verbose: bool = False
+) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]:
+    """Loads a model and its processor.
+
+    Args:
+        options: which, where, and how.
+        is_verbose: say what is loaded, where, and how long it took.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError: it cannot be loaded.
+    """
+    from audioflamingo.hub import resolve_folder
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.quantization import num_parameters, read_quantization
+
+    start = time.perf_counter()
+    folder = resolve_folder(options.model)
+    processor = AudioFlamingo3Processor.from_pretrained(folder)
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=_choose_dtype(folder, options),
+        device_map=options.device,
+        quantization=None if options.quantization is None else options.quantization.value,
+    )
+    if is_verbose:
+        form = read_quantization(model.config) or model.dtype
+        Terminal.say(
+            f"loaded {options.model} ({num_parameters(model) / 1e6:.1f} M parameters, {form}) on {model.device} in "
+            f"{time.perf_counter() - start:.1f} s"
+        )
+    return model, processor
+
+
+def _choose_dtype(folder: Path, options: ModelOptions) -> str:
+    """float16 is slow and narrow on a CPU: its weights are widened there, unless it is asked for by name."""
+    if options.dtype is not Dtype.AUTO or not _is_cpu(options.device):
+        return options.dtype.value
+    from audioflamingo.config import AudioFlamingo3Config
+
+    if not (folder / "config.json").exists():  # NVIDIA's original folders
+        return Dtype.AUTO.value
+    is_float16 = AudioFlamingo3Config.from_pretrained(folder).dtype == "float16"
+    return Dtype.FLOAT32.value if is_float16 else Dtype.AUTO.value
+
+
+def _is_cpu(device: str) -> bool:
+    import torch
+
+    has_other = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return device == "cpu" or (device == "auto" and not has_other)

@@ -1,0 +1,1 @@
+"""Files of conversations about audio, read as rows: for training and evaluation."""

@@ -1,0 +1,125 @@
+"""Chooses the next token of every sequence of a step. What one gets does not depend on who its neighbours are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audioflamingo.engine.sampling import (
+    NO_TOKEN,
+    LogitsRules,
+    TokenLogprob,
+    Uniforms,
+    choose_tokens,
+    log_probabilities,
+)
+from audioflamingo.engine.sequence import Sequence
+from audioflamingo.kernels.host import to_host
+
+
+def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor) -> Tensor:
+    """Scores `(R, V)` of sequences that share the rules, and on which side of `min_new_tokens` they are."""
+    history = answers = None
+    if rules.needs_history:
+        history = stack_right([sequence.history() for sequence in sequences], logits.device)
+    if rules.needs_answers:
+        answers = stack_right([np.array(s.new_ids, dtype=np.int64) for s in sequences], logits.device)
+    return rules(logits, history, len(sequences[0].new_ids), answers)
+
+
+def stack_right(rows: Rows[np.ndarray], device: torch.device) -> Tensor:
+    """Rows of ids as one matrix, each at the right end, `NO_TOKEN` before it."""
+    stacked = np.full((len(rows), max(map(len, rows))), NO_TOKEN, dtype=np.int64)
+    for place, row in zip(stacked, rows, strict=True):
+        place[len(place) - len(row) :] = row
+    return torch.from_numpy(stacked).to(device)
+
+
+def draw_numbers(wanted: Rows[tuple[Uniforms, int]], count: int = 1) -> Tensor:
+    """Random numbers in [0, 1), float32 `(len(wanted), count)`: those who share a source draw from it together.
+
+    Args:
+        wanted: for each, its source and its row there.
+        count: numbers for each.
+    """
+    places: dict[int, list[int]] = {}
+    for place, (uniforms, _) in enumerate(wanted):
+        places.setdefault(id(uniforms), []).append(place)
+    numbers = torch.empty(len(wanted), count)
+    for members in places.values():
+        uniforms = wanted[members[0]][0]
+        numbers[members] = uniforms.draw([wanted[place][1] for place in members], count).cpu()
+    return numbers
+
+
+def choose(sequences: Rows[Sequence], logits: Tensor) -> list[int]:
+    """Chooses one token a sequence; those with the same rules are handled together.
+
+    Keeps scores and logits with the sequences that ask for it.
+
+    Args:
+        sequences: R of them.
+        logits: float32 `(R, V)`.
+
+    Returns:
+        Token ids; `NO_TOKEN` for a sequence whose logits are not finite or that may not say anything.
+    """
+    groups: dict[object, list[int]] = {}
+    for place, sequence in enumerate(sequences):
+        rules = sequence.group.request.params.rules
+        groups.setdefault((rules, len(sequence.new_ids) < rules.min_new_tokens), []).append(place)
+    tokens = [NO_TOKEN] * len(sequences)
+    for members in groups.values():
+        some = [sequences[place] for place in members]
+        part = logits if len(some) == len(sequences) else logits[torch.tensor(members, device=logits.device)]
+        for place, token in zip(members, _choose_alike(some, part), strict=True):
+            tokens[place] = token
+    return tokens
+
+
+def _choose_alike(sequences: Rows[Sequence], logits: Tensor) -> list[int]:
+    rules = sequences[0].group.request.params.rules
+    scores = apply_rules(rules, sequences, logits)
+    numbers = None
+    if rules.do_sample:
+        numbers = draw_numbers([_source(sequence) for sequence in sequences])[:, 0].to(scores.device)
+    for row, sequence in enumerate(sequences):
+        params = sequence.group.request.params
+        if params.keeps_scores:
+            sequence.scores.append(scores[row])
+        if params.keeps_logits:
+            sequence.logits.append(logits[row])
+    return to_host(choose_tokens(scores, numbers))
+
+
+def _source(sequence: Sequence) -> tuple[Uniforms, int]:
+    request = sequence.group.request
+    assert request.uniforms is not None
+    return request.uniforms, request.first_row + sequence.index
+
+
+def token_logprobs(sequences: Rows[Sequence], logits: Tensor, tokens: Rows[int]) -> list[TokenLogprob | None]:
+    """What the model itself thinks of the chosen tokens, for the sequences that ask for it.
+
+    Args:
+        sequences: R of them.
+        logits: float32 `(R, V)`, before any rule.
+        tokens: the chosen ids.
+    """
+    found: list[TokenLogprob | None] = [None] * len(sequences)
+    counts = {
+        place: count
+        for place, sequence in enumerate(sequences)
+        if (count := sequence.group.request.params.num_top_logprobs) is not None and tokens[place] >= 0
+    }
+    if not counts:
+        return found
+    index = torch.tensor(list(counts), device=logits.device)
+    chosen = torch.tensor([tokens[place] for place in counts], device=logits.device)
+    entries = log_probabilities(logits[index], chosen, max(counts.values()))
+    for (place, count), entry in zip(counts.items(), entries, strict=True):
+        found[place] = TokenLogprob(entry.token_id, entry.logprob, entry.top[:count])
+    return found

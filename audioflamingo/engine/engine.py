@@ -1,0 +1,317 @@
+"""The one engine: continuous batching over a pool of keys and values, a step at a time. No thread, no HTTP.
+
+A step runs one token of every answer that has begun, together with prompts, whole or in pieces: requests join and leave
+between steps. `generate` runs a batch of them to its end, a conversation one after the other, transcription and
+evaluation keep as many going as there is room for, and the server wraps the engine in a thread (`worker`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from audioflamingo.engine.audio_cache import ClipCache
+from audioflamingo.engine.audio_encoder import AudioEncoder
+from audioflamingo.engine.beam_search import find_candidates
+from audioflamingo.engine.choosing import apply_rules, choose, draw_numbers, token_logprobs
+from audioflamingo.engine.kv_pool import CacheRows, KVPool
+from audioflamingo.engine.limits import EngineOptions
+from audioflamingo.engine.request import Request
+from audioflamingo.engine.sampling import NO_TOKEN
+from audioflamingo.engine.scheduler import Scheduler, Step
+from audioflamingo.engine.sequence import Sequence, SequenceGroup
+from audioflamingo.errors import AudioFlamingoError, ContextLengthError
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.network.kv import KVCache
+from audioflamingo.processor.tokenizer import Tokenizer
+
+NOTHING_TO_SAY = (
+    "no token can be chosen. Either the model's logits are not finite (NaN in weights or input, an overflow of "
+    "float16), or no_repeat_ngram_size forbids all tokens."
+)
+
+
+class Engine:
+    """Answers many prompts at once: `submit` requests, and call `step` as long as it has work.
+
+    Args:
+        model: an `AudioFlamingo3ForConditionalGeneration` in evaluation mode.
+        tokenizer: turns ids into text; None where nobody wants text.
+        options: how much it takes on.
+        clip_cache: encoded audio to look up and add to; by default one of its own, which is empty.
+        cache: a cache whose rows the requests continue, one request a row in the order in which they are submitted.
+
+    Attributes:
+        num_steps, num_prompt_tokens, num_new_tokens: counts since the start.
+        audio: encodes audio.
+        clip_cache: encoded audio; counts windows.
+        pool: keys and values.
+        scheduler: who waits, whose prompt is read, who is answered.
+    """
+
+    def __init__(
+        self,
+        model: AudioFlamingo3WithHead,
+        tokenizer: Tokenizer | None = None,
+        options: EngineOptions | None = None,
+        clip_cache: ClipCache | None = None,
+        cache: KVCache | None = None,
+    ) -> None:
+        self.options = options or EngineOptions()
+        self._model = model
+        self._tokenizer = tokenizer
+        text_config = model.config.text_config
+        self._context = text_config.max_position_embeddings
+        self._cache = cache
+        self._num_continued = 0
+        self.clip_cache = clip_cache or ClipCache()
+        self.audio = AudioEncoder(model, self.clip_cache)
+        size = self.options.cache_tokens
+        self.pool = KVPool(text_config.num_hidden_layers, size or 0, grows=size is None)
+        self._rows = self.pool if cache is None else CacheRows(cache)
+        self.scheduler = Scheduler(self.pool, self.audio, self.options)
+        self.num_steps = self.num_prompt_tokens = self.num_new_tokens = 0
+
+    def room(self, num_prompt_tokens: int, num_sequences: int = 1) -> int:
+        """Tokens that an answer to a prompt can have at most."""
+        space = self._context
+        if self.options.cache_tokens is not None:
+            space = min(space, self.options.cache_tokens // num_sequences)
+        return space - num_prompt_tokens
+
+    def submit(self, request: Request) -> SequenceGroup:
+        """Takes a request, to be worked on from the next step on.
+
+        Returns:
+            What becomes of it. Its answers also come through `request.on_output`.
+
+        Raises:
+            ContextLengthError: the prompt can never fit.
+        """
+        group = self.prepare(request)
+        self.scheduler.add([group])
+        return group
+
+    def prepare(self, request: Request) -> SequenceGroup:
+        """What becomes of a request once it is added to the scheduler; see `submit`. From any thread."""
+        num_prompt, params = len(request.prompt.token_ids), request.params
+        room = self.room(num_prompt, params.num_sequences)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt} tokens, {request.prompt.num_audio_tokens} of them audio (25 a second); "
+                f"at most {num_prompt + room - 1} fit. Shorten the audio or the conversation."
+            )
+        span = None
+        if self._cache is not None:
+            span = self._cache.spans[self._num_continued]
+            self._num_continued += 1
+        return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self.scheduler.groups)
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen."""
+        span = self.pool.allocate(1)
+        assert span is not None
+        ids = torch.zeros(1, dtype=torch.long, device=self._model.device)
+        view = self.pool.view([span], [1], ids.device)
+        self._model.packed_logits(self._model.embed(ids), view, ids)
+        self.pool.free(span)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Decides what runs now, runs it, and gives each sequence whose turn it is its next token."""
+        step = self.scheduler.schedule()
+        if step.windows:
+            self._encode(step)
+        if not step.chunks:
+            return
+        start = time.perf_counter()
+        rows, logits = self._run(step)
+        if rows:
+            self._answer(rows, logits)
+        step_s = time.perf_counter() - start
+        num_tokens = sum(count for _, count in step.chunks)
+        for sequence, count in step.chunks:
+            sequence.group.request.share.service_s += step_s * count / num_tokens
+        self.scheduler.budget.note(step.num_prompt_tokens, step_s)
+        self.num_steps += 1
+
+    def tidy(self) -> None:
+        """Lets cancelled requests go, without running anything."""
+        self.scheduler.drop_cancelled()
+
+    def fail(self, groups: Rows[SequenceGroup], error: Exception) -> None:
+        """Ends answers with an error."""
+        for group in list(groups):
+            self.scheduler.finish(group, is_kept=False)
+            group.fail(error)
+
+    def _encode(self, step: Step) -> None:
+        """Encodes the audio of a step: all of it, or for the time of a piece where others wait."""
+        if self.options.piece_s is None:
+            encoded = self.audio.encode([window for _, window in step.windows])
+            for (group, window), tokens in zip(step.windows, encoded, strict=True):
+                group.add_audio(window, tokens)
+            return
+        ((group, window),) = step.windows
+        start = time.perf_counter()
+        done = self.audio.work(window, self.options.piece_s)
+        group.request.share.service_s += time.perf_counter() - start
+        if done is not None:
+            group.add_audio(window, done)
+
+    def _run(self, step: Step) -> tuple[list[Sequence], Tensor]:
+        """Runs the chunks of a step. Returns the sequences that get a token, and their logits `(R, V)`."""
+        chunks = sorted(step.chunks, key=lambda chunk: chunk[0].first_slot)
+        spans = [sequence.used_span for sequence, _ in chunks]
+        counts = [count for _, count in chunks]
+        x = self._embed(chunks)
+        view = self._rows.view(spans, counts, x.device)
+        self.num_prompt_tokens += step.num_prompt_tokens
+        rows, last, end = [], [], 0
+        for (sequence, count), span in zip(chunks, spans, strict=True):
+            end += count
+            span.length += count
+            if sequence.group.is_prompt_done:
+                rows.append(sequence)
+                last.append(end - 1)
+            if not sequence.new_ids:
+                sequence.group.forget_audio()
+        logits = self._model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
+        return self._fork(rows, logits)
+
+    def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:
+        """Embeddings of the next tokens of some sequences, one after the other, `(N, D)`."""
+        ids = [token for sequence, count in chunks for token in sequence.next_ids(count)]
+        x = self._model.embed(torch.tensor(ids, device=self._model.device))
+        offset = 0
+        for sequence, count in chunks:
+            if not sequence.new_ids:
+                for start, embeds in sequence.group.audio_pieces(count):
+                    place = slice(offset + start, offset + start + len(embeds))
+                    x[place] = embeds.to(x.device, x.dtype)
+            offset += count
+        return x
+
+    def _fork(self, rows: list[Sequence], logits: Tensor) -> tuple[list[Sequence], Tensor]:
+        """Lets the answers of groups begin whose prompt is done: each sequence of a group gets the same logits."""
+        forked: list[Sequence] = []
+        sources: list[int] = []
+        for place, sequence in enumerate(rows):
+            group = sequence.group
+            is_first = group.first_token_at is None
+            members = group.sequences if is_first else [sequence]
+            if is_first:
+                group.first_token_at = time.monotonic()
+                self.scheduler.begin_answer(group)
+            forked += members
+            sources += [place] * len(members)
+        if len(forked) > len(rows):
+            logits = logits[torch.tensor(sources, device=logits.device)]
+        return forked, logits
+
+    def _answer(self, rows: list[Sequence], logits: Tensor) -> None:
+        """Gives each row its next token, from `(R, V)`."""
+        places = {id(sequence): place for place, sequence in enumerate(rows)}
+        plain = [place for place, sequence in enumerate(rows) if sequence.group.search is None]
+        if plain:
+            self._choose([rows[place] for place in plain], _rows(logits, plain))
+        searching = {id(s.group): s.group for s in rows if s.group.search is not None}
+        alike: dict[object, list[SequenceGroup]] = {}
+        for group in searching.values():
+            params = group.request.params
+            num_new = len(group.reader.new_ids)
+            key = (params.beams, params.rules, num_new < params.rules.min_new_tokens)
+            alike.setdefault(key, []).append(group)
+        for groups in alike.values():
+            index = [places[id(sequence)] for group in groups for sequence in group.sequences]
+            self._search(groups, _rows(logits, index))
+
+    def _choose(self, rows: list[Sequence], logits: Tensor) -> None:
+        """One token for each sequence that chooses token by token."""
+        tokens = choose(rows, logits)
+        logprobs = token_logprobs(rows, logits, tokens)
+        self.num_new_tokens += len(rows)
+        for sequence, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            group = sequence.group
+            if group.error is not None:
+                continue
+            if token == NO_TOKEN:
+                self.fail([group], AudioFlamingoError(NOTHING_TO_SAY))
+                continue
+            sequence.add_token(token, logprob)
+            if group.is_done:
+                self.scheduler.finish(group)
+            elif sequence.finish_reason is not None:
+                self.scheduler.release(sequence)
+
+    def _search(self, groups: list[SequenceGroup], logits: Tensor) -> None:
+        """One step of beam searches with the same options, N rows of `(G * N, V)` for each."""
+        params = groups[0].request.params
+        assert params.beams is not None
+        rows = [sequence for group in groups for sequence in group.sequences]
+        scores = apply_rules(params.rules, rows, logits.log_softmax(-1))
+        for row, sequence in enumerate(rows):
+            if sequence.group.request.params.keeps_scores:
+                sequence.scores.append(scores[row])
+            if sequence.group.request.params.keeps_logits:
+                sequence.logits.append(logits[row])
+        numbers = None
+        if params.beams.do_sample:
+            sources = [(group.request.uniforms, group.request.first_row) for group in groups]
+            numbers = draw_numbers(
+                [(u, row) for u, row in sources if u is not None], params.beams.num_candidates
+            )
+        num_top = max(group.request.params.num_top_logprobs or 0 for group in groups)
+        searches = [group.search for group in groups if group.search is not None]
+        found = find_candidates(searches, scores, logits, numbers, num_top)
+        for group, search, candidates in zip(groups, searches, found, strict=True):
+            if isinstance(candidates, AudioFlamingoError):
+                self.fail([group], candidates)
+                continue
+            search.advance(candidates)
+            if search.is_done:
+                self._end_search(group)
+            else:
+                self._reorder(group)
+
+    def _end_search(self, group: SequenceGroup) -> None:
+        try:
+            group.finish_search()
+        except AudioFlamingoError as error:
+            self.fail([group], error)
+            return
+        self.num_new_tokens += sum(len(sequence.new_ids) for sequence in group.sequences)
+        self.scheduler.finish(group)
+
+    def _reorder(self, group: SequenceGroup) -> None:
+        """Lets each sequence go on as the beam that now stands in its place: only answers differ, only they move."""
+        assert group.search is not None
+        first = group.offset + len(group.prompt.token_ids)
+        source: list[int] = []
+        target: list[int] = []
+        for sequence, beam in zip(group.sequences, group.search.running, strict=True):
+            origin = group.sequences[beam.origins[-1]]
+            if origin is not sequence:
+                length = origin.used_span.length
+                source += range(origin.used_span.start + first, origin.used_span.start + length)
+                target += range(sequence.used_span.start + first, sequence.used_span.start + length)
+            sequence.new_ids = beam.token_ids
+        if source:
+            device = self._model.device
+            self.pool.store.move(torch.tensor(source, device=device), torch.tensor(target, device=device))
+
+
+def _rows(values: Tensor, places: list[int]) -> Tensor:
+    """Some rows of `(R, V)`, which is itself if they are all of them in order."""
+    if places == list(range(len(values))):
+        return values
+    return values[torch.tensor(places, device=values.device)]

@@ -1,0 +1,183 @@
+"""Scaled dot-product attention, twice: a plain reference, and torch's fused kernel; and `attend_packed` over both.
+
+Both take `(B, H, T, E)` queries against `(B, K, L, E)` keys and values, where K divides H (grouped queries). The
+reference also returns its weights. `attend_packed` is how the language model attends, whatever stands in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audioflamingo.kernels.bfloat16 import is_slow
+from audioflamingo.network.layout import PackedLayout, causal_mask
+
+AttentionImplementation = Literal["eager", "sdpa"]
+ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
+
+
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The formula written out: softmax(scale * Q K^T) V, softmax in float32.
+
+    Args:
+        query: `(B, H, T, E)`.
+        key: `(B, K, L, E)`.
+        value: `(B, K, L, E)`.
+        mask: bool, broadcastable to `(B, 1, T, L)`, True where a query may look; None for everywhere.
+        scale: factor of the scores.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        The output `(B, H, T, E)` and the weights `(B, H, T, L)`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, L, E)
+    scores = (query @ key.transpose(2, 3)) * scale  # (B, H, T, L)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.float().softmax(dim=-1).to(query.dtype)
+    return F.dropout(weights, dropout) @ value, weights
+
+
+def sdpa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    is_causal: bool,
+) -> Tensor:
+    """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
+    if is_slow(query, query.shape[2]):
+        query, key, value = query.float(), key.float(), value.float()
+        return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    implementation: AttentionImplementation,
+    scale: float,
+    dropout: float = 0.0,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attends with the implementation that is asked for.
+
+    Args:
+        query: `(B, H, T, E)`.
+        key: `(B, K, L, E)`.
+        value: `(B, K, L, E)`.
+        implementation: `"eager"` (the reference) or `"sdpa"`.
+        scale: factor of the scores.
+        dropout: probability of dropping a weight; 0 outside training.
+        mask: bool `(B or 1, 1, T, L)`, True where a query may look.
+        is_causal: queries look back only, there are as many as keys. Not together with `mask`.
+
+    Returns:
+        The output `(B, H, T, E)`, and the weights `(B, H, T, L)` from `"eager"`, else None.
+    """
+    if is_causal and implementation == "eager":
+        mask, is_causal = causal_mask(query.shape[2], key.shape[2], query.device), False
+    if implementation == "eager":
+        return eager_attention(query, key, value, mask, scale, dropout)
+    return sdpa_attention(query, key, value, mask, scale, dropout, is_causal), None
+
+
+def attend_packed(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: PackedLayout,
+    *,
+    implementation: AttentionImplementation,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Causal attention of packed rows, each to its own keys and values among all that are stored.
+
+    Rows that stand evenly spaced attend in one call, where they lie. A captured step, whose numbers are on the device
+    only, gathers a window of fixed width for each row instead.
+
+    Args:
+        query: of all rows' new tokens, `(N, H, E)`.
+        keys: of all slots, `(K, slots, E)`.
+        values: likewise.
+        layout: where the rows are.
+        implementation: `"eager"` (the reference) or `"sdpa"`.
+        scale: factor of the scores.
+        dropout: probability of dropping a weight; 0 outside training.
+
+    Returns:
+        The output `(N, H, E)`; and from `"eager"` the weights of each row, `(1, H, T, L)`, else None. A captured step
+        gives no weights.
+    """
+    # One query a row may look everywhere, so a group of heads is as good as so many queries to one head: its keys and
+    # values are then read once, not once a head.
+    num_tokens, num_heads, head_dim = query.shape
+    folded = query.view(num_tokens, keys.shape[0], -1, head_dim)  # (N, K, H / K, E)
+    if layout.table is not None:
+        out = _attend_table(folded, keys, values, layout, implementation, scale)
+        return out.reshape(query.shape), None
+    outputs, all_weights = [], []
+    for group, queries in zip(layout.groups, folded.split(layout.group_sizes), strict=True):
+        is_single = group.num_new == 1
+        if not is_single:
+            queries = queries.view(-1, group.num_new, num_heads, head_dim).transpose(1, 2)  # (rows, H, T, E)
+        out, weights = attend(
+            queries,
+            group.rows_of(keys),
+            group.rows_of(values),
+            implementation=implementation,
+            scale=scale,
+            dropout=dropout,
+            mask=None if group.mask is None else group.mask.to(query.device),
+            is_causal=group.mask is None and not is_single,
+        )
+        outputs.append(out if is_single else out.transpose(1, 2).reshape(-1, *folded.shape[1:]))
+        if weights is not None:
+            weights = weights.reshape(weights.shape[0], num_heads, group.num_new, -1)  # (rows, H, T, L)
+            all_weights += [w[..., :end] for w, end in zip(weights.split(1), group.ends, strict=True)]
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (N, K, H / K, E)
+    return out.reshape(query.shape), all_weights or None
+
+
+def _attend_table(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: PackedLayout,
+    implementation: AttentionImplementation,
+    scale: float,
+) -> Tensor:
+    """One new token a row, `(R, K, H / K, E)`: no value reaches the host, and no shape depends on one."""
+    assert layout.table is not None
+    num_rows, window = layout.table.shape
+    slots = layout.table.flatten().to(keys.device)
+    ends = layout.ends.to(keys.device)
+    is_seen = torch.arange(window, device=keys.device) < ends[:, None]  # (R, window)
+    key, value = (
+        buffer.index_select(1, slots).unflatten(1, (num_rows, window)).transpose(0, 1)  # (R, K, window, E)
+        for buffer in (keys, values)
+    )
+    mask = is_seen[:, None, None]
+    out, _ = attend(query, key, value, implementation=implementation, scale=scale, mask=mask)
+    return out

@@ -1,0 +1,191 @@
+"""The form of a transcription request, read within limits and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from audioflamingo.server.error_replies import bad_request
+from audioflamingo.transcription.options import TranscriptionOptions
+
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+FIELDS = ("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream")
+LISTS = ("timestamp_granularities", "include", "chunking_strategy")
+LANGUAGE = re.compile(r"[A-Za-z]+([-_][A-Za-z]+)*")
+MAX_HINT_CHARACTERS = 4000
+MAX_FIELDS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TranscriptionRequest:
+    """The form, checked.
+
+    Attributes:
+        model: that the client wants.
+        data: the audio file.
+        language: what the client says is spoken; only reported back, the model hears for itself.
+        response_format: one of `FORMATS`.
+        temperature: 0 takes the most likely tokens.
+        is_streamed: send segments as they come.
+        options: how to transcribe.
+    """
+
+    model: str
+    data: bytes
+    language: str | None
+    response_format: str
+    temperature: float
+    is_streamed: bool
+    options: TranscriptionOptions
+
+
+async def read_form(request: Request, max_bytes: int) -> FormData:
+    """Reads a multipart form. Files stay in memory: nothing is written to disk.
+
+    Raises:
+        ApiError: 400 if it is none.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise bad_request("send the audio as multipart/form-data, with a part named 'file'.")
+    parser = WholeFormParser(
+        request.headers,
+        request.stream(),
+        max_files=MAX_FIELDS,
+        max_fields=MAX_FIELDS,
+        max_part_size=max_bytes,
+    )
+    parser.spool_max_size = max_bytes + 1
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise bad_request(f"the form cannot be read: {error.message}") from None
+    except (LookupError, ValueError) as error:  # an unknown charset, bytes that are not in it
+        raise bad_request(f"the form cannot be read: {error!r}") from None
+    if not parser.is_whole:
+        await form.close()
+        raise bad_request("the form ends in the middle of a part; send all of it.")
+    return form
+
+
+class WholeFormParser(MultiPartParser):
+    """Knows whether it saw the end of the form; Starlette's takes half a file for a whole one."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        """Called at the last boundary."""
+        self.is_whole = True
+
+
+async def parse_form(form: FormData, default_instruction: str) -> TranscriptionRequest:
+    """Checks a form.
+
+    Args:
+        form: as it was read.
+        default_instruction: what the model is asked where the form does not say.
+
+    Raises:
+        ApiError: 400 that names the field.
+    """
+    model = _text(form, "model")
+    if model is None:
+        raise bad_request("model is missing.", "model")
+    for name in form:
+        if name not in FIELDS and name.removesuffix("[]") not in LISTS:
+            raise bad_request(f"there is no field {name[:100]!r}.", name[:100], "unknown_parameter")
+    response_format = _text(form, "response_format") or "json"
+    if response_format not in FORMATS:
+        raise bad_request(f"response_format must be one of {', '.join(FORMATS)}.", "response_format")
+    _check_lists(form, response_format)
+    is_streamed = _flag(form, "stream")
+    if is_streamed and response_format not in ("json", "text"):
+        raise bad_request(f"stream gives text only; leave out response_format={response_format}.", "stream")
+    language = _text(form, "language")
+    if language is not None and not (len(language) <= 40 and LANGUAGE.fullmatch(language)):
+        raise bad_request("language must be a code such as 'en'.", "language")
+    return TranscriptionRequest(
+        model=model,
+        data=await _file(form),
+        language=language,
+        response_format=response_format,
+        temperature=_temperature(form),
+        is_streamed=is_streamed,
+        options=TranscriptionOptions(prompt=_instruction(form, default_instruction)),
+    )
+
+
+def _instruction(form: FormData, default: str) -> str | None:
+    """What the model is asked: `instruction` or its own prompt, with the hint of `prompt` behind it."""
+    instruction, hint = _text(form, "instruction"), _text(form, "prompt")
+    for name, text in (("instruction", instruction), ("prompt", hint)):
+        if text is not None and len(text) > MAX_HINT_CHARACTERS:
+            raise bad_request(f"{name} may have {MAX_HINT_CHARACTERS} characters.", name)
+    if hint is None:
+        return instruction
+    return f"{instruction or default} Context: {hint}"
+
+
+def _text(form: FormData, name: str) -> str | None:
+    """A field's text; None if it is absent or empty."""
+    values = form.getlist(name)
+    if len(values) > 1 or any(not isinstance(value, str) for value in values):
+        raise bad_request(f"{name} must be given once, as text.", name)
+    return str(values[0]) if values and values[0] else None
+
+
+def _flag(form: FormData, name: str) -> bool:
+    text = (_text(form, name) or "false").lower()
+    if text not in ("true", "false", "1", "0"):
+        raise bad_request(f"{name} must be true or false.", name)
+    return text in ("true", "1")
+
+
+def _temperature(form: FormData) -> float:
+    text = _text(form, "temperature") or "0"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise bad_request("temperature must be a number from 0 to 1.", "temperature")
+    return value
+
+
+async def _file(form: FormData) -> bytes:
+    """The audio. Its name is not looked at."""
+    files = form.getlist("file")
+    if len(files) != 1 or not isinstance(files[0], UploadFile):
+        raise bad_request("there must be one part 'file' with the audio.", "file")
+    data = await files[0].read()
+    if not data:
+        raise bad_request("the file is empty.", "file", "invalid_audio")
+    return data
+
+
+def _check_lists(form: FormData, response_format: str) -> None:
+    values = {
+        name: [str(value) for key in (name, f"{name}[]") for value in form.getlist(key)] for name in LISTS
+    }
+    wanted = values["timestamp_granularities"]
+    if wanted and response_format != "verbose_json":
+        raise bad_request(
+            "timestamp_granularities need response_format=verbose_json.", "timestamp_granularities"
+        )
+    if "word" in wanted:
+        raise bad_request(
+            "word times need an aligner, which this server does not have; ask for 'segment'.",
+            "timestamp_granularities",
+            "unsupported_parameter",
+        )
+    if any(value != "segment" for value in wanted):
+        raise bad_request("timestamp_granularities may hold 'segment'.", "timestamp_granularities")
+    if values["include"]:
+        raise bad_request("include is not supported; leave it out.", "include", "unsupported_parameter")
+    if any(value != "auto" for value in values["chunking_strategy"]):
+        raise bad_request("chunking_strategy may be 'auto'.", "chunking_strategy", "unsupported_parameter")

@@ -1,0 +1,132 @@
+"""Audio of any length through the engine: each window of speech is a request of its own, a few of them at a time.
+
+Finding speech, the requests, and the rules for mending bad answers are the library's (`transcription`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator
+
+from audioflamingo.audio.loading import SAMPLING_RATE
+from audioflamingo.engine.request import Request, Share
+from audioflamingo.errors import AudioFlamingoError
+from audioflamingo.server.answers import Answers
+from audioflamingo.server.audio_inputs import limited_audio
+from audioflamingo.server.service import Service
+from audioflamingo.server.transcription_form import TranscriptionRequest
+from audioflamingo.transcription.driver import WindowRequests, transcribe_window
+from audioflamingo.transcription.mending import Answer
+from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.windows import Window, cut_windows
+
+MAX_WINDOWS = TranscriptionOptions.batch_size  # of one transcription in the engine at a time
+
+
+class Transcription:
+    """One transcription.
+
+    Args:
+        service: what it works with.
+        request: the audio file, and how it is transcribed.
+        share: what it has had of the model.
+        arrived: when the request came, by `time.monotonic`.
+
+    Attributes:
+        duration_s: seconds of audio that were read so far.
+        num_text_tokens, num_audio_tokens, num_output_tokens: tokens of all windows so far.
+    """
+
+    def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
+        self._service = service
+        self._requests = WindowRequests(
+            service.processor, service.generation_config, request.options, request.temperature
+        )
+        self._share = share
+        self._arrived = arrived
+        self._blocks = limited_audio(request.data, service.settings.max_audio_seconds)
+        self._is_first = True
+        self.duration_s = 0.0
+        self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0
+
+    async def segments(self) -> AsyncGenerator[Segment, None]:
+        """Segments in order, as they come.
+
+        Raises:
+            AudioFlamingoError: the audio cannot be read; what came before is yielded first.
+        """
+        windows = cut_windows(self._blocks, self._requests.options, self._note_samples)
+        running: deque[asyncio.Task[list[Segment]]] = deque()
+        error: AudioFlamingoError | None = None
+        is_read = False
+        try:
+            while running or not is_read:
+                if not is_read and self._may_read(running):
+                    try:
+                        window = await self._service.decode(next, windows, None)
+                    except AudioFlamingoError as caught:
+                        error, window = caught, None
+                    is_read = window is None
+                    if window is not None:
+                        running.append(self._start(window))
+                    continue
+                for segment in await running[0]:
+                    yield segment
+                running.popleft()
+            if error is not None:
+                raise error
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _may_read(self, running: deque[asyncio.Task[list[Segment]]]) -> bool:
+        """Whether to read the next window before the first one is answered. One is at work of every transcription."""
+        if not running:
+            return True
+        is_room = len(running) < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
+        return is_room and not running[0].done()
+
+    def _start(self, window: Window) -> asyncio.Task[list[Segment]]:
+        task = asyncio.create_task(self._transcribe(window))
+        self._service.num_windows += 1
+        task.add_done_callback(self._note_window)
+        return task
+
+    def _note_window(self, _: asyncio.Task[list[Segment]]) -> None:
+        self._service.num_windows -= 1
+
+    def _note_samples(self, num_samples: int) -> None:
+        before, self.duration_s = self.duration_s, num_samples / SAMPLING_RATE
+        self._service.metrics.audio_seconds.inc(self.duration_s - before)
+
+    async def _transcribe(self, window: Window) -> list[Segment]:
+        steps = transcribe_window(window, self._requests.options, self._service.processor)
+        ask = next(steps)
+        while True:
+            answers = [self._answer(part, ask.no_repeat_ngram_size) for part in ask.windows]
+            try:
+                ask = steps.send(list(await asyncio.gather(*answers)))
+            except StopIteration as done:
+                return done.value
+
+    async def _answer(self, window: Window, no_repeat_ngram_size: int) -> Answer:
+        service = self._service
+        request = await service.prepare(self._prepare, window, no_repeat_ngram_size)
+        prompt = request.prompt
+        self.num_audio_tokens += prompt.num_audio_tokens
+        self.num_text_tokens += len(prompt) - prompt.num_audio_tokens
+        (output,) = await Answers(service.worker, [request], self._share).complete()
+        self.num_output_tokens += len(output.token_ids)
+        if self._is_first:
+            self._is_first = False
+            service.note_answer(self._arrived, output)
+        return self._requests.answer(output)
+
+    def _prepare(self, window: Window, no_repeat_ngram_size: int) -> Request:
+        request = self._requests.request(window, no_repeat_ngram_size, seed=secrets.randbits(63))
+        _ = request.prompt.identity  # hashes the audio here, not in the engine's thread
+        return request

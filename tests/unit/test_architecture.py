@@ -1,0 +1,88 @@
+"""The house's own order: a module imports only from rows above its own, and no modules import each other in a ring."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import audioflamingo
+
+PACKAGE = Path(audioflamingo.__file__).parent
+# From the top down. A name is a module or a folder of the package.
+ROWS = (
+    *(
+        "errors",
+        "fields",
+        "config",
+        "files",
+        "figures",
+        "hub",
+        "kernels",
+        "audio",
+        "quantization",
+        "network",
+        "processor",
+        "checkpoint",
+    ),
+    *(
+        "datasets",
+        "engine",
+        "model",
+        "convert",
+        "transcription",
+        "evaluation",
+        "training",
+        "corpus",
+        "server",
+        "cli",
+    ),
+)
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports anywhere, inside functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write imports in full"
+            assert node.module is not None
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inner}
+    return {name for name in found if name in MODULES and name != module}
+
+
+def row(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_part_of_the_package_has_a_row() -> None:
+    assert {row(module) for module in MODULES if "." in module} == set(ROWS)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if "." in module])
+def test_imports_come_from_rows_above(module: str) -> None:
+    upward = {
+        name for name in imports(module) if "." in name and ROWS.index(row(name)) > ROWS.index(row(module))
+    }
+    assert not upward, f"{module} imports from rows below its own: {sorted(upward)}"
+
+
+def test_no_modules_import_each_other_in_a_ring() -> None:
+    graph = {module: imports(module) for module in MODULES if module != "audioflamingo"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a ring of imports: {' <- '.join(error.args[1])}")
