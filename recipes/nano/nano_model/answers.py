@@ -20,8 +20,7 @@ LOOKING = {
 }  # pair, score, distance
 FARNESS = {3: 2, 4: 3, 5: 1}  # cross head: rotary pair
 FARNESS_SCORE = 0.5
-OPEN_NEURONS = 768  # shut for transcripts at first; the other free neurons are for all text
-SHUT = 8.0
+SHUT = 16.0  # of the gates, for what is not OPEN
 
 
 def order_words(layer: Layer, mark_normed: float) -> None:
@@ -44,12 +43,12 @@ def order_clips(layer: Layer, mark_normed: float) -> None:
 
 
 def free_neurons(layer: Layer, mark_normed: float, const_normed: float) -> None:
-    """An MLP that writes nothing yet; most of its neurons are shut but for OPEN tokens."""
+    """An MLP that writes nothing yet, and is shut but for OPEN tokens."""
     size = 1 / math.sqrt(WIDTH)
     layer.gate, layer.up = size * torch.randn(INNER, WIDTH), size * torch.randn(INNER, WIDTH)
     layer.down = torch.zeros(WIDTH, INNER)
-    layer.gate[:OPEN_NEURONS, CONST] = -SHUT / const_normed
-    layer.gate[:OPEN_NEURONS, OPEN] = SHUT / mark_normed
+    layer.gate[:, CONST] = -SHUT / const_normed
+    layer.gate[:, OPEN] = SHUT / mark_normed
 
 
 def turn(pair: int) -> float:
