@@ -14,7 +14,7 @@ from recipes.nano.nano_model import layout as at
 from recipes.nano.nano_model.whisper import Attention, DecoderLayer, Whisper, attend
 from recipes.nano.nano_model.whisper import mlp as whisper_mlp
 
-KINDS = ("transcript", "header", "audio", "sink")
+KINDS = ("transcript", "header", "audio", "sink", "assistant")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,8 @@ def tokens_of(kind: str, count: int, mark: float) -> torch.Tensor:
     x[:, at.CONST] = 1
     if kind == "header":
         x[:, [at.HEADER, at.OPEN]] = mark
+    if kind == "assistant":
+        x[:, at.START] = 1
     return x
 
 
@@ -131,7 +133,7 @@ def test_sizes_are_such_that_groups_of_int4_divide_them():
 )
 def test_who_looks_at_whom_in_a_self_layer(kind, seen):
     layer = at.Layer()
-    masks.mask_self(layer, mark_normed=3.0)
+    masks.mask_self(layer, mark_normed=3.0, start_normed=1.0)
     keys = torch.cat([tokens_of(other, 4, 3.0) for other in KINDS])
     scores = scores_of(layer, tokens_of(kind, 3, 3.0), keys)
     shares = scores.softmax(-1).unflatten(-1, (len(KINDS), 4)).sum(-1)  # (H, 3, kinds)
@@ -158,7 +160,7 @@ def test_no_layer_changes_audio_or_sinks():
         torch.randn_like(layer.o),
     )
     layer.gate, layer.up, layer.down = (torch.randn_like(x) / 20 for x in (layer.gate, layer.up, layer.down))
-    masks.mask_self(layer, 3.0)
+    masks.mask_self(layer, 3.0, 1.0)
     masks.keep_audio(layer)
     sink, audio = tokens_of("sink", 1, 3.0), tokens_of("audio", 4, 3.0)
     added = run_attention(layer, torch.cat([sink, audio]))

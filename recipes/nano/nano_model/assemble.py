@@ -107,7 +107,7 @@ def decoder_layers(
         folded = attention.fold(part.attention, part.norms[0], part.norms[0], SCALE, SCALE)
         seen = attention.Seen(text, text)
         left_out = [attention.put_attention(own, folded, seen, const[at + 1] - const[at], False)]
-        masks.mask_self(own, marks[at])
+        masks.mask_self(own, marks[at], FLAG / float(states[at].pow(2).mean(1).median().sqrt()) * SCALE)
         answers.order_words(own, marks[at])
         answers.free_neurons(own, marks[at], _const_normed(states[at], const[at]))
         text = stream(states[at + 1], const[at + 1])

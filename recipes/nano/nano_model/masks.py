@@ -2,13 +2,14 @@
 
 | kind of token | as a key, in self layers | as a query |
 |---|---|---|
-| transcript, opening quote, `assistant` | (0, 0) | (1, 0) |
+| transcript, opening quote | (0, 0) | (1, 0) |
+| `assistant` | (0, -1) | (1, 0) |
 | other text (HEADER as a key, OPEN as a query) | (-1, 0) | (0, 1) |
 | audio | (-1, -1) | (0, -1) |
 | `<|im_start|>`, the sink | (-1, -8) | (0, -1) |
 
-in units of which two multiply to the margin. So a transcript looks at transcripts, other text at all text, and audio
-and sinks at sinks alone, whose values are nought: no layer changes an audio token. In cross layers audio is (1, 0) as
+in units of which two multiply to the margin. So a transcript looks at transcripts and `assistant`, other text at all
+text but `assistant` (to which Whisper's heads turn where they find nothing), and audio and sinks at sinks alone, whose values are nought: no layer changes an audio token. In cross layers audio is (1, 0) as
 a key, all text is (0, 0) and asks with (1, 0).
 """
 
@@ -18,7 +19,7 @@ import math
 
 import torch
 
-from .layout import AUDIO, AUDIO_NORMED, HEAD, HEADER, HEADS, KIND, OPEN, SINK, SINK_NORMED, Layer
+from .layout import AUDIO, AUDIO_NORMED, HEAD, HEADER, HEADS, KIND, OPEN, SINK, SINK_NORMED, START, Layer
 
 SELF_MARGIN, CROSS_MARGIN = 20.0, 30.0
 DEEP = 8.0  # of the sink: no content of an audio token makes up for it
@@ -35,12 +36,13 @@ def unit(margin: float) -> float:
     return math.sqrt(margin * math.sqrt(HEAD))
 
 
-def mask_self(layer: Layer, mark_normed: float) -> None:
+def mask_self(layer: Layer, mark_normed: float, start_normed: float) -> None:
     """Masks of a self-attention layer.
 
     Args:
         layer: changed in place.
         mark_normed: HEADER and OPEN after the layer's RMSNorm, for a token that has them.
+        start_normed: START of `assistant` there.
     """
     u = unit(SELF_MARGIN)
     for first, second in map(kind_rows, range(HEADS)):
@@ -50,6 +52,7 @@ def mask_self(layer: Layer, mark_normed: float) -> None:
             layer.q[first, flag] = -u / value
         layer.q[second, OPEN] = u / mark_normed
         layer.k[first, HEADER] = -u / mark_normed
+        layer.k[second, START] = -u / start_normed
         _audio_and_sink(layer, first, second, u, key=-u)
 
 

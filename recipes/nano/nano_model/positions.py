@@ -55,7 +55,11 @@ from .masks import CROSS_MARGIN, GATE_SHUT, kind_rows, unit
 CODE_SIZE = 1.2
 DISTANCE_CODES = ((0, "cos"), (0, "sin"), (1, "cos"), (1, "sin"), (2, "cos"))  # rotary pair and function
 MODE_HEAD = 5
-NEARNESS = ((1, 15.0), (2, 900.0), (3, 2400.0))  # pair, score: of sinks, `assistant` and quotes the nearest wins
+NEARNESS = (
+    (1, 15.0),
+    (2, 900.0),
+    (3, 2400.0),
+)  # pair, score: of sinks, `assistant` and quotes the nearest wins
 MODE_BONUS = 3.0  # of `assistant` and quotes over the sink one token before `assistant`
 SINKS_OF_A_TURN = 3  # system, user, assistant
 LAST = 200  # tokens of an answer that have positions
