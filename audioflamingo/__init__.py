@@ -1,4 +1,4 @@
-"""Audio Flamingo 3, exact and standalone.
+"""Audio Flamingo 3 and its family, exact and standalone.
 
 The names below are all that most programs need; the README shows how they go together. Each is imported when it is
 first used, so that the command line answers `--help` without loading torch.
@@ -16,14 +16,27 @@ if TYPE_CHECKING:
         AudioFlamingo3Config,
         AudioFlamingo3EncoderConfig,
         GenerationConfig,
+        MusicFlamingoConfig,
         Qwen2Config,
     )
     from audioflamingo.engine.chat import Chat
-    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Model
+    from audioflamingo.model import (
+        AudioFlamingo3ForConditionalGeneration,
+        AudioFlamingo3Model,
+        AutoModelForConditionalGeneration,
+        MusicFlamingoForConditionalGeneration,
+        MusicFlamingoModel,
+    )
     from audioflamingo.network.encoder import AudioFlamingo3Encoder
     from audioflamingo.network.kv import KVCache
     from audioflamingo.network.projector import AudioFlamingo3MultiModalProjector
-    from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor, StreamDecoder, Tokenizer
+    from audioflamingo.processor import (
+        AudioFlamingo3Processor,
+        AutoProcessor,
+        MusicFlamingoProcessor,
+        StreamDecoder,
+        Tokenizer,
+    )
     from audioflamingo.processor.tokenizer import TextStreamer
     from audioflamingo.quantization import quantize
     from audioflamingo.transcription import transcribe
@@ -39,10 +52,15 @@ _MODULE_OF = {
     "AudioFlamingo3Model": "model",
     "AudioFlamingo3MultiModalProjector": "network.projector",
     "AudioFlamingo3Processor": "processor",
+    "AutoModelForConditionalGeneration": "model",
     "AutoProcessor": "processor",
     "Chat": "engine.chat",
     "GenerationConfig": "config",
     "KVCache": "network.kv",
+    "MusicFlamingoConfig": "config",
+    "MusicFlamingoForConditionalGeneration": "model",
+    "MusicFlamingoModel": "model",
+    "MusicFlamingoProcessor": "processor",
     "Qwen2Config": "config",
     "StreamDecoder": "processor",
     "TextStreamer": "processor.tokenizer",
@@ -61,10 +79,15 @@ __all__ = [
     "AudioFlamingo3Model",
     "AudioFlamingo3MultiModalProjector",
     "AudioFlamingo3Processor",
+    "AutoModelForConditionalGeneration",
     "AutoProcessor",
     "Chat",
     "GenerationConfig",
     "KVCache",
+    "MusicFlamingoConfig",
+    "MusicFlamingoForConditionalGeneration",
+    "MusicFlamingoModel",
+    "MusicFlamingoProcessor",
     "Qwen2Config",
     "StreamDecoder",
     "TextStreamer",

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from audioflamingo.errors import ArgumentError, ConfigError
+from audioflamingo.json_config import JsonConfig, require_equal, require_positive, require_probability
 
 MODEL_TYPE = "audioflamingo3"
+MUSIC_MODEL_TYPE = "musicflamingo"
 ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
 TEXT_MODEL_TYPE = "qwen2"
 AUDIO_TOKEN = "<sound>"  # the control token that stands for audio
+AUDIO_BOS_TOKEN, AUDIO_EOS_TOKEN = (
+    "<|sound_bos|>",
+    "<|sound_eos|>",
+)  # around the audio of a clip, in Music Flamingo
 DEFAULT_TRANSCRIPTION_PROMPT = (
     "Transcribe the input speech."  # of Audio Flamingo 3; a checkpoint may name another
 )
@@ -26,84 +32,10 @@ CHUNK_LENGTH_S = 30  # one window of the encoder
 AUDIO_TOKENS_PER_S = 25  # what the language model sees of it
 
 
-@dataclass
-class JsonConfig:
-    """A dataclass that maps to and from one JSON object and keeps the keys that it does not know."""
-
-    model_type: ClassVar[str | None] = None
-    accepted_model_types: ClassVar[tuple[str, ...]] = ()
-    older_names: ClassVar[dict[str, str]] = {}
-
-    extra: dict[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Builds the configuration from a parsed JSON object.
-
-        Raises:
-            ConfigError: `values` is not an object, is of another model type, or holds impossible values.
-        """
-        if not isinstance(values, dict):
-            raise ConfigError(f"{cls.__name__} needs a JSON object, got {type(values).__name__}.")
-        values = cls._translate(dict(values))
-        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        arguments = {name: value for name, value in values.items() if name in known}
-        config = cls(**arguments)
-        config.extra = {name: value for name, value in values.items() if name not in known}
-        return config
-
-    @classmethod
-    def _translate(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Checks the model type and brings older key names to today's. Changes and returns `values`."""
-        found = values.pop("model_type", cls.model_type)
-        if cls.model_type is not None and found not in (cls.model_type, *cls.accepted_model_types):
-            raise ConfigError(
-                f"model_type {found!r} is not {cls.model_type!r}: this package runs Audio Flamingo 3 only, and another "
-                "model's weights would give plausible nonsense."
-            )
-        for older, name in cls.older_names.items():
-            if older in values:
-                value = values.pop(older)
-                if values.setdefault(name, value) != value:
-                    raise ConfigError(
-                        f"{older} = {value!r} contradicts {name} = {values[name]!r}; remove one of them."
-                    )
-        return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON object: the fields, the model type and the kept unknown keys."""
-        values: dict[str, Any] = {} if self.model_type is None else {"model_type": self.model_type}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name != "extra":
-                values[f.name] = value.to_dict() if isinstance(value, JsonConfig) else value
-        return {**self.extra, **values}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Returns a field or a kept unknown key, as `dict.get` does (tools such as peft read configurations so)."""
-        return self.to_dict().get(name, default)
-
-
-def _require_positive(config: JsonConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} must be a whole number of at least 1, got {value!r}."
-            )
-
-
-def _require_probability(config: JsonConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ConfigError(f"{type(config).__name__}.{name} must lie in [0, 1), got {value!r}.")
-
-
-def _require_equal(config: JsonConfig, name: str, only: Any) -> None:
-    value = getattr(config, name)
-    if value != only:
-        raise ConfigError(f"{type(config).__name__}.{name} = {value!r} is not implemented; only {only!r} is.")
+def _require_token(config: AudioFlamingo3Config, name: str) -> None:
+    value, vocab_size = getattr(config, name), config.text_config.vocab_size
+    if not isinstance(value, int) or not 0 <= value < vocab_size:
+        raise ConfigError(f"{name} {value!r} is outside the vocabulary of {vocab_size}.")
 
 
 @dataclass
@@ -123,7 +55,11 @@ class AudioFlamingo3EncoderConfig(JsonConfig):
     """
 
     model_type: ClassVar[str | None] = ENCODER_MODEL_TYPE
-    accepted_model_types: ClassVar[tuple[str, ...]] = ("qwen2_audio_encoder",)
+    accepted_model_types: ClassVar[tuple[str | None, ...]] = (
+        "qwen2_audio_encoder",
+        "musicflamingo_encoder",
+        None,
+    )
     older_names: ClassVar[dict[str, str]] = {
         "d_model": "hidden_size",
         "encoder_layers": "num_hidden_layers",
@@ -146,13 +82,13 @@ class AudioFlamingo3EncoderConfig(JsonConfig):
     max_source_positions: int = 1500
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             *("num_mel_bins", "hidden_size", "num_hidden_layers", "num_attention_heads"),
             *("intermediate_size", "max_source_positions"),
         )
-        _require_probability(self, "dropout", "attention_dropout", "activation_dropout", "layerdrop")
-        _require_equal(self, "activation_function", "gelu")
+        require_probability(self, "dropout", "attention_dropout", "activation_dropout", "layerdrop")
+        require_equal(self, "activation_function", "gelu")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
@@ -196,13 +132,13 @@ class Qwen2Config(JsonConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
         )
-        _require_probability(self, "attention_dropout")
-        _require_equal(self, "hidden_act", "silu")
+        require_probability(self, "attention_dropout")
+        require_equal(self, "hidden_act", "silu")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads "
@@ -215,7 +151,7 @@ class Qwen2Config(JsonConfig):
                     f"{self.num_attention_heads}."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        _require_positive(self, "head_dim")
+        require_positive(self, "head_dim")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd; the rotary embedding turns pairs.")
 
@@ -255,6 +191,8 @@ class AudioFlamingo3Config(JsonConfig):
 
     model_type: ClassVar[str | None] = MODEL_TYPE
     older_names: ClassVar[dict[str, str]] = {"torch_dtype": "dtype"}
+    architecture: ClassVar[str] = "AudioFlamingo3ForConditionalGeneration"
+    token_of: ClassVar[dict[str, str]] = {"audio_token_id": AUDIO_TOKEN}  # what the ids here stand for
 
     audio_config: AudioFlamingo3EncoderConfig = None  # type: ignore[assignment]
     text_config: Qwen2Config = None  # type: ignore[assignment]
@@ -268,12 +206,12 @@ class AudioFlamingo3Config(JsonConfig):
             self.audio_config = AudioFlamingo3EncoderConfig.from_dict(self.audio_config or {})
         if not isinstance(self.text_config, Qwen2Config):
             self.text_config = Qwen2Config.from_dict(self.text_config or {})
-        _require_equal(self, "projector_hidden_act", "gelu")
-        vocab_size = self.text_config.vocab_size
-        if not isinstance(self.audio_token_id, int) or not 0 <= self.audio_token_id < vocab_size:
-            raise ConfigError(
-                f"audio_token_id {self.audio_token_id!r} is outside the vocabulary of {vocab_size}."
-            )
+        require_equal(self, "projector_hidden_act", "gelu")
+        _require_token(self, "audio_token_id")
+
+    @classmethod
+    def _instead_of(cls, model_type: Any) -> str:
+        return _which_instead(model_type)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -292,6 +230,116 @@ class AudioFlamingo3Config(JsonConfig):
 
 
 @dataclass
+class MusicFlamingoConfig(AudioFlamingo3Config):
+    """Music Flamingo and Audio Flamingo Next (`config.json`): Audio Flamingo 3 that hears the time.
+
+    Attributes:
+        audio_bos_token_id, audio_eos_token_id: ids of the marks that stand before and behind the audio of a clip.
+        audio_frame_step: seconds of one column of the spectrogram.
+        rope_parameters: of the rotary time embedding, not of the text: `rope_theta` (its base, and the unit that
+            positions are counted in) and `partial_rotary_factor` (the part of the encoder's width that each of the two
+            axes turns).
+    """
+
+    model_type: ClassVar[str | None] = MUSIC_MODEL_TYPE
+    accepted_model_types: ClassVar[tuple[str | None, ...]] = ("audioflamingonext",)
+    architecture: ClassVar[str] = "MusicFlamingoForConditionalGeneration"
+    token_of: ClassVar[dict[str, str]] = {
+        "audio_token_id": AUDIO_TOKEN,
+        "audio_bos_token_id": AUDIO_BOS_TOKEN,
+        "audio_eos_token_id": AUDIO_EOS_TOKEN,
+    }
+
+    audio_bos_token_id: int = 151670
+    audio_eos_token_id: int = 151671
+    audio_frame_step: float = 0.01
+    rope_parameters: dict[str, Any] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        defaults = {"rope_type": "default", "rope_theta": 1200.0, "partial_rotary_factor": 0.2}
+        self.rope_parameters = {**defaults, **(self.rope_parameters or {})}
+        if self.rope_parameters["rope_type"] != "default":
+            raise ConfigError(
+                f"rope_type {self.rope_parameters['rope_type']!r} is not implemented; only 'default' is."
+            )
+        for name in ("audio_bos_token_id", "audio_eos_token_id"):
+            _require_token(self, name)
+        positions, num_channels = self.audio_config.max_source_positions // 2, 2 * self.num_rotary_channels
+        theta = self.rope_parameters["rope_theta"]
+        if not isinstance(theta, int | float) or theta < positions:
+            raise ConfigError(
+                f"rope_parameters.rope_theta must be at least {positions}, the positions of a window."
+            )
+        if not 0 < num_channels <= self.audio_config.hidden_size or num_channels % 4:
+            raise ConfigError(
+                f"rope_parameters.partial_rotary_factor {self.rope_parameters['partial_rotary_factor']} turns "
+                f"{num_channels} of {self.audio_config.hidden_size} channels; it must be a multiple of 4, and no more."
+            )
+
+    @property
+    def num_rotary_channels(self) -> int:
+        """Channels of the encoder that each axis of the rotary time embedding turns."""
+        return int(self.audio_config.hidden_size * self.rope_parameters["partial_rotary_factor"])
+
+    @classmethod
+    def _translate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._translate(values)
+        rope = {name: values.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in values}
+        values["rope_parameters"] = {**rope, **(values.get("rope_parameters") or {})}
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {
+            "max_position_embeddings": self.rope_parameters["rope_theta"],
+            "head_dim": self.audio_config.hidden_size,
+        }
+        return {**super().to_dict(), **derived}
+
+
+FAMILY: tuple[type[AudioFlamingo3Config], ...] = (AudioFlamingo3Config, MusicFlamingoConfig)
+
+
+def config_class_of(model_type: str | None) -> type[AudioFlamingo3Config]:
+    """The configuration of a type of model.
+
+    Raises:
+        ConfigError: it is none of the family.
+    """
+    for kind in FAMILY:
+        if model_type in (kind.model_type, *kind.accepted_model_types):
+            return kind
+    raise ConfigError(f"model_type {model_type!r}: {_which_instead(model_type)}")
+
+
+def _which_instead(model_type: Any) -> str:
+    """Says what another type of model is loaded with, if anything."""
+    for kind in FAMILY:
+        if model_type in (kind.model_type, *kind.accepted_model_types):
+            return f"load it with {kind.architecture}, or with AutoModelForConditionalGeneration."
+    known = ", ".join(repr(kind.model_type) for kind in FAMILY)
+    return f"this package runs {known} only, and another model's weights would give plausible nonsense."
+
+
+def read_model_config(folder: str | Path) -> AudioFlamingo3Config:
+    """Reads `config.json` of a local checkpoint folder, whichever model of the family it is.
+
+    Raises:
+        ConfigError: as `AudioFlamingo3Config.from_pretrained`.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        model_type = values.get("model_type", MODEL_TYPE) if isinstance(values, dict) else MODEL_TYPE
+        kind = config_class_of(model_type)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return kind.from_pretrained(folder)
+
+
+@dataclass
 class GenerationConfig(JsonConfig):
     """Defaults of `generate` (`generation_config.json`); what the caller passes wins.
 
@@ -303,6 +351,8 @@ class GenerationConfig(JsonConfig):
         do_sample: draw from the distribution; otherwise take the most likely token.
         temperature, top_k, top_p, min_p: shape the distribution that is drawn from (0 or None of `top_k`: off).
         repetition_penalty: above 1 makes tokens that are already in the prompt or answer less likely.
+        frequency_penalty: taken from a token's logit for each time that the answer holds it already.
+        presence_penalty: taken once from the logits of the tokens that the answer holds.
         no_repeat_ngram_size: forbid repeating n-grams of this length; 0 is off.
         num_beams: beams of beam search; 1 is off.
         length_penalty: exponent of the length that a beam's score is divided by.
@@ -323,6 +373,8 @@ class GenerationConfig(JsonConfig):
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -342,7 +394,10 @@ class GenerationConfig(JsonConfig):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in super().to_dict().items() if value is not None}
+        """The values as JSON takes them, without those that say nothing; the penalties are not transformers' names."""
+        silent = {"frequency_penalty": 0, "presence_penalty": 0}
+        values = super().to_dict().items()
+        return {name: value for name, value in values if value is not None and value != silent.get(name)}
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.

@@ -21,6 +21,8 @@ MODEL_FILES = (
     "model*.safetensors",
     *(f"{part}/*.safetensors" for part in ("llm", "sound_tower", "sound_mm_projector")),
 )
+ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin")
+THINK_FOLDERS = ("think", "stage35")  # the adapter for thinking: transformers' layout, NVIDIA's
 # Training states that share a repository with the model.
 IGNORED_FILES = ("checkpoint-*/*", "*/checkpoint-*/*", "*/global_step*/*")
 

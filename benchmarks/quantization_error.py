@@ -28,8 +28,8 @@ from torch import Tensor
 
 from audioflamingo.kernels import quantize_rows
 from audioflamingo.quantization.calibration import NUM_TOKENS, LayerInputs
-from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.layers import QuantizedLinear
+from audioflamingo.quantization.schemes import LayerFormat
 
 BLOCK = 32
 OUTLIER_SIZE = 30.0

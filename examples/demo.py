@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from audioflamingo.cli.app import app
+from audioflamingo.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "tests/data/directory_prompt.flac"  # a woman reads a telephone prompt

@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from audioflamingo.cli.app import app
+from audioflamingo.cli.commands import app
 from tests.tiny_model import tiny_model
 from tests.tiny_tokenizer import write_tiny_processor
 

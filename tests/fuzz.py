@@ -1,6 +1,7 @@
 """Sends mutated audio files and request bodies to a server: it must answer each with sense, and go on.
 
 python -m tests.fuzz --count 2000     # of each kind, against the built-in model
+python -m tests.fuzz --count 2000 --decode-only     # mutated files of every container, decoded here
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import collections
 import json
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 
+from audioflamingo.audio import load_audio
+from audioflamingo.errors import AudioError
 from tests.audio_files import KINDS, encode, tone
+from tests.recordings import Track, record
 from tests.server_runs import audio_part, chat_body, running_server
 
 GOOD_STATUS = (200, 400, 404, 408, 413)
@@ -93,6 +99,51 @@ def audio_files(rng: random.Random) -> list[bytes]:
     return [encode(tone(0.5, 16000, 1, noise=0.01), 16000, kind) for kind in KINDS if kind != "opus"] + [
         encode(tone(0.5, 48000), 48000, "opus")
     ]
+
+
+FURTHER_KINDS = (  # container, codec, rate
+    *(("matroska", "aac", 48000), ("matroska", "pcm_s16le", 48000), ("mov", "pcm_s16le", 48000)),
+    *(("mpegts", "aac", 44100), ("mpeg", "mp2", 48000), ("avi", "libmp3lame", 44100), ("flv", "aac", 44100)),
+    *(("asf", "wmav2", 44100), ("au", "pcm_mulaw", 8000), ("voc", "pcm_u8", 16000), ("wv", "wavpack", 16000)),
+    *(("tta", "tta", 16000), ("ac3", "ac3", 48000), ("eac3", "eac3", 48000), ("caf", "alac", 16000)),
+)
+CLIP_S = 1.0
+SHORT_S = 0.05  # what comes ahead of the sound
+LONGEST_S = 100.0  # a changed time stamp may well say half a minute of silence
+
+
+def decode(count: int, seed: int) -> dict[str, int]:
+    """Decodes `count` mutated files of every container: each is refused, or heard without nonsense.
+
+    Returns:
+        How many were refused, heard with a warning, and heard without one.
+    """
+    rng = random.Random(seed)
+    files = [encode(tone(CLIP_S, 48000, noise=0.01), 48000, kind) for kind in KINDS]
+    files += [record(*kind, Track(duration_s=CLIP_S)) for kind in FURTHER_KINDS]
+    files += [
+        record(*kind, Track(duration_s=CLIP_S, start_s=0.5), has_picture=True) for kind in FURTHER_KINDS[:5]
+    ]
+    counts: collections.Counter[str] = collections.Counter()
+    for number in range(count):
+        data = mutate_bytes(rng.choice(files), rng)
+        if rng.random() < 0.1:
+            data += rng.choice(files)[rng.choice((0, 0, rng.randrange(200))) :]
+        counts[_decode_one(data, number % 3 == 0, number)] += 1
+    return dict(counts)
+
+
+def _decode_one(data: bytes, allow_damaged: bool, number: int) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            waveform = load_audio(data, allow_damaged=allow_damaged)
+        except AudioError:
+            return "refused"
+    assert np.isfinite(waveform).all(), number
+    assert len(waveform) < LONGEST_S * 16000, (number, len(waveform))
+    assert caught or len(waveform) < SHORT_S * 16000 or np.abs(waveform).max() > 0.01, number
+    return "warned" if caught else "heard"
 
 
 def audio_requests(
@@ -179,7 +230,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000, help="requests of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decode-only", action="store_true")
     arguments = parser.parse_args()
+    if arguments.decode_only:
+        print(json.dumps({"seed": arguments.seed, **decode(arguments.count, arguments.seed)}))
+        return
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano")

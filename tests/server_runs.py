@@ -13,8 +13,8 @@ from typing import Any
 import httpx2 as httpx
 import uvicorn
 
-from audioflamingo.server.app import create_app
-from audioflamingo.server.run import Server, build_service
+from audioflamingo.server.asgi_app import create_app
+from audioflamingo.server.run_server import Server, build_service
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
 from tests.audio_files import encode, tone

@@ -143,6 +143,13 @@ def write_tiny_processor(
     return folder
 
 
+def add_control_tokens(folder: Path, tokens: list[str]) -> None:
+    """Adds control tokens to the tokenizer of a folder, behind those that are there."""
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    backend.save(str(folder / "tokenizer.json"))
+
+
 def write_processor_config(folder: Path, *, feature_size: int = 128) -> None:
     """Writes `processor_config.json` as transformers does."""
     feature_extractor = {

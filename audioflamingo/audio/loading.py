@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.decoding import decode_blocks, to_float32
+from audioflamingo.audio.mixing import Mixer
+from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.audio.sources import open_source
 from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import (
@@ -24,6 +26,7 @@ from audioflamingo.errors import (
     AudioError,
     AudioFlamingoWarning,
     AudioTooLongError,
+    warn,
 )
 
 SAMPLING_RATE = 16000  # Hz
@@ -57,12 +60,20 @@ def num_audio_tokens(num_frames: Frames) -> Frames:
 
 
 def load_audio(
-    source: Any, *, sampling_rate: float | None = None, target_rate: float = SAMPLING_RATE
+    source: Any,
+    *,
+    sampling_rate: float | None = None,
+    target_rate: float = SAMPLING_RATE,
+    track: int | None = Reading.track,
+    channel: ChannelChoice = Reading.channel,
+    allow_damaged: bool = Reading.allow_damaged,
 ) -> np.ndarray:
     """Reads audio from anywhere as one mono waveform.
 
     Channels are averaged and the rate is converted with soxr (quality HQ): for lossless files the samples and
-    their number are those of `librosa.load(path, sr=target_rate)`.
+    their number are those of `librosa.load(path, sr=target_rate)`. Where the mean would cancel the channels, the
+    stronger one is taken, with a warning. A sample's place is its time in the container: a late start and gaps are
+    silence.
 
     Args:
         source: a path (`str` or `os.PathLike`; `~` is the home folder), an http(s) URL, a `data:` URI, bytes,
@@ -71,6 +82,9 @@ def load_audio(
             they are.
         sampling_rate: Hz of an array or tensor (default: `target_rate`). A file states its own: leave it out.
         target_rate: Hz of the result.
+        track: which audio track of a file, counted from 1; by default the one that it marks as its default.
+        channel: "mix", "left" or "right".
+        allow_damaged: take what is left of a file that is damaged or cut short; a warning states what was lost.
 
     Returns:
         float32 waveform (samples,), always a new array.
@@ -80,26 +94,57 @@ def load_audio(
             ones.
         ArgumentError: an argument of the wrong type, or `sampling_rate` given for encoded audio.
     """
-    return np.concatenate(list(stream_audio(source, sampling_rate=sampling_rate, target_rate=target_rate)))
+    reading = Reading(track, channel, allow_damaged)
+    blocks = stream_audio(source, sampling_rate=sampling_rate, target_rate=target_rate, reading=reading)
+    return np.concatenate(list(blocks))
 
 
 def stream_audio(
-    source: Any, *, sampling_rate: float | None = None, target_rate: float = SAMPLING_RATE
+    source: Any,
+    *,
+    sampling_rate: float | None = None,
+    target_rate: float = SAMPLING_RATE,
+    reading: Reading | None = None,
 ) -> Iterator[np.ndarray]:
     """Like `load_audio`, in blocks: memory does not grow with the length of a file.
 
     The blocks, joined, are exactly what `load_audio` returns. Errors come while iterating: those that only
     the end of a file shows (cut short, NaN count) after the last block.
 
+    Args:
+        source, sampling_rate, target_rate: see `load_audio`.
+        reading: track, channel, and whether damage is allowed.
+
     Yields:
         float32 blocks (samples,) of varying length, never empty. A block may share memory with an array
         source.
     """
+    reading = reading or Reading()
+    reading.check_one()
+    blocks = stream_channels(source, sampling_rate=sampling_rate, target_rate=target_rate, reading=reading)
+    return (block[0] for block in blocks)
+
+
+def stream_channels(
+    source: Any,
+    *,
+    sampling_rate: float | None = None,
+    target_rate: float = SAMPLING_RATE,
+    reading: Reading,
+) -> Iterator[np.ndarray]:
+    """Like `stream_audio`, with an axis for the channels that are heard: one, or all of them with `channel="each"`.
+
+    Yields:
+        float32 blocks (channels, samples).
+    """
     target_rate = _check_rate(target_rate, "target_rate")
     if isinstance(source, np.ndarray | torch.Tensor):
+        if reading.track is not None:
+            raise ArgumentError(f"track={reading.track} was given for an array, which has no tracks.")
         rate = target_rate if sampling_rate is None else _check_rate(sampling_rate, "sampling_rate")
         name = f"audio array of shape {tuple(source.shape)} and dtype {source.dtype}"
-        yield from _resample(_check_samples(_array_blocks(source, rate, name), name), target_rate, name)
+        mixed = _mix(_array_blocks(source, rate, name), reading, name)
+        yield from _resample(_check_samples(mixed, name), target_rate, name)
         return
     if sampling_rate is not None:
         raise ArgumentError(
@@ -107,7 +152,18 @@ def stream_audio(
             "states its own. Leave sampling_rate out; it is for NumPy arrays and torch tensors."
         )
     with open_source(source) as (file, name):
-        yield from _resample(_check_samples(decode_blocks(file, name), name), target_rate, name)
+        mixed = _mix(decode_blocks(file, name, reading), reading, name)
+        yield from _resample(_check_samples(mixed, name), target_rate, name)
+
+
+def _mix(
+    blocks: Iterable[tuple[float, np.ndarray]], reading: Reading, name: str
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The channels (heard, n) of blocks (channels, n)."""
+    mixer = Mixer(reading.channel, name)
+    for rate, block in blocks:
+        yield rate, mixer.mix(block, rate)
+    mixer.finish()
 
 
 def _check_rate(rate: Any, argument: str) -> float:
@@ -125,9 +181,9 @@ def _check_rate(rate: Any, argument: str) -> float:
 def _array_blocks(
     source: np.ndarray | torch.Tensor, rate: float, name: str
 ) -> Iterator[tuple[float, np.ndarray]]:
-    waveform = _mono_array(_as_numpy(source, name), name)
-    for start in range(0, len(waveform), ARRAY_BLOCK):
-        yield rate, waveform[start : start + ARRAY_BLOCK]
+    waveform = _float_channels(_as_numpy(source, name), name)
+    for start in range(0, waveform.shape[1], ARRAY_BLOCK):
+        yield rate, waveform[:, start : start + ARRAY_BLOCK]
 
 
 def _as_numpy(source: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
@@ -143,7 +199,8 @@ def _as_numpy(source: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     return source.cpu().numpy()
 
 
-def _mono_array(array: np.ndarray, name: str) -> np.ndarray:
+def _float_channels(array: np.ndarray, name: str) -> np.ndarray:
+    """float32 (channels, samples) of an array of samples, or of channels and samples."""
     if array.dtype.kind not in "fiu":
         raise AudioError(
             f"{name}: samples must be real numbers. Convert them to float32 in [-1, 1] or to int16."
@@ -161,7 +218,7 @@ def _mono_array(array: np.ndarray, name: str) -> np.ndarray:
             stacklevel=2,
         )
     if array.ndim == 1:
-        return to_float32(array)
+        return to_float32(array)[None]
     if array.ndim != 2:
         raise AudioError(
             f"{name}: audio has one dimension (samples) or two (channels and samples). Pass one clip."
@@ -170,7 +227,9 @@ def _mono_array(array: np.ndarray, name: str) -> np.ndarray:
         raise AudioError(
             f"{name}: with equal axes it is unclear which are the channels. Pass a mono waveform."
         )
-    return to_float32(array).mean(axis=int(np.argmin(array.shape))) if array.size else np.zeros(0, np.float32)
+    if not array.size:
+        return np.zeros((1, 0), np.float32)
+    return to_float32(array if array.shape[0] < array.shape[1] else array.T)
 
 
 def _peak(array: np.ndarray) -> int:
@@ -186,10 +245,10 @@ def _check_samples(
     for rate, block in blocks:
         block_peak = float(np.abs(block).max(initial=0.0))
         if not math.isfinite(block_peak):
-            bad = np.flatnonzero(~np.isfinite(block))
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=0))
             first_bad = first_bad if num_bad else num_samples + int(bad[0])
             num_bad += len(bad)
-        num_samples += len(block)
+        num_samples += block.shape[1]
         if not num_bad:
             peak = max(peak, block_peak)
             yield rate, block
@@ -214,37 +273,77 @@ def _check_samples(
 def _resample(
     blocks: Iterable[tuple[float, np.ndarray]], target_rate: float, name: str
 ) -> Iterator[np.ndarray]:
-    """Converts blocks to `target_rate`; `ceil(n * target_rate / rate)` samples in all, as librosa gives."""
-    rate, resampler, num_in, num_out = 0.0, None, 0, 0
-    for block_rate, block in blocks:
-        if not rate:
-            rate = _check_rate(block_rate, f"{name}, sampling rate")
-            resampler = None if rate == target_rate else _new_resampler(rate, target_rate)
-        if block_rate != rate:
-            raise AudioError(
-                f"{name}: the sampling rate changes from {rate:g} to {block_rate:g} Hz. Split the file."
-            )
-        num_in += len(block)
-        block = block if resampler is None else resampler.resample_chunk(block)
-        num_out += len(block)
-        if len(block):
+    """Converts blocks (channels, n) to `target_rate`; `ceil(n * target_rate / rate)` samples in all, as librosa gives.
+
+    Where the rate changes (recordings that were joined), one conversion ends and the next begins.
+    """
+    resampler: _Resampler | None = None
+    num_out = 0
+    for rate, block in blocks:
+        if resampler is not None and (resampler.rate, resampler.num_channels) != (rate, len(block)):
+            if resampler.rate != rate:
+                warn(
+                    f"{name}: the sampling rate changes from {resampler.rate:g} to {rate:g} Hz at "
+                    f"{num_out / target_rate:.1f} s; both are converted."
+                )
+            tail = resampler.end()
+            num_out += tail.shape[1]
+            if tail.size:
+                yield tail
+            resampler = None
+        if resampler is None:
+            rate = _check_rate(rate, f"{name}, sampling rate")
+            resampler = _Resampler(rate, target_rate, len(block))
+        block = resampler.put(block)
+        num_out += block.shape[1]
+        if block.size:
             yield block
-    if not num_in:
+    if resampler is None or not num_out + resampler.num_in:
         raise AudioError(
             f"{name} has a length of zero samples. Pass audio of at least {MIN_SAMPLES / SAMPLING_RATE} s."
         )
-    if resampler is not None:
-        tail = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-        num_left = max(0, math.ceil(num_in * (target_rate / rate)) - num_out)
-        tail = np.pad(tail[:num_left], (0, max(0, num_left - len(tail))))
-        if len(tail):
-            yield tail
+    if (tail := resampler.end()).size:
+        yield tail
 
 
-def _new_resampler(rate: float, target_rate: float) -> Any:
-    import soxr
+class _Resampler:
+    """Converts the blocks of channels from one rate to another.
 
-    return soxr.ResampleStream(rate, target_rate, num_channels=1, dtype="float32", quality="HQ")
+    Attributes:
+        num_in: samples of a channel that were put in so far.
+    """
+
+    def __init__(self, rate: float, target_rate: float, num_channels: int) -> None:
+        import soxr
+
+        self.rate = rate
+        self.num_channels = num_channels
+        self.num_in = self._num_out = 0
+        self._ratio = target_rate / rate
+        self._streams: list[Any] = []
+        if rate != target_rate:
+            kind = {"num_channels": 1, "dtype": "float32", "quality": "HQ"}
+            self._streams = [soxr.ResampleStream(rate, target_rate, **kind) for _ in range(num_channels)]
+
+    def put(self, block: np.ndarray) -> np.ndarray:
+        """Takes samples (channels, n), gives those that are ready."""
+        self.num_in += block.shape[1]
+        if self._streams:
+            block = self._run(block, is_last=False)
+        self._num_out += block.shape[1]
+        return block
+
+    def end(self) -> np.ndarray:
+        """The samples that are left, so that there are `ceil(num_in * target_rate / rate)` in all."""
+        if not self._streams:
+            return np.zeros((self.num_channels, 0), np.float32)
+        tail = self._run(np.zeros((self.num_channels, 0), np.float32), is_last=True)
+        num_left = max(0, math.ceil(self.num_in * self._ratio) - self._num_out)
+        return np.pad(tail[:, :num_left], ((0, 0), (0, max(0, num_left - tail.shape[1]))))
+
+    def _run(self, block: np.ndarray, is_last: bool) -> np.ndarray:
+        pairs = zip(self._streams, block, strict=True)
+        return np.stack([stream.resample_chunk(row, last=is_last) for stream, row in pairs])
 
 
 def check_waveform(waveform: np.ndarray, name: str = "audio") -> None:

@@ -48,7 +48,7 @@ def open_source(source: Any) -> Iterator[tuple[BinaryIO, str]]:
             yield file, shorten(source)
     elif isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
-        with _open_path(path) as file:
+        with _open_path(path) as opened, _seekable(opened, shorten(path)) as file:
             yield file, shorten(path)
     elif isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(bytes(source)), f"audio bytes (length {memoryview(source).nbytes})"
@@ -63,6 +63,17 @@ def open_source(source: Any) -> Iterator[tuple[BinaryIO, str]]:
             "URI, bytes, a binary file object, a NumPy array or a torch tensor (a list of samples: "
             "numpy.asarray(samples))."
         )
+
+
+def is_pipe(source: Any) -> bool:
+    """Whether a source is a path that can be read once only: a pipe, a terminal, `/dev/stdin`."""
+    if not isinstance(source, str | os.PathLike) or (isinstance(source, str) and _uri_scheme(source)):
+        return False
+    path = os.path.expanduser(os.fsdecode(source))
+    try:
+        return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    except ValueError:  # a null byte
+        return False
 
 
 def _uri_scheme(text: str) -> str | None:

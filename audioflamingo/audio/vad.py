@@ -99,20 +99,20 @@ def load_vad() -> SileroVad:
 
 
 def frames_of(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Cuts a stream of samples into blocks of whole frames; the last one may be of any length."""
+    """Cuts a stream of samples (..., n) into blocks of whole frames; the last one may be of any length."""
     pending: list[np.ndarray] = []
     num_pending, size = 0, VAD_FRAME * FRAMES_A_BLOCK
     for block in blocks:
         pending.append(block)
-        num_pending += len(block)
+        num_pending += block.shape[-1]
         if num_pending >= size:
-            joined = np.concatenate(pending)
+            joined = np.concatenate(pending, axis=-1)
             num_whole = num_pending // size * size
             for start in range(0, num_whole, size):
-                yield joined[start : start + size]
-            pending, num_pending = [joined[num_whole:].copy()], num_pending - num_whole
+                yield joined[..., start : start + size]
+            pending, num_pending = [joined[..., num_whole:].copy()], num_pending - num_whole
     if num_pending:
-        yield np.concatenate(pending)
+        yield np.concatenate(pending, axis=-1)
 
 
 class SpeechDetector:

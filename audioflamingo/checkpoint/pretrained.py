@@ -13,6 +13,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from audioflamingo.checkpoint.adapters import read_adapter
+from audioflamingo.checkpoint.checks import check_token_ids, drop_time_frequencies, find_token_id
 from audioflamingo.checkpoint.device_map import (
     DeviceMap,
     Placement,
@@ -28,7 +31,7 @@ from audioflamingo.checkpoint.device_map import (
     parse_dtype,
     plan_placement,
 )
-from audioflamingo.checkpoint.loading import build_empty, fill_from_files, fill_quantizing
+from audioflamingo.checkpoint.fill_weights import build_empty, fill_from_files, fill_quantizing
 from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import (
     COMPONENTS,
@@ -42,7 +45,12 @@ from audioflamingo.checkpoint.weights import (
     is_quantized,
     shorten,
 )
-from audioflamingo.config import AUDIO_TOKEN, AudioFlamingo3Config, GenerationConfig
+from audioflamingo.config import (
+    AUDIO_TOKEN,
+    AudioFlamingo3Config,
+    GenerationConfig,
+    read_model_config,
+)
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoWarning,
@@ -52,17 +60,17 @@ from audioflamingo.errors import (
     unknown_arguments,
 )
 from audioflamingo.files import read_json
-from audioflamingo.hub import resolve_folder
+from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
+from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
-from audioflamingo.quantization.config import (
+from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.quantization.schemes import (
     QuantizationConfig,
     as_config,
     read_quantization,
     with_quantization,
 )
-from audioflamingo.quantization.convert import packed_layers
 
-ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 DEFAULT_SHARD_SIZE = "5GB"
 # Of NVIDIA's parts: where they came from, which is wrong once they are one model.
 _COMPONENT_KEYS_DROPPED = {"_name_or_path", "architectures", "auto_map", "transformers_version"}
@@ -123,15 +131,18 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         _refuse_unknown("from_pretrained", unknown, cls.from_pretrained)
         requested_dtype = _read_dtype(dtype, torch_dtype)
         check_devices(device_map)
-        if config is not None and not isinstance(config, AudioFlamingo3Config):
-            raise ArgumentError(f"config must be an AudioFlamingo3Config, got {type(config).__name__}.")
+        if config is not None and type(config) is not cls.config_class:
+            raise ArgumentError(
+                f"config must be of {cls.config_class.__name__}, got {type(config).__name__}."
+            )
         if quantization is not None:
             as_config(quantization)  # a mistake shows before anything is fetched
         folder = resolve_folder(
             id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config = read_config(folder) if config is None else copy.deepcopy(config)
-        stored = find_tensors(folder)
+        config = read_config(folder, cls.config_class) if config is None else copy.deepcopy(config)
+        check_token_ids(folder, config)
+        stored = drop_time_frequencies(find_tensors(folder), config)
         model, is_quantizing = _build(cls, folder, config, stored, quantization)
         found_dtype = requested_dtype or stored_dtype(config, folder, stored)
         if attn_implementation is not None:
@@ -148,6 +159,43 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             connect_devices(model, placement, model.get_input_embeddings())
         model.eval()
         return model
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str = "default") -> None:
+        """Loads an adapter beside the weights, which stay as they are: a folder of peft (LoRA), or NVIDIA's `think/`.
+
+        `generate(adapter=name)` uses it, for all prompts or for some; `use_adapter` for whatever runs in a block.
+
+        Args:
+            path: the folder, or a hub id.
+            name: what it is called from now on.
+
+        Raises:
+            CheckpointError: there is no adapter, it is damaged, or of another model; the message says what is wrong.
+            ArgumentError: the name is taken.
+        """
+        self.adapters.add(
+            self, name, read_adapter(resolve_folder(path, allow_patterns=ADAPTER_PATTERNS), self)
+        )
+
+    def delete_adapter(self, name: str) -> None:
+        """Forgets an adapter."""
+        self.adapters.remove(self, name)
+
+    def use_adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """A context in which every call of the model uses an adapter; None: in which none is used."""
+        if name is not None:
+            _ = self.adapters[name]
+        context: AbstractContextManager[None] = routed([name])
+        return context
+
+    def merge_adapter(self, name: str) -> None:
+        """Folds an adapter into the weights, so that `save_pretrained` saves a whole model. There is no way back.
+
+        Raises:
+            ArgumentError: no such adapter, or the model is quantized.
+        """
+        merge(self, self.adapters[name])
+        self.adapters.remove(self, name)
 
     def save_pretrained(
         self,
@@ -227,13 +275,22 @@ def _read_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype 
     return None if requested is None or requested == "auto" else parse_dtype(requested)
 
 
-def read_config(folder: Path) -> AudioFlamingo3Config:
-    """Reads the configuration of a folder in any layout."""
+def read_config(folder: Path, kind: type[AudioFlamingo3Config] | None = None) -> AudioFlamingo3Config:
+    """Reads the configuration of a folder in any layout.
+
+    Args:
+        folder: the checkpoint.
+        kind: the one that it must be; None takes any of the family.
+    """
     if is_component_folder(folder):
+        if kind not in (None, AudioFlamingo3Config):
+            raise ConfigError(
+                f"{folder} is in NVIDIA's original layout: load it with AutoModelForConditionalGeneration."
+            )
         return _read_component_config(folder)
     if not (folder / CONFIG_FILE).exists() or any((folder / name).is_dir() for name in COMPONENTS):
         find_tensors(folder)  # if the weights are missing too, its error says more
-    return AudioFlamingo3Config.from_pretrained(folder)
+    return read_model_config(folder) if kind is None else kind.from_pretrained(folder)
 
 
 def _read_component_config(folder: Path) -> AudioFlamingo3Config:
@@ -244,26 +301,13 @@ def _read_component_config(folder: Path) -> AudioFlamingo3Config:
         parts[name] = {key: value for key, value in values.items() if key not in _COMPONENT_KEYS_DROPPED}
     values = {"text_config": parts["llm"], "audio_config": parts["sound_tower"]}
     text_dtype = parts["llm"].get("dtype", parts["llm"].get("torch_dtype"))
-    audio_token_id = _find_token_id(folder / "llm", AUDIO_TOKEN)
+    audio_token_id = find_token_id(folder / "llm", AUDIO_TOKEN)
     if audio_token_id is not None:
         values["audio_token_id"] = audio_token_id
     try:
         return AudioFlamingo3Config.from_dict({**values, "dtype": text_dtype})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
-
-
-def _find_token_id(folder: Path, token: str) -> int | None:
-    """Looks a special token up in the tokenizer files of a folder; None if none of them knows it."""
-    if (folder / "added_tokens.json").exists():
-        found = read_json(folder / "added_tokens.json").get(token)
-        if found is not None:
-            return int(found)
-    if (folder / "tokenizer_config.json").exists():
-        for key, entry in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
-            if isinstance(entry, dict) and entry.get("content") == token:
-                return int(key)
-    return None
 
 
 def read_generation_config(folder: Path, config: AudioFlamingo3Config) -> GenerationConfig:
@@ -365,7 +409,7 @@ def _check_complete(state: Mapping[str, torch.Tensor], expected: Mapping[str, to
 
 def config_to_save(config: AudioFlamingo3Config, dtype: torch.dtype) -> dict[str, Any]:
     """The content of `config.json`: what was read, with today's dtype and the class that loads it."""
-    values = {**config.to_dict(), "architectures": [ARCHITECTURE], "dtype": _name(dtype)}
+    values = {**config.to_dict(), "architectures": [config.architecture], "dtype": _name(dtype)}
     for part in (values["audio_config"], values["text_config"]):
         part.update({key: _name(dtype) for key in ("dtype", "torch_dtype") if key in part})
     return values

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from audioflamingo.checkpoint.weights import StoredTensor
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.quantization.calibration import LayerInputs
-from audioflamingo.quantization.convert import packed_layers
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer
+from audioflamingo.quantization.quantize_model import packed_layers
 
 
 class QuantizingReader:

@@ -6,7 +6,7 @@ from __future__ import annotations
 def main() -> None:
     """Runs the command with the arguments of the process, and exits."""
     try:
-        from audioflamingo.cli.app import app
+        from audioflamingo.cli.commands import app
 
         app(prog_name="af3")
     except KeyboardInterrupt:  # while modules are imported

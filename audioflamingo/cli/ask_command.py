@@ -14,28 +14,21 @@ import typer
 
 from audioflamingo.cli.flags import ScreenOptions, with_flags
 from audioflamingo.cli.inputs import AUDIO_SUFFIXES, STDIN
-from audioflamingo.cli.model_loading import ModelOptions, load
+from audioflamingo.cli.model_loading import ModelOptions, find_think_adapter, load
 from audioflamingo.cli.terminal import Terminal
-from audioflamingo.config import DEFAULT_TRANSCRIPTION_PROMPT
 from audioflamingo.fields import option
+from audioflamingo.tasks import GENERATION_PRESETS, TASKS, THINK_SUFFIX
 
 if TYPE_CHECKING:
     from audioflamingo.engine.chat import Chat
 
-# "transcribe" and "caption" are prompts that NVIDIA publishes with the model; the others are plain questions.
-TASKS = {
-    "transcribe": DEFAULT_TRANSCRIPTION_PROMPT,
-    "caption": "Please describe the audio in detail.",
-    "sound": "What is the sound in this audio?",
-    "music": "Which instrument is playing in this audio?",
-    "emotion": "What is the emotion of the speaker?",
-    "language": "Which language is spoken in this audio?",
-}
-# Published too: it turns on the thinking of checkpoints that were trained for it.
-THINK_SUFFIX = "Please think and reason about the input audio before you respond."
 _ANSWER = "Answer"
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
-Task = StrEnum("Task", {name.upper(): name for name in TASKS})  # type: ignore[misc]
+TaskName = StrEnum("TaskName", {name.upper().replace("-", "_"): name for name in TASKS})  # type: ignore[misc]
+Preset = StrEnum(  # type: ignore[misc]
+    "Preset", {name.upper().replace("-", "_"): name for name in GENERATION_PRESETS}
+)
 
 
 class OnLong(StrEnum):
@@ -58,7 +51,16 @@ class AnswerOptions:
     )
     seed: int | None = option(None, "Makes random answers repeatable.", at_least=0, group=_ANSWER)
     on_long: OnLong = option(
-        OnLong.TRUNCATE, "What to do with a clip of more than 10 minutes.", group=_ANSWER
+        OnLong.TRUNCATE, "What to do with a clip that is longer than the model takes.", group=_ANSWER
+    )
+    preset: Preset | None = option(
+        None, "Generate as the card of this checkpoint does; single settings win.", group=_ANSWER
+    )
+    adapter: str | None = option(
+        None, "Folder of an adapter (LoRA) that answers.", metavar="FOLDER", group=_ANSWER
+    )
+    show_thoughts: bool = option(
+        False, "Print the thoughts of a thinking model even where no one watches.", group=_ANSWER
     )
 
     def generate_options(self) -> dict[str, Any]:
@@ -67,13 +69,26 @@ class AnswerOptions:
 
         named = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
         options = {name: value for name, value in named.items() if value is not None}
-        return {**options, **sampling_options(self.temperature)}
+        preset = {} if self.preset is None else GENERATION_PRESETS[self.preset]
+        return {**preset, **options, **sampling_options(self.temperature)}
 
-    def chat(self, model: ModelOptions, is_verbose: bool) -> Chat:
-        """Loads a model and begins a conversation with it."""
+    def chat(self, model: ModelOptions, is_verbose: bool, adapter: Path | None = None) -> Chat:
+        """Loads a model and begins a conversation with it, or with an adapter of it."""
         from audioflamingo.engine.chat import Chat
 
-        return Chat(*load(model, is_verbose), system=self.system, on_long=self.on_long.value)
+        loaded, processor = load(model, is_verbose)
+        folder = Path(self.adapter) if self.adapter is not None else adapter
+        if folder is not None:
+            loaded.load_adapter(folder)
+        name = None if folder is None else "default"
+        return Chat(loaded, processor, system=self.system, on_long=self.on_long.value, adapter=name)
+
+
+def _show_tasks(is_asked: bool) -> None:
+    if is_asked:
+        for name, task in TASKS.items():
+            typer.echo(f"{name}  ({task.models})\n    {task.prompt}")
+        raise typer.Exit
 
 
 @with_flags
@@ -88,11 +103,32 @@ def ask(
     ],
     *,
     task: Annotated[
-        Task | None, typer.Option("--task", "-t", help="Ask a ready-made question.", rich_help_panel=_ANSWER)
+        TaskName | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="Ask a ready-made question; --tasks shows them.",
+            metavar="NAME",
+            rich_help_panel=_ANSWER,
+        ),
     ] = None,
+    tasks: Annotated[
+        bool,
+        typer.Option(
+            "--tasks",
+            help="Show the ready-made questions and the checkpoints that they are published for.",
+            callback=_show_tasks,
+            is_eager=True,
+            rich_help_panel=_ANSWER,
+        ),
+    ] = False,
     think: Annotated[
         bool,
-        typer.Option("--think", help="Ask the model to reason first, if it can.", rich_help_panel=_ANSWER),
+        typer.Option(
+            "--think",
+            help="Let the model reason first, with the adapter for it that lies in its folder, or with --adapter.",
+            rich_help_panel=_ANSWER,
+        ),
     ] = False,
     answer: AnswerOptions,
     model: ModelOptions,
@@ -105,13 +141,16 @@ def ask(
       af3 ask bird.wav "What is this?"
       af3 ask first.wav second.wav "Which one is speech?"
       af3 ask song.mp3 --task music
+      af3 ask talk.wav "Who is right?" --think --model ./audio-flamingo-3-hf
       af3 ask talk.flac "What is it about? (A) Sport (B) Music (C) Politics" --max-new-tokens 50
     """
     clips, question = split_arguments(arguments, task)
-    if think:
-        question = f"{question} {THINK_SUFFIX}"
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
-    chat = answer.chat(model, screen.verbose)
+    adapter = None
+    if think:
+        question = f"{question}\n{THINK_SUFFIX}"
+        adapter = find_think_adapter(model.model) if answer.adapter is None else None
+    chat = answer.chat(model, screen.verbose, adapter)
     for source in sources:
         chat.add_audio(source)
     pieces = chat.ask(question, **answer.generate_options())
@@ -120,7 +159,7 @@ def ask(
 
         Terminal.show(strip_framing("".join(pieces)) + "\n")
     else:
-        print_answer(pieces)
+        print_answer(pieces, answer.show_thoughts)
 
 
 def split_arguments(arguments: list[str], task: str | None) -> tuple[list[str], str]:
@@ -133,7 +172,7 @@ def split_arguments(arguments: list[str], task: str | None) -> tuple[list[str], 
         last = arguments[-1]
         if " " in last.strip() and len(arguments) > 1 and not _may_be_audio(last):
             raise typer.BadParameter(f"--task {task} brings its own question; leave out {last!r}.")
-        return arguments, TASKS[task]
+        return arguments, TASKS[task].prompt
     *clips, question = arguments
     if _may_be_audio(question):
         raise typer.BadParameter(
@@ -156,21 +195,35 @@ def _may_be_audio(text: str) -> bool:
 
 def _source(name: str) -> str | bytes:
     """What `load_audio` takes for a clip that the user named, opened if that shows a mistake at once."""
-    from audioflamingo.audio.sources import open_source
+    from audioflamingo.audio.sources import is_pipe, open_source
 
     if name == STDIN:
         return sys.stdin.buffer.read()
+    if is_pipe(name):
+        return Path(name).expanduser().read_bytes()
     if "://" not in name and not name.startswith("data:"):
         with open_source(name):
             pass
     return name
 
 
-def print_answer(pieces: Iterator[str]) -> None:
-    """Prints the pieces of an answer as they come, then a line end; Ctrl-C ends the answer cleanly."""
+def print_answer(pieces: Iterator[str], shows_thoughts: bool = False) -> None:
+    """Prints the pieces of an answer as they come, then a line end; Ctrl-C ends the answer cleanly.
+
+    Thoughts are dimmed at a terminal, and elsewhere left out unless `shows_thoughts`.
+    """
+    from audioflamingo.processor.thoughts import split_pieces
+
+    is_watched = sys.stdout.isatty()
+    was_thinking = False
     with closing(pieces):  # type: ignore[type-var]  # a generator
         try:
-            for piece in pieces:
-                Terminal.show(piece)
+            for is_thinking, piece in split_pieces(pieces):
+                if is_thinking and not (is_watched or shows_thoughts):
+                    continue
+                if was_thinking and not is_thinking:
+                    Terminal.show("\n\n")
+                was_thinking = is_thinking
+                Terminal.show(f"{_DIM}{piece}{_PLAIN}" if is_thinking and is_watched else piece)
         finally:
             Terminal.show("\n")

@@ -64,7 +64,7 @@ def chat(
             if not _run_command(ctx, conversation, line):
                 return
             continue
-        _answer(ctx, conversation, line, options)
+        _answer(ctx, conversation, line, options, answer.show_thoughts)
 
 
 def _read_line() -> str | None:
@@ -75,9 +75,11 @@ def _read_line() -> str | None:
         return None
 
 
-def _answer(ctx: typer.Context, conversation: Chat, question: str, options: dict[str, Any]) -> None:
+def _answer(
+    ctx: typer.Context, conversation: Chat, question: str, options: dict[str, Any], shows_thoughts: bool
+) -> None:
     try:
-        print_answer(conversation.ask(question, **options))
+        print_answer(conversation.ask(question, **options), shows_thoughts)
     except KeyboardInterrupt:
         Terminal.say("(stopped)")
     except Exception as error:

@@ -25,7 +25,7 @@ from audioflamingo.corpus import (
     CorpusWatcher,
     transcribe_corpus,
 )
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 
 def check_cluster_output(output: OutputOptions, is_format_given: bool) -> Path:

@@ -62,16 +62,16 @@ def collect_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
-    from audioflamingo.checkpoint.loading import build_empty
+    from audioflamingo.checkpoint.fill_weights import build_empty
     from audioflamingo.checkpoint.pretrained import read_config
-    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.model import model_class_of
     from audioflamingo.quantization import read_quantization
-    from audioflamingo.quantization.config import with_quantization
+    from audioflamingo.quantization.schemes import with_quantization
 
     folder, has_weights = _find_folder(model)
     config = read_config(folder)
     quantization = read_quantization(config)
-    empty = build_empty(AudioFlamingo3ForConditionalGeneration, with_quantization(config, None))
+    empty = build_empty(model_class_of(config), with_quantization(config, None))
     sizes = {name: parameter.numel() for name, parameter in empty.state_dict().items()}
     parts: Counter[str] = Counter({name: 0 for name, _ in PARTS})
     for name, size in sizes.items():
@@ -88,9 +88,7 @@ def collect_facts(model: str) -> dict[str, Any]:
             **_quantized_bytes(config),
         },
         "cache_bytes_per_token": _cache_bytes(config.text_config),
-        "stored": _stored(folder, build_empty(AudioFlamingo3ForConditionalGeneration, config))
-        if has_weights
-        else None,
+        "stored": _stored(folder, build_empty(model_class_of(config), config)) if has_weights else None,
         "files": _files(folder),
         "chat_template": _template(folder),
     }
@@ -142,18 +140,18 @@ def _cache_bytes(text: Any) -> dict[str, int]:
 
 def _quantized_bytes(config: Any) -> dict[str, int]:
     """Bytes of the weights in each scheme that the model's sizes allow, what is not quantized in bfloat16."""
-    from audioflamingo.checkpoint.loading import build_empty
+    from audioflamingo.checkpoint.fill_weights import build_empty
     from audioflamingo.checkpoint.weights import is_quantized
     from audioflamingo.errors import ArgumentError
-    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.model import model_class_of
     from audioflamingo.quantization import SCHEMES, QuantizationConfig
-    from audioflamingo.quantization.config import with_quantization
+    from audioflamingo.quantization.schemes import with_quantization
 
     sizes = {}
     for scheme in SCHEMES:
         try:
             changed = with_quantization(config, QuantizationConfig(scheme))
-            state = build_empty(AudioFlamingo3ForConditionalGeneration, changed).state_dict()
+            state = build_empty(model_class_of(config), changed).state_dict()
         except ArgumentError:
             continue
         other = DTYPE_BYTES["bfloat16"]
@@ -170,7 +168,7 @@ def _stored(folder: Path, empty: Any) -> dict[str, Any]:
         is_component_folder,
         is_quantized,
     )
-    from audioflamingo.quantization.convert import packed_layers
+    from audioflamingo.quantization.quantize_model import packed_layers
 
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, {name: tensor.shape for name, tensor in empty.state_dict().items()})
@@ -200,10 +198,10 @@ def _files(folder: Path) -> dict[str, int]:
 def _template(folder: Path) -> str | None:
     """The chat template that the processor would use, None if the folder has no processor."""
     from audioflamingo.errors import AudioFlamingoError
-    from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.processor import AutoProcessor
 
     try:
-        template = AudioFlamingo3Processor.from_pretrained(folder).chat_template
+        template = AutoProcessor.from_pretrained(folder).chat_template
     except AudioFlamingoError:
         return None
     return template if isinstance(template, str) else template.get("default")

@@ -17,7 +17,8 @@ from audioflamingo.errors import ArgumentError, AudioError
 
 STDIN = "-"
 _SUFFIX_NAMES = """
-wav wave w64 rf64 aif aiff aifc caf flac ogg oga opus mp3 m4a m4b mp4 aac webm mka mkv mov amr 3gp
+wav wave w64 rf64 aif aiff aifc caf au snd sph voc flac wv tta ogg oga opus mp3 mp2 m4a m4b mp4 aac ac3 eac3 webm mka
+mkv mov amr 3gp ts mts m2ts mpg mpeg vob avi flv wma wmv asf
 """
 MANIFEST_SUFFIX = ".jsonl"
 MANIFEST_KEYS = ("path", "audio_filepath")  # the second is NeMo's

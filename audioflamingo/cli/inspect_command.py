@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audioflamingo.audio.reading import Reading
 from audioflamingo.cli.flags import QuietOptions, with_flags
 from audioflamingo.cli.inputs import STDIN
 from audioflamingo.cli.terminal import Terminal
@@ -39,6 +40,7 @@ def inspect(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the picture named by --png.")
     ] = False,
+    reading: Reading,
     screen: QuietOptions,
 ) -> None:
     """Show what the model sees of a recording: windows, frames, audio tokens, and a picture.
@@ -50,14 +52,19 @@ def inspect(
       af3 inspect https://example.org/a.mp3 --json --no-png
     """
     from audioflamingo.audio import load_audio
+    from audioflamingo.audio.sources import is_pipe
     from audioflamingo.cli.recording_plot import draw_recording
     from audioflamingo.cli.recording_view import look_at
 
     if png is not None and png.exists() and not overwrite:
         raise OutputError(f"{str(png)!r} exists; add --overwrite, or choose another name.")
-    source: Any = sys.stdin.buffer.read() if audio == STDIN else audio
-    waveform = load_audio(source)
-    view = look_at(audio, source, waveform)
+    source: Any = audio
+    if audio == STDIN:
+        source = sys.stdin.buffer.read()
+    elif is_pipe(audio):
+        source = Path(audio).expanduser().read_bytes()
+    waveform = load_audio(source, **asdict(reading))
+    view = look_at(audio, source, waveform, reading.track)
     if as_json:
         content = {**asdict(view), "num_audio_tokens": view.num_audio_tokens}
         Terminal.show(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -73,14 +73,14 @@ def load(
         CheckpointError, ConfigError, DeviceError: it cannot be loaded.
     """
     from audioflamingo.hub import resolve_folder
-    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-    from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.model import AutoModelForConditionalGeneration
+    from audioflamingo.processor import AutoProcessor
     from audioflamingo.quantization import num_parameters, read_quantization
 
     start = time.perf_counter()
     folder = resolve_folder(options.model)
-    processor = AudioFlamingo3Processor.from_pretrained(folder)
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForConditionalGeneration.from_pretrained(
         folder,
         dtype=_choose_dtype(folder, options),
         device_map=options.device,
@@ -95,15 +95,40 @@ def load(
     return model, processor
 
 
+def find_think_adapter(model: str) -> Path | None:
+    """The adapter for thinking that comes with a model; None for a model that thinks without one.
+
+    Raises:
+        CheckpointError: an Audio Flamingo 3 comes without.
+    """
+    from audioflamingo.checkpoint.pretrained import read_config
+    from audioflamingo.config import MusicFlamingoConfig
+    from audioflamingo.errors import CheckpointError
+    from audioflamingo.hub import PROCESSOR_FILES, THINK_FOLDERS, resolve_folder
+
+    folder = resolve_folder(
+        model, allow_patterns=[*PROCESSOR_FILES, *(f"{name}/*" for name in THINK_FOLDERS)]
+    )
+    for name in THINK_FOLDERS:
+        if (folder / name / "adapter_config.json").exists():
+            return folder / name
+    if isinstance(read_config(folder), MusicFlamingoConfig):
+        return None
+    raise CheckpointError(
+        f"--think: {model!r} comes without an adapter for it (looked for {' and '.join(THINK_FOLDERS)} in {folder}); "
+        "name one with --adapter."
+    )
+
+
 def _choose_dtype(folder: Path, options: ModelOptions) -> str:
     """float16 is slow and narrow on a CPU: its weights are widened there, unless it is asked for by name."""
     if options.dtype is not Dtype.AUTO or not _is_cpu(options.device):
         return options.dtype.value
-    from audioflamingo.config import AudioFlamingo3Config
+    from audioflamingo.config import read_model_config
 
     if not (folder / "config.json").exists():  # NVIDIA's original folders
         return Dtype.AUTO.value
-    is_float16 = AudioFlamingo3Config.from_pretrained(folder).dtype == "float16"
+    is_float16 = read_model_config(folder).dtype == "float16"
     return Dtype.FLOAT32.value if is_float16 else Dtype.AUTO.value
 
 

@@ -49,7 +49,7 @@ def quantize(
       af3 quantize ./checkpoint ./checkpoint-int8 --scheme int8
       af3 quantize ./checkpoint ./small --scheme int4 --calibrate clips/
     """
-    from audioflamingo.convert import quantize_checkpoint
+    from audioflamingo.quantize_folder import quantize_checkpoint
 
     prompts = None if calibrate is None else _prompts(model, calibrate)
     with Terminal.progress(total=1, is_shown=not screen.quiet) as bar:
@@ -72,9 +72,9 @@ def quantize(
 
 def _prompts(model: str, names: list[str]) -> list[Any]:
     """A transcription prompt for each clip."""
-    from audioflamingo.processor import AudioFlamingo3Processor
+    from audioflamingo.processor import AutoProcessor
 
-    processor = AudioFlamingo3Processor.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model)
     return [processor.apply_transcription_request(audio=_source(clip)) for clip in find_inputs(names)]
 
 

@@ -19,7 +19,7 @@ from audioflamingo.audio.loading import (
     split_windows,
 )
 from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector, frames_of
-from audioflamingo.transcription.options import VadOptions
+from audioflamingo.transcription.transcription_options import VadOptions
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class RecordingView:
         return sum(window.num_audio_tokens for window in self.windows)
 
 
-def look_at(name: str, source: Any, waveform: np.ndarray) -> RecordingView:
+def look_at(name: str, source: Any, waveform: np.ndarray, track: int | None = None) -> RecordingView:
     """Measures a recording.
 
     Raises:
         AudioError: it is too short for one audio token.
     """
     check_waveform(waveform, repr(name))
-    info = read_audio_info(source)
+    info = read_audio_info(source, track)
     used = waveform[: MAX_AUDIO_S * SAMPLING_RATE]
     speech = _speech(used)
     windows = []

@@ -41,5 +41,5 @@ def serve(
       af3 serve --host 0.0.0.0 --api-key "$KEY"
     """
     share_one_heap()  # before the first thread: the C library looks at the number once
-    server = require("audioflamingo.server.run", "server")
+    server = require("audioflamingo.server.run_server", "server")
     server.serve(*load(model), server.served_name(model.model), settings, log_level.value)

@@ -36,8 +36,8 @@ def train(
       af3 train recipes/nano/train.yaml
       af3 train my.yaml --set stages.0.max_minutes=20
     """
-    from audioflamingo.training.config import load_config
     from audioflamingo.training.trainer import train as run_training
+    from audioflamingo.training.training_config import load_config
 
     logging.basicConfig(format="%(levelname)s %(message)s")
     settings = load_config(str(config), overrides or [])

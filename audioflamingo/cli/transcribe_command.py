@@ -13,7 +13,7 @@ from audioflamingo.cli.inputs import find_inputs
 from audioflamingo.cli.model_loading import ModelOptions
 from audioflamingo.cli.transcribe_job import OutputOptions, TranscribeJob
 from audioflamingo.corpus import ClusterOptions
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 
 class Engine(StrEnum):

@@ -19,8 +19,8 @@ from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
 from audioflamingo.fields import option
-from audioflamingo.transcription.options import TranscriptionOptions
-from audioflamingo.transcription.segments import Finished, Segment
+from audioflamingo.transcription.segments import Finished, Segment, has_speech
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.writers import (
     FORMATS,
     Formatter,
@@ -76,6 +76,7 @@ class TranscribeJob:
         self._verbose = screen.verbose
         self._todo: list[Input] = []
         self._segments: list[Segment] = []
+        self._has_speech = False
         self._formatter: Formatter | None = None
         self.num_done = self.num_failed = self.num_skipped = 0
 
@@ -165,6 +166,7 @@ class TranscribeJob:
 
     def _start(self, item: Input) -> None:
         self._segments = []
+        self._has_speech = False
         if self._output_dir is not None or FORMATS[self._format].is_whole:
             self._formatter = None
             return
@@ -176,12 +178,14 @@ class TranscribeJob:
 
     def _take(self, item: Input, segment: Segment) -> None:
         times = f"{time_stamp(segment.start_s)} --> {time_stamp(segment.end_s)}"
+        self._has_speech = self._has_speech or has_speech([segment])
         if self._formatter is not None:
             Terminal.show(self._formatter.piece(segment))
         else:
             self._segments.append(segment)
             if not self._quiet and segment.text:
-                Terminal.say(f"[{times}] {segment.text}")
+                channel = "" if segment.channel is None else f"{segment.channel}: "
+                Terminal.say(f"[{times}] {channel}{segment.text}")
         if segment.finish_reason == "loop" and not self._quiet:
             Terminal.say(
                 f"warning: {item.name}, {times}: the model repeated itself; the text is cut where that began."
@@ -210,6 +214,8 @@ class TranscribeJob:
                 raise typer.Exit(EXIT_FAILED) from None
             return
         self.num_done += 1
+        if not self._has_speech and not self._quiet:
+            Terminal.say(f"{item.name}: no speech was found in {end.duration_s:.1f} s of audio.")
         if path is not None and not self._quiet:
             Terminal.say(f"{item.name} -> {path}")
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from audioflamingo.corpus.cluster import ClusterOptions
-from audioflamingo.corpus.job import CorpusSummary, CorpusWatcher, transcribe_corpus
+from audioflamingo.corpus.corpus_job import CorpusSummary, CorpusWatcher, transcribe_corpus
 from audioflamingo.corpus.records import CorpusFile
 
 __all__ = ["ClusterOptions", "CorpusFile", "CorpusSummary", "CorpusWatcher", "transcribe_corpus"]

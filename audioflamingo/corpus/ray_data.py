@@ -12,7 +12,7 @@ from typing import Any
 from audioflamingo.corpus.cluster import EXTRA, WorkerPlan
 from audioflamingo.corpus.records import Shard, transcribe_files
 from audioflamingo.errors import AudioFlamingoError, ClusterError, require
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 Load = Callable[[], tuple[Any, Any]]
 

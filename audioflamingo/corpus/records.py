@@ -1,6 +1,7 @@
 """The files of a corpus, the shards that workers take, and the record of a file: one line of JSON.
 
-    {"source": name, "error": null, "duration_s": 3.2, "text": "...", "segments": [{"start_s": ...}, ...]}
+    {"source": name, "error": null, "duration_s": 3.2, "text": "...", "no_speech": false,
+     "segments": [{"start_s": ...}, ...]}
 
 A file that failed has its error in place of null, no duration and an empty transcript.
 """
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.writers import json_line, transcript_content
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.sequence import SequenceGroup
+from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor.prompt import AudioWindow
 
@@ -29,59 +30,76 @@ class AudioEncoder:
         self._clip_cache = clip_cache
         self._begun: dict[bytes, Generator[None, None, Tensor]] = {}
 
-    def find(self, window: AudioWindow) -> Tensor | None:
+    def _key(self, window: AudioWindow, adapter: str | None) -> bytes:
+        """What a window is remembered by: adapters that change how audio is encoded have their own."""
+        salt = 0 if adapter is None else self._model.adapters.audio_salt(adapter)
+        return window.key if not salt else window.key + salt.to_bytes(8, "little")
+
+    def find(self, window: AudioWindow, adapter: str | None = None) -> Tensor | None:
         """The encoded tokens `(A, D)` of a window, if they are there."""
-        if self._clip_cache.is_off:
-            return None
-        tokens = self._clip_cache.get(window.key)
-        return tokens
+        return None if self._clip_cache.is_off else self._clip_cache.get(self._key(window, adapter))
 
     def look_up(self, group: SequenceGroup) -> None:
         """Gives a group what is there of the audio that it needs next."""
         for window in group.missing_windows:
-            tokens = self.find(window)
+            tokens = self.find(window, group.request.adapter)
             if tokens is None:
                 return
             group.add_audio(window, tokens)
 
-    def encode(self, windows: Sequence[AudioWindow]) -> list[Tensor]:
+    def encode(self, windows: Sequence[AudioWindow], adapter: str | None = None) -> list[Tensor]:
         """The tokens `(A, D)` of each of some windows: those that are there, and the others, encoded together."""
         if self._clip_cache.is_off:
-            return self._encode(windows)
-        found = {w.key: tokens for w in windows if (tokens := self.find(w)) is not None}
-        missing = {w.key: w for w in windows if w.key not in found}
+            return self._encode(windows, adapter)
+        keys = [self._key(window, adapter) for window in windows]
+        found = {
+            key: tokens for key in dict.fromkeys(keys) if (tokens := self._clip_cache.get(key)) is not None
+        }
+        missing = {key: w for key, w in zip(keys, windows, strict=True) if key not in found}
         if missing:
-            found |= dict(zip(missing, self._encode(list(missing.values())), strict=True))
+            found |= dict(zip(missing, self._encode(list(missing.values()), adapter), strict=True))
             for key in missing:
                 self._clip_cache.put(key, found[key])
-        return [found[w.key] for w in windows]
+        return [found[key] for key in keys]
 
     @torch.no_grad()
-    def _encode(self, windows: Sequence[AudioWindow]) -> list[Tensor]:
+    def _encode(self, windows: Sequence[AudioWindow], adapter: str | None) -> list[Tensor]:
         features = torch.stack([window.features for window in windows]).to(self._model.device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])
         mask = (torch.arange(features.shape[2]) < frames[:, None]).to(features.device)
-        encoded = self._model.get_audio_features(features, mask).pooler_output  # (A, D)
+        timed = {"window_index": numbers} if (numbers := _numbers(windows)) else {}
+        with routed([adapter]):
+            encoded = self._model.get_audio_features(features, mask, **timed).pooler_output  # (A, D)
         return [part.clone() for part in encoded.split([window.num_tokens for window in windows])]
 
-    def work(self, window: AudioWindow, seconds: float) -> Tensor | None:
+    def work(self, window: AudioWindow, seconds: float, adapter: str | None = None) -> Tensor | None:
         """Goes on encoding a window for about so long; returns its tokens `(A, D)` once they are done."""
         end = time.perf_counter() + seconds
+        key = self._key(window, adapter)
         pieces = self._begun.setdefault(
-            window.key,
-            self._model.encode_in_pieces(window.features, window.num_frames, POSITIONS_PER_PIECE),
+            key,
+            self._model.encode_in_pieces(
+                window.features, window.num_frames, POSITIONS_PER_PIECE, *_numbers([window])
+            ),
         )
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as done:
-                del self._begun[window.key]
-                self._clip_cache.put(window.key, done.value)
-                return done.value
-            if time.perf_counter() >= end:
-                return None
+        with routed([adapter]):
+            while True:
+                try:
+                    next(pieces)
+                except StopIteration as done:
+                    del self._begun[key]
+                    self._clip_cache.put(key, done.value)
+                    return done.value
+                if time.perf_counter() >= end:
+                    return None
 
-    def forget(self, needed: set[bytes]) -> None:
-        """Drops what was begun for windows that nobody needs any more."""
+    def forget(self, needed: Sequence[tuple[AudioWindow, str | None]]) -> None:
+        """Drops what was begun for windows, each with its adapter, that nobody needs any more."""
         if self._begun:
-            self._begun = {key: pieces for key, pieces in self._begun.items() if key in needed}
+            keys = {self._key(window, adapter) for window, adapter in needed}
+            self._begun = {key: pieces for key, pieces in self._begun.items() if key in keys}
+
+
+def _numbers(windows: Sequence[AudioWindow]) -> list[int]:
+    """Which window of its clip each one is; nothing for a model that does not hear the time."""
+    return [window.index for window in windows if window.index is not None]

@@ -31,6 +31,7 @@ class Chat:
         on_long: what to do with clips of more than 10 minutes, `"truncate"` or `"error"`.
         clip_cache: encoded audio to look up and add to, to be shared by conversations with the same model; by default
             one of its own.
+        adapter: name of the adapter that answers, unless a question says otherwise; None for the model itself.
 
     Attributes:
         messages: the conversation so far, as `apply_chat_template` takes it.
@@ -45,8 +46,10 @@ class Chat:
         system: str | None = None,
         on_long: str = "truncate",
         clip_cache: ClipCache | None = None,
+        adapter: str | None = None,
     ) -> None:
         self._model = model
+        self._adapter = adapter
         self._processor = processor
         self._on_long = on_long
         self._clip_cache = clip_cache or ClipCache()
@@ -129,7 +132,7 @@ class Chat:
     ) -> Request:
         """What the engine is asked for."""
         prompt = self._processor.prompt(messages, on_long=self._on_long)
-        options = {"tokenizer": self._processor.tokenizer, **options}
+        options = {"tokenizer": self._processor.tokenizer, "adapter": self._adapter, **options}
         return prepare_one(self._model, prompt, options, on_output)
 
     def _answer(self, request: Request, outputs: list[Output]) -> Iterator[Output]:

@@ -48,10 +48,11 @@ def draw_numbers(wanted: Rows[tuple[Uniforms, int]], count: int = 1) -> Tensor:
     places: dict[int, list[int]] = {}
     for place, (uniforms, _) in enumerate(wanted):
         places.setdefault(id(uniforms), []).append(place)
-    numbers = torch.empty(len(wanted), count)
+    numbers = torch.empty(len(wanted), count, device="cpu")
     for members in places.values():
         uniforms = wanted[members[0]][0]
-        numbers[members] = uniforms.draw([wanted[place][1] for place in members], count).cpu()
+        drawn = uniforms.draw([wanted[place][1] for place in members], count)
+        numbers.index_copy_(0, torch.tensor(members, device="cpu"), drawn.cpu())
     return numbers
 
 

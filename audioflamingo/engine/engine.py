@@ -24,8 +24,10 @@ from audioflamingo.engine.sampling import NO_TOKEN
 from audioflamingo.engine.scheduler import Scheduler, Step
 from audioflamingo.engine.sequence import Sequence, SequenceGroup
 from audioflamingo.errors import AudioFlamingoError, ContextLengthError
+from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.kv import KVCache
+from audioflamingo.processor.prompt import AudioWindow
 from audioflamingo.processor.tokenizer import Tokenizer
 
 NOTHING_TO_SAY = (
@@ -108,7 +110,8 @@ class Engine:
         if self._cache is not None:
             span = self._cache.spans[self._num_continued]
             self._num_continued += 1
-        return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span)
+        salt = 0 if request.adapter is None else self._model.adapters.salt(request.adapter)
+        return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span, salt)
 
     @property
     def has_work(self) -> bool:
@@ -157,13 +160,17 @@ class Engine:
     def _encode(self, step: Step) -> None:
         """Encodes the audio of a step: all of it, or for the time of a piece where others wait."""
         if self.options.piece_s is None:
-            encoded = self.audio.encode([window for _, window in step.windows])
-            for (group, window), tokens in zip(step.windows, encoded, strict=True):
-                group.add_audio(window, tokens)
+            by_adapter: dict[str | None, list[tuple[SequenceGroup, AudioWindow]]] = {}
+            for group, window in step.windows:
+                by_adapter.setdefault(group.request.adapter, []).append((group, window))
+            for adapter, members in by_adapter.items():
+                encoded = self.audio.encode([window for _, window in members], adapter)
+                for (group, window), tokens in zip(members, encoded, strict=True):
+                    group.add_audio(window, tokens)
             return
         ((group, window),) = step.windows
         start = time.perf_counter()
-        done = self.audio.work(window, self.options.piece_s)
+        done = self.audio.work(window, self.options.piece_s, group.request.adapter)
         group.request.share.service_s += time.perf_counter() - start
         if done is not None:
             group.add_audio(window, done)
@@ -173,7 +180,9 @@ class Engine:
         chunks = sorted(step.chunks, key=lambda chunk: chunk[0].first_slot)
         spans = [sequence.used_span for sequence, _ in chunks]
         counts = [count for _, count in chunks]
-        x = self._embed(chunks)
+        adapters = [sequence.group.request.adapter for sequence, _ in chunks]
+        with routed(adapters, counts):
+            x = self._embed(chunks)
         view = self._rows.view(spans, counts, x.device)
         self.num_prompt_tokens += step.num_prompt_tokens
         rows, last, end = [], [], 0
@@ -185,7 +194,8 @@ class Engine:
                 last.append(end - 1)
             if not sequence.new_ids:
                 sequence.group.forget_audio()
-        logits = self._model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
+        with routed(adapters, counts):
+            logits = self._model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
         return self._fork(rows, logits)
 
     def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:

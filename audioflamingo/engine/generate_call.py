@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioflamingo.config import GenerationConfig
+from audioflamingo.config import GenerationConfig, MusicFlamingoConfig
 from audioflamingo.engine.generate_options import (
     draws,
     eos_ids,
@@ -91,6 +91,7 @@ def prepare_call(
     num_columns += 0 if cache is None else max(cache.lengths)
     limits = _limits(config, prompts, cache, model.config.text_config.max_position_embeddings, num_columns)
     uniforms = _uniforms(config, options, batch_size)
+    adapters = _adapters(model, options.get("adapter"), batch_size)
     outputs = frozenset(
         name for name in ("output_scores", "output_logits", "output_logprobs") if options.get(name)
     )
@@ -105,6 +106,7 @@ def prepare_call(
             uniforms=uniforms,
             first_row=index * rows_each,
             audio=tuple(embeds),
+            adapter=adapters[index],
         )
         for index, (prompt, limit, embeds) in enumerate(zip(prompts, limits, audio, strict=True))
     ]
@@ -128,7 +130,25 @@ def prepare_one(
         raise ArgumentError("one answer is given here: leave num_return_sequences and past_key_values out.")
     (limit,) = _limits(config, [prompt], None, model.config.text_config.max_position_embeddings, len(prompt))
     params = params_of(config, len(prompt), limit, options.get("tokenizer"))
-    return Request(prompt, params, on_output, uniforms=_uniforms(config, options, 1))
+    (adapter,) = _adapters(model, options.get("adapter"), 1)
+    return Request(prompt, params, on_output, uniforms=_uniforms(config, options, 1), adapter=adapter)
+
+
+def _adapters(model: AudioFlamingo3WithHead, given: Any, batch_size: int) -> list[str | None]:
+    """The adapter of each prompt: one name for all, or one for each, None for the model itself."""
+    names = list(given) if isinstance(given, list | tuple) else [given] * batch_size
+    if len(names) != batch_size:
+        raise ArgumentError(
+            f"adapter has {len(names)} entries for {batch_size} prompts; give one name, or one for each."
+        )
+    for name in names:
+        if not isinstance(name, str | None):
+            raise ArgumentError(
+                f"adapter must be the name of an adapter, None, or a list of them, got {given!r}."
+            )
+        if name is not None:
+            _ = model.adapters[name]
+    return names
 
 
 def _with_outputs(params: SamplingParams, outputs: frozenset[str]) -> SamplingParams:
@@ -161,6 +181,7 @@ def _read_prompts(
             inputs.input_features,
             inputs.input_features_mask,
             padding,
+            isinstance(model.config, MusicFlamingoConfig),
         )
         audio: list[list[tuple[int, Tensor]]] = [[] for _ in prompts]
     else:

@@ -70,6 +70,8 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
     no_repeat_ngram_size: int | None
     num_beams: int | None
     length_penalty: float | None
@@ -82,6 +84,7 @@ class GenerateOptions(TypedDict, total=False):
 
     generation_config: GenerationConfig | Mapping[str, Any] | None
     tokenizer: Decodes | None
+    adapter: str | Sequence[str | None] | None
     seed: int | Sequence[int] | None
     generator: torch.Generator | None
     past_key_values: KVCache | None
@@ -235,6 +238,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_number(value) and value > 0,
         "a number above 0 (1 for no penalty)",
     ),
+    "frequency_penalty": (_is_number, "a number (0 for no penalty)"),
+    "presence_penalty": (_is_number, "a number (0 for no penalty)"),
     "no_repeat_ngram_size": (
         lambda value: _is_whole(value, 0),
         "a whole number of at least 1, or 0 for no ban",
@@ -338,6 +343,8 @@ def params_of(
         top_p=config.top_p,
         min_p=config.min_p,
         min_tokens_to_keep=max(2, num_kept) if has_beams else 1,
+        frequency_penalty=config.frequency_penalty,
+        presence_penalty=config.presence_penalty,
     )
     beams = BeamOptions(
         num_beams=config.num_beams,

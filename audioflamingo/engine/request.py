@@ -115,6 +115,7 @@ class Request:
         first_row: see `uniforms`.
         audio: audio that is encoded already, in place of windows: position of the first audio token, and the projected
             tokens `(A, D)`.
+        adapter: name of the adapter that answers; None for the model itself.
         is_cancelled: see `cancel`.
     """
 
@@ -126,6 +127,7 @@ class Request:
     uniforms: Uniforms | None = None
     first_row: int = 0
     audio: tuple[tuple[int, Tensor], ...] = ()
+    adapter: str | None = None
     is_cancelled: bool = False
 
     def cancel(self) -> None:

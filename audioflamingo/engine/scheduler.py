@@ -130,7 +130,14 @@ class Scheduler:
                 budget = None if budget is None else budget - count
             if budget == 0:
                 break
-        self._audio.forget({window.key for group in self.reading for window in group.missing_windows[:1]})
+        if self._options.piece_s is not None:
+            self._audio.forget(
+                [
+                    (window, group.request.adapter)
+                    for group in self.reading
+                    for window in group.missing_windows[:1]
+                ]
+            )
         return step
 
     @property
@@ -220,7 +227,7 @@ class Scheduler:
             return False
         most = len(group.prompt.token_ids) - 1
         for other in self.reading:
-            shared = min(most, common_prefix(other.prompt.identity, group.prompt.identity))
+            shared = min(most, common_prefix(other.identity, group.identity))
             if shared - other.reader.num_computed >= MIN_REUSED:
                 return True
         return False
@@ -252,7 +259,7 @@ class Scheduler:
             )
             return 0
         most = len(group.prompt.token_ids) - 1
-        span = self.prefixes.take_over(group.prompt.identity, group.num_slots)
+        span = self.prefixes.take_over(group.identity, group.num_slots)
         if span is not None:
             span.length = min(span.length, most)
             group.reader.span = span
@@ -266,11 +273,11 @@ class Scheduler:
 
     def _find_source(self, group: SequenceGroup) -> tuple[Span | None, int]:
         """Where the longest beginning of a group's prompt lies already, and its length."""
-        source, length = self.prefixes.find(group.prompt.identity)
+        source, length = self.prefixes.find(group.identity)
         for other in self.active:
             span = other.reader.span
             assert span is not None
-            shared = common_prefix(other.prompt.identity, group.prompt.identity)
+            shared = common_prefix(other.identity, group.identity)
             shared = min(shared, other.reader.num_computed)
             if shared > max(length, MIN_REUSED - 1):
                 source, length = span, shared

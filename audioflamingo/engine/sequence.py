@@ -7,6 +7,7 @@ of the first, once it has read the prompt.
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ from audioflamingo.network.kv import Span
 from audioflamingo.processor.prompt import AudioWindow, Prompt
 from audioflamingo.processor.tokenizer import StreamDecoder, Tokenizer
 
+SALT_BIT = 32  # above every token id
 LOOP_CHECK_TOKENS = 16  # tokens between two looks for loops
 
 
@@ -154,6 +156,7 @@ class SequenceGroup:
         max_new_tokens: longest answer that there is room for.
         tokenizer: turns ids into text, for requests with `on_output`; None where no text is wanted.
         span: slots of a cache that is continued, the tokens before the prompt in it; by default it gets its own.
+        salt: number of the adapter that answers, which keeps keys and values apart from those of others; 0 for none.
 
     Attributes:
         is_continued: its slots are those of a cache that somebody else owns.
@@ -172,8 +175,10 @@ class SequenceGroup:
         max_new_tokens: int,
         tokenizer: Tokenizer | None = None,
         span: Span | None = None,
+        salt: int = 0,
     ) -> None:
         params = request.params
+        self._salt = np.int64(salt << SALT_BIT)
         self.request = request
         self.prompt: Prompt = request.prompt
         self.prompt_ids = np.array(request.prompt.token_ids, dtype=np.int64)
@@ -195,6 +200,11 @@ class SequenceGroup:
         self._audio: dict[int, Tensor] = dict(request.audio)  # projected tokens by the first position
 
     # The prompt
+
+    @cached_property
+    def identity(self) -> np.ndarray:
+        """What makes each token unique, int64 `(S,)`: see `Prompt.identity`. No two adapters share one."""
+        return self.prompt.identity ^ self._salt if self._salt else self.prompt.identity
 
     @property
     def reader(self) -> Sequence:
@@ -265,8 +275,8 @@ class SequenceGroup:
         The beams of a search change places: of them only the prompt stays.
         """
         if self.search is not None:
-            return self.prompt.identity
-        return np.concatenate([self.prompt.identity, np.array(self.reader.new_ids, dtype=np.int64)])
+            return self.identity
+        return np.concatenate([self.identity, np.array(self.reader.new_ids, dtype=np.int64) ^ self._salt])
 
     @property
     def is_done(self) -> bool:

@@ -50,7 +50,7 @@ class EngineWorker:
         group = self.engine.prepare(request)
         with self._changed:
             if self._is_stopping:
-                raise EngineStoppedError("the server is shutting down; send the request again.")
+                raise EngineStoppedError("the engine is shutting down; send the request again.")
             self._arriving.append(group)
             self._changed.notify()
 
@@ -74,7 +74,7 @@ class EngineWorker:
                 is_stopping = self._is_stopping
             scheduler.add(arrived)
             if is_stopping:
-                message = "the server was shut down before the answer was complete."
+                message = "the engine was shut down before the answer was complete."
                 self.engine.fail(scheduler.groups, EngineStoppedError(message))
                 return
             try:

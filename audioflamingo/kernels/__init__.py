@@ -8,7 +8,9 @@ are exact: every backend gives the same bits, and a row's result never depends o
 `avx512`. It is read once, when the first layer runs.
 """
 
-from audioflamingo.kernels.layout import (
+from audioflamingo.kernels.linear import backend, linear_bf16, linear_int4, linear_int8
+from audioflamingo.kernels.reference import quantize_rows
+from audioflamingo.kernels.weight_layout import (
     BLOCK_ROWS,
     INT4_GROUPS,
     MAX_IN_FEATURES,
@@ -21,8 +23,6 @@ from audioflamingo.kernels.layout import (
     unpack_int4,
     unpack_int8,
 )
-from audioflamingo.kernels.linear import backend, linear_bf16, linear_int4, linear_int8
-from audioflamingo.kernels.reference import quantize_rows
 
 __all__ = [
     "BLOCK_ROWS",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import bfloat16, native, reference
-from audioflamingo.kernels.layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
+from audioflamingo.kernels.weight_layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h
 MAX_BF16_ROWS = 16

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from audioflamingo.kernels.layout import BLOCK_ROWS, Shape, unpack_int4, unpack_int8
+from audioflamingo.kernels.weight_layout import BLOCK_ROWS, Shape, unpack_int4, unpack_int8
 
 # 1024 * 127 * 127 < 2**24: a float32 product over so many int8 columns is exact in any order.
 _EXACT_COLUMNS = 1024

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator
-from typing import Any, TypedDict, Unpack
+from collections.abc import Generator, Sequence
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from audioflamingo.config import AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
+from audioflamingo.network.adapters import Adapters, routed_to
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
 from audioflamingo.network.encoder import AudioFlamingo3Attention, AudioFlamingo3Encoder
 from audioflamingo.network.kv import KVCache, KVView
@@ -49,22 +50,45 @@ class AudioFlamingo3Model(nn.Module):
         self.language_model = Qwen2Model(config.text_config)
 
     def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        *,
+        window_index: Sequence[int] | None = None,
     ) -> AudioFeaturesOutput:
         """Encodes and projects audio windows.
 
         Args:
             input_features: `(W, M, T)` log-mel windows; cast to the weights' dtype.
             input_features_mask: `(W, T)`, 1 on valid frames.
+            window_index: number of each window in its clip, which changes nothing unless the model hears the time.
 
         Returns:
             `last_hidden_state`: the encoder's output `(W, T // 4, D_audio)`, zeros past each window's audio tokens.
             `pooler_output`: the projected audio tokens of all windows in order, `(A, D_text)`.
         """
         encoded = self.audio_tower(input_features, input_features_mask)
-        return AudioFeaturesOutput(
-            encoded.last_hidden_state, self.multi_modal_projector(encoded.audio_tokens)
-        )
+        projected = self.project(encoded.audio_tokens, encoded.num_tokens, window_index)
+        return AudioFeaturesOutput(encoded.last_hidden_state, projected)
+
+    def project(
+        self, audio_tokens: Tensor, num_tokens: Sequence[int], window_index: Sequence[int] | None = None
+    ) -> Tensor:
+        """From the encoder's rows to the language model's: what a model does with its audio after the encoder.
+
+        Args:
+            audio_tokens: of all windows in order, `(A, D_audio)`.
+            num_tokens: rows of each window.
+            window_index: as for `get_audio_features`.
+
+        Returns:
+            `(A, D_text)`.
+        """
+        return self.multi_modal_projector(audio_tokens)
+
+    def hear(self, input_ids: Tensor | None, features: Tensor, mask: Tensor | None) -> AudioFeaturesOutput:
+        """Encodes and projects the audio of prompts `(B, S)`."""
+        return self.get_audio_features(features, mask)
 
     def forward(
         self,
@@ -92,7 +116,7 @@ class AudioFlamingo3Model(nn.Module):
         if input_ids is None and not (input_features is None and audio_embeds is None):
             raise ArgumentError("audio needs input_ids, whose <sound> ids say where it goes.")
         if input_features is not None:
-            audio_embeds = self.get_audio_features(input_features, input_features_mask).pooler_output
+            audio_embeds = self.hear(input_ids, input_features, input_features_mask).pooler_output
         is_decode_step = past_key_values is not None and inputs_embeds.shape[1] == 1
         if input_ids is not None and not (
             is_decode_step and audio_embeds is None
@@ -129,13 +153,22 @@ class AudioFlamingo3WithHead(nn.Module):
 
     Args:
         config: architecture; the weights start random (`from_pretrained` loads trained ones).
+
+    Attributes:
+        config_class: its configuration.
+        network_class: what is below the output layer.
+        adapters: what is loaded beside the weights.
     """
+
+    config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config
+    network_class: ClassVar[type[AudioFlamingo3Model]] = AudioFlamingo3Model
 
     def __init__(self, config: AudioFlamingo3Config) -> None:
         super().__init__()
         self.config = config
         self.generation_config = GenerationConfig()
-        self.model = AudioFlamingo3Model(config)
+        self.adapters = Adapters()
+        self.model = self.network_class(config)
         self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         initialize_weights(self)
 
@@ -246,22 +279,27 @@ class AudioFlamingo3WithHead(nn.Module):
         """
         hidden = self.model.language_model.forward_packed(x, view)
         hidden = hidden if last is None else hidden[last.to(hidden.device)]
-        return self.lm_head(hidden).float().to(x.device)
+        with routed_to(last):
+            return self.lm_head(hidden).float().to(x.device)
 
     def encode_in_pieces(
-        self, features: Tensor, num_frames: int, num_positions: int
+        self, features: Tensor, num_frames: int, num_positions: int, window_index: int = 0
     ) -> Generator[None, None, Tensor]:
-        """Encodes and projects one window little by little; see `AudioFlamingo3Encoder.in_pieces`."""
+        """Encodes and projects one window, the given one of its clip, little by little; see the encoder's own."""
         tower = self.model.audio_tower
         features = features.to(tower.conv1.weight.device)
         rows = yield from tower.in_pieces(features, num_frames, num_positions)
-        return self.model.multi_modal_projector(rows)
+        return self.model.project(rows, [len(rows)], [window_index])
 
     def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        *,
+        window_index: Sequence[int] | None = None,
     ) -> AudioFeaturesOutput:
         """Encodes and projects audio windows; see `AudioFlamingo3Model.get_audio_features`."""
-        return self.model.get_audio_features(input_features, input_features_mask)
+        return self.model.get_audio_features(input_features, input_features_mask, window_index=window_index)
 
     def new_cache(
         self, batch_size: int, max_length: int | None = None, initial_length: int | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels.bfloat16 import is_slow
-from audioflamingo.network.layout import PackedLayout, causal_mask
+from audioflamingo.network.row_layout import PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")

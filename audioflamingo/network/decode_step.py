@@ -20,8 +20,8 @@ from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.kv import KVView
 
 
-def decode_logits(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -> Tensor:
-    """Runs one new token a row.
+def decode_step(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -> Tensor:
+    """Runs one new token a row, and takes the likeliest next one.
 
     Args:
         model: in evaluation mode.
@@ -29,11 +29,6 @@ def decode_logits(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -
         view: of as many rows, one new token each; written.
 
     Returns:
-        Logits of each row's next token, float32 `(R, V)`.
+        The next token of each row, int64 `(R,)`.
     """
-    return model.packed_logits(model.embed(tokens), view)
-
-
-def decode_step(model: AudioFlamingo3WithHead, tokens: Tensor, view: KVView) -> Tensor:
-    """The likeliest next token of each row, int64 `(R,)`; see `decode_logits`."""
-    return decode_logits(model, tokens, view).argmax(-1)
+    return model.packed_logits(model.embed(tokens), view).argmax(-1)

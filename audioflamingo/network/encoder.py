@@ -55,20 +55,23 @@ class AudioFlamingo3Attention(nn.Module):
         """Keys and values of packed positions `(P, D)`, each `(P, D)`."""
         return self.k_proj(x), self.v_proj(x)
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], groups: list[WindowGroup]) -> Tensor:
+    def forward(
+        self, x: Tensor, groups: list[WindowGroup], keys_values: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Attends from packed positions, `(Q, D)` to `(Q, D)`.
 
         Args:
             x: where from: all positions of all groups, or some positions of one window.
-            keys_values: those of all positions, each `(P, D)`.
             groups: how the P positions are windows.
+            keys_values: of all positions, each `(P, D)`; those of `x` by default.
         """
         # The query is scaled before the product, as the weights were trained: in half precision the order matters.
         query = self.q_proj(x) * self.head_dim**-0.5
+        key, value = self.keys_values(x) if keys_values is None else keys_values
         sizes = [group.num_windows * group.length for group in groups]
         queries = query.split(sizes) if len(groups) > 1 else [query]
         outputs = []
-        for group, q, k, v in zip(groups, queries, *(t.split(sizes) for t in keys_values), strict=True):
+        for group, q, k, v in zip(groups, queries, key.split(sizes), value.split(sizes), strict=True):
             shape = (group.num_windows, -1, self.num_heads, self.head_dim)
             out, _ = attend(
                 q.view(shape).transpose(1, 2),
@@ -97,8 +100,7 @@ class AudioFlamingo3EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
         """Maps packed positions `(P, D)` to `(P, D)`."""
-        normed = self.self_attn_layer_norm(x)
-        return self._run(x, normed, self.self_attn.keys_values(normed), groups)
+        return self._finish(x, self.self_attn(self.self_attn_layer_norm(x), groups))
 
     def in_pieces(self, x: Tensor, num_positions: int) -> Generator[None, None, Tensor]:
         """`forward` of one window `(T, D)`, so many positions at a time; yields before each piece."""
@@ -107,14 +109,11 @@ class AudioFlamingo3EncoderLayer(nn.Module):
         done = []
         for part, normed_part in zip(x.split(num_positions), normed.split(num_positions), strict=True):
             yield
-            done.append(self._run(part, normed_part, keys_values, groups))
+            done.append(self._finish(part, self.self_attn(normed_part, groups, keys_values)))
         return torch.cat(done)
 
-    def _run(
-        self, x: Tensor, normed: Tensor, keys_values: tuple[Tensor, Tensor], groups: list[WindowGroup]
-    ) -> Tensor:
-        """The formula, for all packed positions or for some of one window, `(Q, D)` to `(Q, D)`."""
-        attended = self.self_attn(normed, keys_values, groups)
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention, for all packed positions or some, `(P, D)` to `(P, D)`."""
         x = x + F.dropout(attended, self.dropout, self.training)
         activated = F.gelu(self.fc1(self.final_layer_norm(x)))
         activated = F.dropout(activated, self.activation_dropout, self.training)
@@ -161,7 +160,8 @@ class AudioFlamingo3Encoder(nn.Module):
         x, lengths = self.first_layers(input_features, input_features_mask)
         tokens = self.last_layers(x, lengths)  # (A, D)
         counts = [length // POOL for length in lengths]
-        return EncoderOutput(_pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2])), tokens)
+        padded = _pad_windows(tokens, counts, num_audio_tokens(input_features.shape[2]))
+        return EncoderOutput(padded, tokens, counts)
 
     def first_layers(
         self, input_features: Tensor, input_features_mask: Tensor | None = None, num_layers: int = 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, ContextLengthError
-from audioflamingo.network.layout import PackedLayout, Span
+from audioflamingo.network.row_layout import PackedLayout, Span
 
 __all__ = ["KVCache", "KVStore", "KVView", "PackedLayout", "Span"]
 
@@ -88,8 +88,8 @@ class KVStore:
     def copy(self, source: Span, target: Span, num_tokens: int) -> None:
         """Copies the first tokens of one span to the start of another, in every layer. Lengths are the owner's."""
         for buffer in self._buffers():
-            found = buffer.narrow(1, source.start, num_tokens)
-            buffer.narrow(1, target.start, num_tokens).copy_(found)
+            found = buffer[:, source.start : source.start + num_tokens]
+            buffer[:, target.start : target.start + num_tokens] = found
 
     def clear(self, span: Span) -> None:
         """Zeroes the slots of a span, in every layer: for tokens that are not finite, see above."""

@@ -39,10 +39,12 @@ class EncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: pooled, normalised, `(W, 750, D)`; rows past a window's audio tokens are 0.
         audio_tokens: the rows that are audio tokens, of all windows in order, `(A, D)`.
+        num_tokens: how many of them each window has.
     """
 
     last_hidden_state: Tensor
     audio_tokens: Tensor
+    num_tokens: list[int]
 
 
 @dataclass

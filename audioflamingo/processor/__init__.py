@@ -4,8 +4,10 @@ conversation (checked) -> chat_template (rendered) -> tokenizer (ids) and clips 
 prompt_maker goes that way, processor is its public face.
 """
 
+from audioflamingo.processor.auto import AutoProcessor
 from audioflamingo.processor.collate import BatchFeature, collate, unbatch
-from audioflamingo.processor.processor import AudioFlamingo3Processor, AutoProcessor
+from audioflamingo.processor.music_flamingo import MusicFlamingoProcessor
+from audioflamingo.processor.processor import AudioFlamingo3Processor
 from audioflamingo.processor.prompt import AudioWindow, Prompt, PromptText
 from audioflamingo.processor.tokenizer import StreamDecoder, Tokenizer
 
@@ -14,6 +16,7 @@ __all__ = [
     "AudioWindow",
     "AutoProcessor",
     "BatchFeature",
+    "MusicFlamingoProcessor",
     "Prompt",
     "PromptText",
     "StreamDecoder",

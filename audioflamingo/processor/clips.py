@@ -19,7 +19,7 @@ from audioflamingo.audio.loading import (
     split_windows,
 )
 from audioflamingo.errors import ArgumentError, AudioError
-from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.processor_options import AudioOptions
 from audioflamingo.processor.prompt import Features
 
 

@@ -14,7 +14,8 @@ from audioflamingo.audio.loading import num_audio_tokens
 from audioflamingo.config import IGNORED_LABEL
 from audioflamingo.errors import ArgumentError, ContextLengthError, PromptError
 from audioflamingo.kernels.host import to_host
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.network.music_flamingo import window_indices
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.processor.prompt import Features, Prompt, place_windows
 
 
@@ -110,6 +111,7 @@ def unbatch(
     input_features: Tensor | None = None,
     input_features_mask: Tensor | None = None,
     pad_token_id: int | None = None,
+    hears_time: bool = False,
 ) -> list[Prompt]:
     """Takes the padding away: the prompts of a batch, whoever made it.
 
@@ -119,6 +121,8 @@ def unbatch(
         attention_mask, pad_token_id: see `unpad`.
         input_features: log-mel windows (W, M, T) of all rows in order.
         input_features_mask: (W, T), 1 on each window's valid frames, which come first; None when all are valid.
+        hears_time: whether the model wants to know which window of its clip each one is; a clip is then a run of
+            `<sound>`.
 
     Returns:
         B prompts. Their features are views.
@@ -137,7 +141,11 @@ def unbatch(
             last += 1
         if index == len(rows) - 1:
             last = len(windows)  # what is too much shows in the last row
-        prompts.append(Prompt(token_ids, place_windows(token_ids, audio_token_id, windows[first:last])))
+        own = windows[first:last]
+        indices = None
+        if hears_time:
+            indices = window_indices(token_ids, audio_token_id, [num_audio_tokens(n) for _, n in own])
+        prompts.append(Prompt(token_ids, place_windows(token_ids, audio_token_id, own, indices)))
         first = last
     return prompts
 

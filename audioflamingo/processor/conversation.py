@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
 from audioflamingo.processor.clips import Clip
+from audioflamingo.processor.thoughts import split_thoughts
 
 ROLES = ("system", "user", "assistant")
 AUDIO_SOURCE_KEYS = ("path", "url", "audio")
@@ -56,6 +57,29 @@ def clips_of(conversation: Conversation) -> list[Clip]:
 def texts_of(conversation: Conversation) -> list[str]:
     """All text of a conversation, in order."""
     return [text for turn in conversation for text in turn.texts]
+
+
+def with_newlines(conversation: Conversation) -> Conversation:
+    """Sets runs of clips off from the text around them as NVIDIA's own scripts do.
+
+    A line feed stands between clips and text, none at the end, and no spaces beside it. A single clip stands first.
+    """
+    return [_spread(turn) if turn.clips else turn for turn in conversation]
+
+
+def _spread(turn: Turn) -> Turn:
+    is_single = len(turn.clips) == 1
+    parts: list[str | Clip] = [*turn.clips, "".join(turn.texts)] if is_single else list(turn.parts)
+    spread: list[str | Clip] = []
+    for part in parts:
+        if isinstance(part, str) and not (part := part.strip()):
+            continue
+        if spread and isinstance(part, Clip) != isinstance(spread[-1], Clip):
+            spread.append("\n")
+        elif spread and isinstance(part, str):
+            spread.append(" ")
+        spread.append(part)
+    return Turn(turn.role, tuple(spread), turn.is_string)
 
 
 def transcription_conversations(sources: list[Any], prompt: Any, default_prompt: str) -> list[Any]:
@@ -190,7 +214,7 @@ def _kind(value: Any) -> str:
 
 
 def strip_framing(text: str) -> str:
-    """Takes away a known opening, the full stop behind the quotes, and one pair of matching quotes.
+    """Takes away thoughts, a known opening, the full stop behind the quotes, and one pair of matching quotes.
 
     A text with neither opening nor quotes keeps its full stop: it is the transcript's own.
 
@@ -200,7 +224,7 @@ def strip_framing(text: str) -> str:
     Returns:
         The transcript, without white space around it.
     """
-    stripped = text.strip()
+    stripped = split_thoughts(text)[1].strip()
     prefix = next((prefix for prefix in TRANSCRIPTION_PREFIXES if stripped.startswith(prefix)), "")
     stripped = stripped[len(prefix) :].strip()
     body = stripped[:-1].strip() if stripped.endswith(".") else stripped

@@ -17,7 +17,6 @@ QWEN2_SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PROCESSOR_CLASS = "AudioFlamingo3Processor"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
@@ -165,17 +164,19 @@ def token_content(value: Any) -> str | None:
 
 
 def read_processor_config(folder: Path) -> dict[str, Any]:
-    """Contents of `processor_config.json`, if there is one, checked to be this model's."""
+    """Contents of `processor_config.json`, if there is one; `processor_class` may be the older file's."""
     config: dict[str, Any] = {}
+    classes: dict[str, None] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if not (folder / name).exists():
             continue
         content = read_json(folder / name)
-        found = content.get("processor_class", PROCESSOR_CLASS)
-        if found != PROCESSOR_CLASS:
-            raise CheckpointError(f"{folder / name} belongs to a {found}, not to {PROCESSOR_CLASS}.")
+        if "processor_class" in content:
+            classes[content["processor_class"]] = None
         config = config or (content if name == "processor_config.json" else {})
-    return config
+    if len(classes) > 1:
+        raise CheckpointError(f"the files of the processor in {folder} belong to {' and to '.join(classes)}.")
+    return {**config, "processor_class": next(iter(classes), None)}
 
 
 def read_feature_settings(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.errors import ArgumentError, unknown_arguments
-from audioflamingo.files import to_json, write_text
+from audioflamingo.config import AudioFlamingo3Config
+from audioflamingo.errors import ArgumentError, CheckpointError, unknown_arguments
+from audioflamingo.files import read_json, to_json, write_text
 from audioflamingo.hub import PROCESSOR_FILES, resolve_folder
-from audioflamingo.processor.chat_template import DEFAULT_CHAT_TEMPLATE
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.collate import BatchFeature, collate
 from audioflamingo.processor.conversation import (
@@ -29,18 +29,16 @@ from audioflamingo.processor.conversation import (
     transcription_conversations,
 )
 from audioflamingo.processor.folders import (
-    PROCESSOR_CLASS,
     is_original_layout,
     read_chat_template,
     read_feature_settings,
     read_processor_config,
 )
-from audioflamingo.processor.options import collect_options
+from audioflamingo.processor.processor_options import collect_options
 from audioflamingo.processor.prompt import PromptText
-from audioflamingo.processor.prompt_maker import PromptMaker
+from audioflamingo.processor.prompt_maker import PromptMaker, apply_preset
 from audioflamingo.processor.tokenizer import TokenIds, Tokenizer
 
-_INIT_OPTIONS = ("chat_template", "audio_token", "default_transcription_prompt", "max_audio_len")
 _TEMPLATE_OPTIONS = (
     "chat_template",
     "add_generation_prompt",
@@ -48,6 +46,7 @@ _TEMPLATE_OPTIONS = (
     "tokenize",
     "return_dict",
     "output_labels",
+    "preset",
 )
 
 
@@ -57,6 +56,14 @@ class AudioFlamingo3Processor(PromptMaker):
     See `PromptMaker` for its arguments and attributes, and for prompts one by one; here are batches, files and text.
     """
 
+    config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config  # of its model
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of this class in files
+    settings: ClassVar[tuple[str, ...]] = (
+        "chat_template",
+        "audio_token",
+        "default_transcription_prompt",
+        "max_audio_len",
+    )
     _unknown_config: Mapping[str, Any] = {}
 
     # Loading and saving
@@ -71,7 +78,7 @@ class AudioFlamingo3Processor(PromptMaker):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         **options: Any,
-    ) -> AudioFlamingo3Processor:
+    ) -> Self:
         """Loads the processor of a checkpoint.
 
         Args:
@@ -87,8 +94,8 @@ class AudioFlamingo3Processor(PromptMaker):
             CheckpointError: files are absent, damaged, or another model's.
             ArgumentError: an unknown option.
         """
-        if unknown := [name for name in options if name not in _INIT_OPTIONS]:
-            allowed = ("revision", "token", "cache_dir", "local_files_only", *_INIT_OPTIONS)
+        if unknown := [name for name in options if name not in cls.settings]:
+            allowed = ("revision", "token", "cache_dir", "local_files_only", *cls.settings)
             raise unknown_arguments("from_pretrained()", unknown, allowed)
         folder = resolve_folder(
             pretrained_model_name_or_path,
@@ -99,16 +106,34 @@ class AudioFlamingo3Processor(PromptMaker):
             allow_patterns=PROCESSOR_FILES,
         )
         config = read_processor_config(folder)
+        if config["processor_class"] not in (cls.__name__, *cls.aliases, None):
+            raise CheckpointError(
+                f"the processor in {folder} is a {config['processor_class']}, not a {cls.__name__}; AutoProcessor "
+                "takes the right one of the family."
+            )
         tokenizer = Tokenizer.from_folder(folder)
         feature_extractor = AudioFlamingo3FeatureExtractor.from_dict(read_feature_settings(folder, config))
-        settings = {name: config[name] for name in _INIT_OPTIONS if config.get(name) is not None}
+        settings = {name: config[name] for name in cls.settings if config.get(name) is not None}
         settings.setdefault("chat_template", read_chat_template(folder, {}))
         if settings["chat_template"] is None and is_original_layout(folder):
-            settings["chat_template"] = DEFAULT_CHAT_TEMPLATE  # the language model's own is another
+            settings["chat_template"] = cls.published_template  # the language model's own is another
         processor = cls(feature_extractor, tokenizer, **(settings | options))
-        known = (*_INIT_OPTIONS, "feature_extractor", "processor_class")
+        known = (*cls.settings, "feature_extractor", "processor_class")
         processor._unknown_config = {key: value for key, value in config.items() if key not in known}
+        processor._check_token_ids(folder)
         return processor
+
+    def _check_token_ids(self, folder: Path) -> None:
+        """Compares the ids in the model's `config.json`, if there is one, with the tokenizer's."""
+        values = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        for name in self.config_class.token_of:
+            token = getattr(self, name.removesuffix("_id"))
+            stated, found = values.get(name), self.tokenizer.control_tokens[token]
+            if stated not in (None, found):
+                raise CheckpointError(
+                    f"{folder}: {name} is {stated!r} in config.json, but the tokenizer gives {token} the id {found}; "
+                    "one of the two files is another model's."
+                )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes a folder that `from_pretrained` loads, here and in transformers, each file whole."""
@@ -116,13 +141,15 @@ class AudioFlamingo3Processor(PromptMaker):
         self.tokenizer.save(folder, self.chat_template)
         config = {
             **self._unknown_config,
-            "processor_class": PROCESSOR_CLASS,
+            "processor_class": type(self).__name__,
             "feature_extractor": self.feature_extractor.to_dict(),
-            "audio_token": self.audio_token,
-            "default_transcription_prompt": self.default_transcription_prompt,
-            "max_audio_len": self.max_audio_len,
+            **self._settings_to_save(),
         }
         write_text(folder / "processor_config.json", to_json(config))
+
+    def _settings_to_save(self) -> dict[str, Any]:
+        """What goes into `processor_config.json` besides the feature extractor; the template has its own file."""
+        return {name: getattr(self, name) for name in self.settings if name != "chat_template"}
 
     @property
     def model_input_names(self) -> list[str]:
@@ -176,7 +203,8 @@ class AudioFlamingo3Processor(PromptMaker):
         texts = []
         for prompt in prompts:
             ids = np.array(self.tokenizer.encode_prompt(prompt), dtype=np.int32)
-            texts.append(PromptText(ids, self.audio_token_id, ids if output_labels else None))
+            labels = ids if output_labels else None
+            texts.append(PromptText(ids, self.audio_token_id, labels, self.marks))
         clips = [Clip(source) for source in _as_list(audio)]
         return collate(self.complete(texts, clips, audio_options), self.tokenizer.pad_token_id, text_options)
 
@@ -190,6 +218,7 @@ class AudioFlamingo3Processor(PromptMaker):
         tokenize: bool = False,
         return_dict: bool = False,
         output_labels: bool | str = False,
+        preset: str | None = None,
         text_kwargs: Mapping[str, Any] | None = None,
         audio_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
@@ -211,6 +240,8 @@ class AudioFlamingo3Processor(PromptMaker):
             return_dict: return the whole batch; otherwise only `input_ids`.
             output_labels: True labels everything but audio and padding. "assistant" labels only what the
                 assistant says and the control token that ends it, which is what the model was trained on.
+            preset: "nvidia" sets clips off from the text with line feeds, as NVIDIA's own scripts do; None leaves
+                it to the template.
             text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
                 keywords.
             **options: those fields.
@@ -237,6 +268,7 @@ class AudioFlamingo3Processor(PromptMaker):
         if not tokenize and output_labels:
             raise ArgumentError("output_labels needs tokenize=True.")
         conversations, is_batch = parse_conversations(conversation)
+        conversations = apply_preset(conversations, preset)
         rendered = self.render(
             conversations,
             chat_template,
@@ -246,9 +278,7 @@ class AudioFlamingo3Processor(PromptMaker):
         )
         if not tokenize:
             return [prompt.text for prompt in rendered] if is_batch else rendered[0].text
-        texts = [
-            prompt.prompt_text(self.tokenizer, self.audio_token_id, output_labels) for prompt in rendered
-        ]
+        texts = [self.prompt_text(prompt, output_labels) for prompt in rendered]
         clips = [clip for turns in conversations for clip in clips_of(turns)]
         prompts = self.complete(texts, clips, audio_options)
         batch = collate(prompts, self.tokenizer.pad_token_id, text_options)
@@ -317,17 +347,6 @@ class AudioFlamingo3Processor(PromptMaker):
     def batch_decode(self, token_ids: TokenIds, *args: Any, **options: Any) -> str | list[str]:
         """The same as `decode`."""
         return self.decode(token_ids, *args, **options)
-
-
-class AutoProcessor:
-    """Loads the processor of a checkpoint, under the name that programs written for transformers use."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
-    ) -> AudioFlamingo3Processor:
-        """See `AudioFlamingo3Processor.from_pretrained`."""
-        return AudioFlamingo3Processor.from_pretrained(pretrained_model_name_or_path, **options)
 
 
 def _as_list(audio: Any) -> list[Any]:

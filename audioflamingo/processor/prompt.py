@@ -29,11 +29,13 @@ class AudioWindow:
         features: log-mel `(M, T)`, the whole window as the feature extractor makes it.
         num_frames: valid ones among its frames; they come first.
         start: position of its first audio token in the prompt.
+        index: which window of its clip it is, for models that hear the time; None for others, to which all are alike.
     """
 
     features: Tensor
     num_frames: int
     start: int
+    index: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -53,7 +55,10 @@ class AudioWindow:
     @cached_property
     def key(self) -> bytes:
         """Digest of what the encoder sees: windows with equal keys give equal audio tokens."""
-        return window_key(self.features, self.num_frames)
+        key = window_key(self.features, self.num_frames)
+        if not self.index:
+            return key
+        return hashlib.blake2b(key + self.index.to_bytes(4, "little"), digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +104,14 @@ class PromptText:
         token_ids: whole numbers `(S,)`.
         audio_token_id: the id of `<sound>`.
         labels: `(S,)`, or None.
+        marks: ids that stand before and behind the audio tokens of each clip, for models that hear the time; None for
+            Audio Flamingo 3.
     """
 
     token_ids: np.ndarray
     audio_token_id: int
     labels: np.ndarray | None = None
+    marks: tuple[int, int] | None = None
 
     @property
     def num_clips(self) -> int:
@@ -111,7 +119,7 @@ class PromptText:
         return int((self.token_ids == self.audio_token_id).sum())
 
     def expand(self, num_audio_tokens: Sequence[int]) -> Prompt:
-        """Repeats each `<sound>` once for each audio token of its clip.
+        """Repeats each `<sound>` once for each audio token of its clip, between the marks if there are any.
 
         Args:
             num_audio_tokens: of each clip, in order.
@@ -126,13 +134,19 @@ class PromptText:
         if len(num_audio_tokens) != self.num_clips:
             raise PromptError(f"the text has {self.num_clips} <sound> for {len(num_audio_tokens)} clip(s).")
         is_audio = self.token_ids == self.audio_token_id
-        repeats = np.ones(len(self.token_ids), dtype=np.int64)
+        ids, labels = self.token_ids, self.labels
+        if labels is not None:
+            labels = np.where(is_audio, IGNORED_LABEL, labels)
+        if self.marks is not None:
+            places = np.flatnonzero(is_audio)
+            around = np.stack([places, places + 1], axis=1).ravel()
+            ids = np.insert(ids, around, np.tile(self.marks, len(places)))
+            is_audio = np.insert(is_audio, around, False)
+            labels = None if labels is None else np.insert(labels, around, IGNORED_LABEL)
+        repeats = np.ones(len(ids), dtype=np.int64)
         repeats[is_audio] = num_audio_tokens
-        token_ids = np.repeat(self.token_ids, repeats).tolist()
-        if self.labels is None:
-            return Prompt(token_ids)
-        labels = np.where(is_audio, IGNORED_LABEL, self.labels)
-        return Prompt(token_ids, labels=np.repeat(labels, repeats).tolist())
+        token_ids = np.repeat(ids, repeats).tolist()
+        return Prompt(token_ids, labels=None if labels is None else np.repeat(labels, repeats).tolist())
 
     def with_audio(self, clips: Sequence[Sequence[Features]]) -> Prompt:
         """The prompt with the windows of its clips.
@@ -145,15 +159,24 @@ class PromptText:
         """
         prompt = self.expand([sum(num_audio_tokens(count) for _, count in windows) for windows in clips])
         windows = [window for clip in clips for window in clip]
-        return Prompt(
-            prompt.token_ids, place_windows(prompt.token_ids, self.audio_token_id, windows), prompt.labels
-        )
+        indices = None if self.marks is None else [index for clip in clips for index in range(len(clip))]
+        placed = place_windows(prompt.token_ids, self.audio_token_id, windows, indices)
+        return Prompt(prompt.token_ids, placed, prompt.labels)
 
 
 def place_windows(
-    token_ids: Sequence[int], audio_token_id: int, windows: Sequence[Features]
+    token_ids: Sequence[int],
+    audio_token_id: int,
+    windows: Sequence[Features],
+    indices: Sequence[int] | None = None,
 ) -> tuple[AudioWindow, ...]:
     """Gives each window of a prompt its place: the next audio tokens, as many as it has.
+
+    Args:
+        token_ids: the prompt.
+        audio_token_id: the id of `<sound>`.
+        windows: in order.
+        indices: which window of its clip each one is; None for a model to which it does not matter.
 
     Raises:
         PromptError: the windows have more or fewer audio tokens than there are, or one of them would be torn apart.
@@ -166,7 +189,10 @@ def place_windows(
             "of the processor."
         )
     placed = []
-    for (features, num_frames), end, count in zip(windows, np.cumsum(counts), counts, strict=True):
+    numbers = [None] * len(windows) if indices is None else indices
+    for (features, num_frames), index, end, count in zip(
+        windows, numbers, np.cumsum(counts), counts, strict=True
+    ):
         # The tail of a clip can be too short for an audio token: such a window lies, empty, behind the one before.
         last = positions[end - 1] if end else -1
         first = positions[end - count] if count else last + 1
@@ -175,7 +201,7 @@ def place_windows(
                 f"the {count} audio tokens of a window must stand together; in the prompt they lie between "
                 f"positions {first} and {last}."
             )
-        placed.append(AudioWindow(features, num_frames, int(first)))
+        placed.append(AudioWindow(features, num_frames, int(first), index))
     return tuple(placed)
 
 

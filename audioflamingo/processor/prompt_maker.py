@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
-from audioflamingo.config import AUDIO_TOKEN
+from audioflamingo.config import AUDIO_TOKEN, DEFAULT_TRANSCRIPTION_PROMPT
 from audioflamingo.errors import ArgumentError, CheckpointError, ConfigError, PromptError
 from audioflamingo.processor.chat_template import (
     DEFAULT_CHAT_TEMPLATE,
@@ -18,12 +19,16 @@ from audioflamingo.processor.chat_template import (
     render_conversation,
 )
 from audioflamingo.processor.clips import Clip, check_window, encode_windows, load_windows
-from audioflamingo.processor.conversation import Conversation, Turn, clips_of, parse_conversations
-from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.conversation import (
+    Conversation,
+    Turn,
+    clips_of,
+    parse_conversations,
+    with_newlines,
+)
+from audioflamingo.processor.processor_options import AudioOptions
 from audioflamingo.processor.prompt import Prompt, PromptText
 from audioflamingo.processor.tokenizer import Tokenizer
-
-DEFAULT_TRANSCRIPTION_PROMPT = "Transcribe the input speech."
 
 
 class PromptMaker:
@@ -40,11 +45,14 @@ class PromptMaker:
 
     Attributes:
         audio_token_id: id of `audio_token`.
+        marks: ids of the tokens that stand before and behind the audio of each clip; None where there are none.
 
     Raises:
         CheckpointError: the tokenizer does not treat `audio_token` as a control token.
         ConfigError: `max_audio_len` is shorter than a window.
     """
+
+    published_template: ClassVar[str] = DEFAULT_CHAT_TEMPLATE
 
     def __init__(
         self,
@@ -63,19 +71,17 @@ class PromptMaker:
                 raise ArgumentError(
                     f"{name} must be a {kind.__name__} of this package, got {type(value).__name__}."
                 )
-        if audio_token not in tokenizer.control_tokens:
-            raise CheckpointError(
-                f"the tokenizer has no control token {audio_token!r}: is it Audio Flamingo 3's?"
-            )
+        check_control_token(tokenizer, audio_token)
         if max_audio_len < feature_extractor.chunk_length:
             raise ConfigError(
                 f"max_audio_len={max_audio_len} is less than one window ({feature_extractor.chunk_length} s)."
             )
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
-        self.chat_template = chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        self.chat_template = chat_template or tokenizer.chat_template or self.published_template
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.control_tokens[audio_token]
+        self.marks: tuple[int, int] | None = None
         self.default_transcription_prompt = default_transcription_prompt
         self.max_audio_len = max_audio_len
 
@@ -87,6 +93,7 @@ class PromptMaker:
         continue_final_message: bool = False,
         on_long: str = "error",
         labels: bool = False,
+        preset: str | None = None,
     ) -> Prompt:
         """Renders one conversation and loads its audio.
 
@@ -96,6 +103,7 @@ class PromptMaker:
             continue_final_message: end inside the last message, for the model to go on with.
             on_long: see `AudioOptions`.
             labels: label what the assistant says, for training.
+            preset: see `apply_chat_template`.
 
         Raises:
             PromptError: a conversation of the wrong form, or a template that fails.
@@ -104,14 +112,14 @@ class PromptMaker:
         """
         if continue_final_message and (add_generation_prompt or labels):
             raise ArgumentError("continue_final_message excludes add_generation_prompt and labels.")
-        turns = _one_conversation(messages)
+        (turns,) = apply_preset([_one_conversation(messages)], preset)
         (rendered,) = self.render(
             [turns],
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             mark_answers=labels,
         )
-        text = rendered.prompt_text(self.tokenizer, self.audio_token_id, "assistant" if labels else False)
+        text = self.prompt_text(rendered, "assistant" if labels else False)
         return self.add_audio(text, clips_of(turns), on_long)
 
     def transcription_prompt(self, waveform: np.ndarray, prompt: str | None = None) -> Prompt:
@@ -129,7 +137,7 @@ class PromptMaker:
         instruction = self.default_transcription_prompt if prompt is None else prompt
         turn = Turn("user", (instruction, Clip(waveform)), is_string=False)
         (rendered,) = self.render([[turn]], add_generation_prompt=True)
-        text = rendered.prompt_text(self.tokenizer, self.audio_token_id)
+        text = self.prompt_text(rendered)
         return text.with_audio([encode_windows([waveform], self.feature_extractor)])
 
     def training_text(self, messages: Sequence[Mapping[str, Any]]) -> PromptText:
@@ -139,7 +147,7 @@ class PromptMaker:
             PromptError: a conversation of the wrong form, without an answer, or a template that fails.
         """
         (rendered,) = self.render([_one_conversation(messages)], mark_answers=True)
-        return rendered.prompt_text(self.tokenizer, self.audio_token_id, "assistant")
+        return self.prompt_text(rendered, "assistant")
 
     def add_audio(self, text: PromptText, clips: Sequence[Clip], on_long: str = "error") -> Prompt:
         """Loads clips and puts their windows into a text that has one `<sound>` for each.
@@ -179,6 +187,10 @@ class PromptMaker:
             for turns in conversations
         ]
 
+    def prompt_text(self, rendered: RenderedPrompt, labels: bool | str = False) -> PromptText:
+        """Encodes a rendered conversation; see `RenderedPrompt.prompt_text` for `labels`."""
+        return replace(rendered.prompt_text(self.tokenizer, self.audio_token_id, labels), marks=self.marks)
+
     def complete(
         self, texts: Sequence[PromptText], clips: Sequence[Clip], options: AudioOptions
     ) -> list[Prompt]:
@@ -200,6 +212,23 @@ class PromptMaker:
             )
         windows = iter(load_windows(clips, self.feature_extractor, self.max_audio_len, options))
         return [text.with_audio(list(islice(windows, text.num_clips))) for text in texts]
+
+
+def apply_preset(conversations: list[Conversation], preset: str | None) -> list[Conversation]:
+    """Conversations in the form that somebody's own scripts give them: `"nvidia"`, or None for the template's.
+
+    Raises:
+        ArgumentError: no such preset.
+    """
+    if preset not in (None, "nvidia"):
+        raise ArgumentError(f"preset={preset!r}: it must be 'nvidia' or None.")
+    return conversations if preset is None else list(map(with_newlines, conversations))
+
+
+def check_control_token(tokenizer: Tokenizer, token: str) -> None:
+    """Raises CheckpointError unless the tokenizer treats `token` as a control token."""
+    if token not in tokenizer.control_tokens:
+        raise CheckpointError(f"the tokenizer has no control token {token!r}: is it this model's?")
 
 
 def _one_conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:

@@ -5,15 +5,15 @@ integers) -> layers (packed integers that run) -> convert (a model in memory), s
 tensor) and folders (from one folder to another).
 """
 
-from audioflamingo.quantization.config import (
+from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from audioflamingo.quantization.quantize_model import num_parameters, quantize
+from audioflamingo.quantization.schemes import (
     DEFAULT_GROUP_SIZE,
     SCHEMES,
     QuantizationConfig,
     as_config,
     read_quantization,
 )
-from audioflamingo.quantization.convert import num_parameters, quantize
-from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 __all__ = [
     "DEFAULT_GROUP_SIZE",

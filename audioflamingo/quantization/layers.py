@@ -1,7 +1,7 @@
 """Layers with packed integer weights: what a linear layer and the token embeddings become.
 
-The packed bytes are what the kernels read (`audioflamingo.kernels.layout`), so a saved layer is mapped from its file
-and used as it is. Such layers run on the CPU, forward only.
+The packed bytes are what the kernels read (`kernels.weight_layout`), so a saved layer is mapped from its file and used
+as it is. Such layers run on the CPU, forward only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import gather_int8, linear_int4, linear_int8, unpack_int4, unpack_int8
 from audioflamingo.quantization.calibration import LayerInputs
-from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer, packed_shape
+from audioflamingo.quantization.schemes import LayerFormat
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 

@@ -16,8 +16,8 @@ from audioflamingo.kernels import (
     packed_int8_shape,
 )
 from audioflamingo.quantization.calibration import LayerInputs
-from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.rounding import round_int4, round_int8
+from audioflamingo.quantization.schemes import LayerFormat
 from audioflamingo.quantization.smoothing import choose_factors
 
 SCALES = "scales"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from audioflamingo.audio.fetching import FetchPolicy, fetch
-from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_channels
+from audioflamingo.audio.reading import Reading
 from audioflamingo.audio.sources import decode_data_uri
 from audioflamingo.errors import AudioError, AudioTooLongError
 from audioflamingo.server.chat_schema import AudioUrlPart, InputAudioPart
@@ -33,18 +34,26 @@ def decode_base64(text: str, field: str) -> bytes:
     return data
 
 
-def limited_audio(data: bytes, max_seconds: float) -> Iterator[np.ndarray]:
+def limited_audio(data: bytes, max_seconds: float, reading: Reading) -> Iterator[np.ndarray]:
     """Decodes a file block by block, at 16 kHz; its contents say what it is, not its name.
 
     The limit holds for what comes out, so a small file that unpacks to days of silence ends early.
+
+    Args:
+        data: the file.
+        max_seconds: the limit.
+        reading: which track and channels.
+
+    Yields:
+        float32 (channels, samples); one channel unless each is heard.
 
     Raises:
         AudioTooLongError: more than `max_seconds`.
         AudioError: it cannot be decoded.
     """
     num_samples = 0
-    for block in stream_audio(io.BytesIO(data)):
-        num_samples += len(block)
+    for block in stream_channels(io.BytesIO(data), reading=reading):
+        num_samples += block.shape[1]
         if num_samples > max_seconds * SAMPLING_RATE:
             raise AudioTooLongError(
                 f"the audio is longer than the {max_seconds:g} s that are left to this request; send less."
@@ -68,6 +77,6 @@ def load_clip(
         data = decode_base64(url, field)
     else:
         data = fetch(url, policy).read()
-    waveform = np.concatenate(list(limited_audio(data, max_seconds)))
+    waveform = np.concatenate([block[0] for block in limited_audio(data, max_seconds, Reading())])
     check_waveform(waveform, field)
     return waveform

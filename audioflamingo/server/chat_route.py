@@ -16,6 +16,7 @@ from audioflamingo.engine.generate_options import params_of, resolve_options, sa
 from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob, Uniforms
 from audioflamingo.processor.prompt import Prompt
+from audioflamingo.processor.thoughts import ThoughtSplitter, split_thoughts
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.api_route import ApiRoute, Call
@@ -38,7 +39,7 @@ class ChatRoute(ApiRoute[ChatRequest]):
         """Answers it, whole or as a stream."""
         service = self.service
         requests = await self._prepare(parsed)
-        reply = ChatReply(parsed, requests[0].prompt, service.model_name, service.processor.tokenizer)
+        reply = ChatReply(parsed, requests[0].prompt, service.processor.tokenizer)
         answers = Answers(service.worker, requests, call.share)
         try:
             if parsed.stream:
@@ -75,7 +76,10 @@ class ChatRoute(ApiRoute[ChatRequest]):
         def build(clips: list[np.ndarray]) -> list[Request]:
             prompt = service.processor.prompt(conversation_of(chat, clips))
             _ = prompt.identity  # hashes the audio here, not in the engine's thread
-            return engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
+            requests = engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
+            for request in requests:
+                request.adapter = service.adapter_of(chat.model)
+            return requests
 
         if not chat.audio_parts:
             return await service.prepare(build, [])
@@ -126,18 +130,11 @@ def engine_requests(
     config = resolve_options(defaults, generate_options(chat, defaults, num_answers))
     limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
     params = params_of(config, len(prompt), limit, tokenizer)
-    rules = replace(
-        params.rules,
-        frequency_penalty=chat.frequency_penalty or 0.0,
-        presence_penalty=chat.presence_penalty or 0.0,
-    )
     # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
     num_requests = 1 if params.beams is not None else num_answers
-    params = replace(
-        params, rules=rules, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests
-    )
+    params = replace(params, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests)
     seed = secrets.randbits(63) if chat.seed is None else chat.seed % 2**64
-    uniforms = Uniforms(num_answers, seed) if rules.do_sample else None
+    uniforms = Uniforms(num_answers, seed) if params.rules.do_sample else None
     return [
         Request(prompt, params, is_streamed=bool(chat.stream), uniforms=uniforms, first_row=index)
         for index in range(num_requests)
@@ -149,6 +146,8 @@ def generate_options(chat: ChatRequest, defaults: GenerationConfig, num_answers:
     options: dict[str, Any] = {
         **sampling_options(chat.temperature),
         "repetition_penalty": chat.repetition_penalty,
+        "frequency_penalty": chat.frequency_penalty,
+        "presence_penalty": chat.presence_penalty,
         "min_new_tokens": chat.min_tokens,
         "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
         "stop_strings": chat.stops or None,
@@ -163,13 +162,19 @@ def generate_options(chat: ChatRequest, defaults: GenerationConfig, num_answers:
     return options
 
 
+def _message(text: str) -> dict[str, Any]:
+    """An answer as a message, its thoughts apart."""
+    thoughts, answer = split_thoughts(text)
+    message = {"role": "assistant", "content": answer, "refusal": None}
+    return message if thoughts is None else {**message, "reasoning_content": thoughts}
+
+
 class ChatReply:
     """The reply to one request.
 
     Args:
         chat: the request.
         prompt: what its answers continue.
-        model_name: what the model is called.
         tokenizer: turns ids into text, for log-probabilities.
 
     Attributes:
@@ -177,7 +182,7 @@ class ChatReply:
         is_usage_wanted: whether a stream ends with the usage.
     """
 
-    def __init__(self, chat: ChatRequest, prompt: Prompt, model_name: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: ChatRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.num_choices = chat.n or 1
         self.is_usage_wanted = chat.stream_options is not None and chat.stream_options.include_usage
         self._has_logprobs = bool(chat.logprobs)
@@ -186,8 +191,9 @@ class ChatReply:
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
-            "model": model_name,
+            "model": chat.model,
         }
+        self._thoughts = [ThoughtSplitter() for _ in range(self.num_choices)]
         self._num_completion_tokens = 0
         self._num_reused: list[int | None] = [None] * self.num_choices
 
@@ -215,7 +221,7 @@ class ChatReply:
         choices = [
             {
                 "index": output.index,
-                "message": {"role": "assistant", "content": output.text, "refusal": None},
+                "message": _message(output.text),
                 "logprobs": self._logprobs(output),
                 "finish_reason": output.finish_reason,
             }
@@ -229,7 +235,12 @@ class ChatReply:
 
     def chunk(self, output: Output) -> dict[str, Any]:
         """What an answer has grown by."""
-        delta = {"content": output.text} if output.text else {}
+        splitter = self._thoughts[output.index]
+        pieces = splitter.put(output.text) + (splitter.end() if output.is_last else [])
+        delta = {}
+        for is_thinking, name in ((True, "reasoning_content"), (False, "content")):
+            if text := "".join(piece for is_thoughts, piece in pieces if is_thoughts == is_thinking):
+                delta[name] = text
         choice = self._choice(output.index, delta, output.finish_reason)
         choice["logprobs"] = self._logprobs(output)
         return self._chunk([choice])

@@ -31,6 +31,12 @@ class ServerSettings:
     served_model_name: str | None = option(
         None, "What the model is called in requests; by default the name it was loaded by.", group="Model"
     )
+    adapters: tuple[str, ...] = option(
+        (),
+        "An adapter of the model and what requests call it, served beside the model. May be repeated.",
+        metavar="NAME=FOLDER",
+        group="Model",
+    )
     max_running: int = same_option(EngineOptions, "max_requests")
     max_queue: int = option(
         64,
@@ -73,6 +79,17 @@ class ServerSettings:
         check_fields(self)
         is_allowed = self.api_key is None or bool(self.api_key.strip())
         check_value(is_allowed, "api_key", self.api_key, "a key that is not empty")
+
+        for item in self.adapters:
+            name, _, folder = item.partition("=")
+            check_value(bool(name and folder), "adapters", item, "NAME=FOLDER")
+        names = list(self.adapter_folders)
+        check_value(len(names) == len(self.adapters), "adapters", self.adapters, "names that differ")
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """Folders of the adapters by name."""
+        return dict((name, folder) for name, _, folder in (item.partition("=") for item in self.adapters))
 
     @property
     def max_upload_bytes(self) -> int:

@@ -81,14 +81,24 @@ class Service:
         """Runs short blocking work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._preparers, work, *arguments)
 
+    @property
+    def model_names(self) -> list[str]:
+        """What requests may name: the model, then its adapters."""
+        return [self.model_name, *self.settings.adapter_folders]
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter that answers to a name; None for the model itself."""
+        return None if name == self.model_name else name
+
     def check_model(self, name: str) -> None:
-        """Checks that a request means the model that is served.
+        """Checks that a request means the model that is served, or an adapter of it.
 
         Raises:
             ApiError: 404.
         """
-        if name != self.model_name:
-            message = f"the model {name[:200]!r} does not exist; this server has {self.model_name!r}."
+        if name not in self.model_names:
+            known = ", ".join(map(repr, self.model_names))
+            message = f"the model {name[:200]!r} does not exist; this server has {known}."
             raise ApiError(404, message, "model_not_found", "model")
 
     def note_answer(self, arrived: float, output: Output) -> None:

@@ -10,11 +10,17 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from audioflamingo.audio.reading import Reading
+from audioflamingo.errors import ArgumentError
 from audioflamingo.server.error_replies import bad_request
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-FIELDS = ("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream")
+READING = tuple(field.name for field in dataclasses.fields(Reading))  # track, channel, allow_damaged
+FIELDS = (
+    *("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream"),
+    *READING,
+)
 LISTS = ("timestamp_granularities", "include", "chunking_strategy")
 LANGUAGE = re.compile(r"[A-Za-z]+([-_][A-Za-z]+)*")
 MAX_HINT_CHARACTERS = 4000
@@ -116,8 +122,22 @@ async def parse_form(form: FormData, default_instruction: str) -> TranscriptionR
         response_format=response_format,
         temperature=_temperature(form),
         is_streamed=is_streamed,
-        options=TranscriptionOptions(prompt=_instruction(form, default_instruction)),
+        options=TranscriptionOptions(
+            prompt=_instruction(form, default_instruction), **dataclasses.asdict(_reading(form))
+        ),
     )
+
+
+def _reading(form: FormData) -> Reading:
+    """Which track and channels of the file."""
+    track, channel = _text(form, "track"), _text(form, "channel") or Reading.channel
+    if track is not None and not (track.isdecimal() and len(track) < 6 and int(track)):
+        raise bad_request("track must be the number of an audio track, from 1 on.", "track")
+    allow_damaged = _flag(form, "allow_damaged")
+    try:
+        return Reading(None if track is None else int(track), channel, allow_damaged)  # type: ignore[arg-type]
+    except ArgumentError as error:
+        raise bad_request(str(error), "channel") from None
 
 
 def _instruction(form: FormData, default: str) -> str | None:

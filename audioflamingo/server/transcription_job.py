@@ -19,8 +19,8 @@ from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_form import TranscriptionRequest
 from audioflamingo.transcription.driver import WindowRequests, transcribe_window
 from audioflamingo.transcription.mending import Answer
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, cut_windows
 
 MAX_WINDOWS = TranscriptionOptions.batch_size  # of one transcription in the engine at a time
@@ -43,11 +43,17 @@ class Transcription:
     def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
         self._service = service
         self._requests = WindowRequests(
-            service.processor, service.generation_config, request.options, request.temperature
+            service.processor,
+            service.generation_config,
+            request.options,
+            request.temperature,
+            service.adapter_of(request.model),
         )
         self._share = share
         self._arrived = arrived
-        self._blocks = limited_audio(request.data, service.settings.max_audio_seconds)
+        self._blocks = limited_audio(
+            request.data, service.settings.max_audio_seconds, request.options.reading
+        )
         self._is_first = True
         self.duration_s = 0.0
         self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0

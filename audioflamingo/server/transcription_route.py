@@ -15,10 +15,11 @@ from audioflamingo.server.api_route import ApiRoute, Call
 from audioflamingo.server.replies import JsonResponse, send_events
 from audioflamingo.server.transcription_form import TranscriptionRequest, parse_form, read_form
 from audioflamingo.server.transcription_job import Transcription
-from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.segments import Segment, has_speech
 from audioflamingo.transcription.writers import format_transcript, joined_text
 
 UNKNOWN_LANGUAGE = "unknown"  # the model does not say which language it hears
+NO_SPEECH = {"X-No-Speech": "true"}  # so that an empty transcript cannot be taken for one that failed
 SEEK_FRAMES_PER_S = 100
 
 
@@ -41,15 +42,17 @@ class TranscriptionRoute(ApiRoute[TranscriptionRequest]):
                 await send_events(call.send, _events(work))
                 return
             segments = [segment async for segment in work.segments()]
+            headers = None if has_speech(segments) else NO_SPEECH
             if parsed.response_format == "verbose_json":
-                await call.reply(JsonResponse(verbose(segments, work.duration_s, parsed)))
+                await call.reply(JsonResponse(verbose(segments, work.duration_s, parsed), headers=headers))
             elif parsed.response_format == "json":
                 content = {"text": joined_text(segments), "usage": usage_of(work)}
-                await call.reply(JsonResponse(content))
+                await call.reply(JsonResponse(content, headers=headers))
             elif parsed.response_format == "text":
-                await call.reply(PlainTextResponse(joined_text(segments) + "\n"))
+                await call.reply(PlainTextResponse(joined_text(segments) + "\n", headers=headers))
             else:
-                await call.reply(PlainTextResponse(format_transcript(segments, parsed.response_format)))
+                text = format_transcript(segments, parsed.response_format)
+                await call.reply(PlainTextResponse(text, headers=headers))
         finally:
             call.log(
                 audio_s=round(work.duration_s, 2),
@@ -106,6 +109,7 @@ def _verbose_segment(number: int, segment: Segment, request: TranscriptionReques
         "start": round(segment.start_s, 3),
         "end": round(segment.end_s, 3),
         "text": segment.text,
+        **({} if segment.channel is None else {"channel": segment.channel}),
         "tokens": list(segment.tokens),
         "temperature": request.temperature,
         "avg_logprob": segment.avg_logprob,

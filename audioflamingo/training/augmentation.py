@@ -12,7 +12,7 @@ from torch import Tensor
 from audioflamingo.audio.loading import HOP_LENGTH, MIN_SAMPLES, SAMPLING_RATE, load_audio
 from audioflamingo.config import AUDIO_TOKENS_PER_S
 from audioflamingo.errors import AudioError, ConfigError
-from audioflamingo.training.config import AugmentationConfig, SpecAugmentConfig
+from audioflamingo.training.training_config import AugmentationConfig, SpecAugmentConfig
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a")
 FRAMES_PER_S = SAMPLING_RATE // HOP_LENGTH

@@ -9,7 +9,7 @@ import numpy as np
 
 from audioflamingo.config import AUDIO_TOKENS_PER_S
 from audioflamingo.errors import ConfigError
-from audioflamingo.training.config import BatchConfig
+from audioflamingo.training.training_config import BatchConfig
 
 POOL_BATCHES = 50  # rows are sorted by length within pools of about so many batches
 JITTER = 0.1  # relative; without it, few data would form the same batches in every epoch

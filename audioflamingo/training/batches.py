@@ -6,7 +6,7 @@ Each row's text is encoded once; its audio is then put in, or with cached encode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -20,11 +20,11 @@ from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.network.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor, Prompt, PromptText, collate
 from audioflamingo.processor.clips import Clip
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.training.augmentation import augment_waveform, mask_features, mask_rows
 from audioflamingo.training.batch_sampler import AUDIO_TOKENS_PER_S
-from audioflamingo.training.config import CTC_ALPHABET, AugmentationConfig
 from audioflamingo.training.feature_cache import FeatureCache
+from audioflamingo.training.training_config import CTC_ALPHABET, AugmentationConfig
 
 POSITIONS_PER_WINDOW = conv_length(N_FRAMES)
 
@@ -56,7 +56,8 @@ class Batch:
         num_labels: labelled tokens, by weight.
         input_features, input_features_mask: windows (W, M, T) and their valid frames (W, T).
         audio_rows: in place of windows, from the cache: (A, D_audio), or (P, D_audio) if later layers are trained.
-        audio_lengths, audio_layers: in the latter case the positions of each window, and the number of layers behind.
+        audio_layers: in the latter case the number of layers behind them.
+        audio_lengths, window_index: beside `audio_rows` the rows of each window, and its number in its clip.
         ctc: the clips for CTC, if there are any.
         num_characters: of these clips.
     """
@@ -71,8 +72,9 @@ class Batch:
     input_features: Tensor | None = None
     input_features_mask: Tensor | None = None
     audio_rows: Tensor | None = None
-    audio_lengths: list[int] | None = None
-    audio_layers: int = 0
+    audio_layers: int | None = None
+    audio_lengths: list[int] = field(default_factory=list)
+    window_index: list[int] = field(default_factory=list)
     ctc: CtcTargets | None = None
     num_characters: int = 0
 
@@ -184,9 +186,13 @@ class BatchEncoder:
         counts = [len(clip) for clip in clips]  # audio tokens of each clip
         if clips:
             batch.audio_rows = torch.from_numpy(np.concatenate(clips))  # (A or P, D_audio) float16
-        if clips and cache.num_layers is not None:
-            windows = [_window_lengths(len(clip)) for clip in clips]
-            batch.audio_lengths, batch.audio_layers = list(chain(*windows)), cache.num_layers
+        is_pooled = cache.num_layers is None
+        windows = [
+            _window_lengths(len(clip), POSITIONS_PER_WINDOW // (POOL if is_pooled else 1)) for clip in clips
+        ]
+        batch.audio_lengths, batch.audio_layers = list(chain(*windows)), cache.num_layers
+        batch.window_index = [index for lengths in windows for index in range(len(lengths))]
+        if not is_pooled:
             counts = [sum(length // POOL for length in lengths) for lengths in windows]
         remaining = iter(counts)
         by_row = [list(islice(remaining, len(row.audio))) for row in rows]
@@ -207,10 +213,10 @@ class BatchEncoder:
         return self._texts[row.place]
 
 
-def _window_lengths(num_positions: int) -> list[int]:
-    """Positions of each window of a clip: only the last one is not full."""
-    whole, rest = divmod(num_positions, POSITIONS_PER_WINDOW)
-    return [POSITIONS_PER_WINDOW] * whole + ([rest] if rest else [])
+def _window_lengths(num_rows: int, num_full: int) -> list[int]:
+    """Rows of each window of a clip: only the last one is not full."""
+    whole, rest = divmod(num_rows, num_full)
+    return [num_full] * whole + ([rest] if rest else [])
 
 
 def ctc_targets(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from audioflamingo.errors import DataError
 from audioflamingo.training.display import Bar
 from audioflamingo.training.feature_cache import CLEAN, FeatureCache, encoder_hash
-from audioflamingo.training.run import Run
+from audioflamingo.training.training_run import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

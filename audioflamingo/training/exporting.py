@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.files import to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.training.config import LoraSettings
 from audioflamingo.training.parts import Adapter
+from audioflamingo.training.training_config import LoraSettings
 
 ADAPTER_FOLDER = "adapter"
 BASE_LAYER = ".base_layer."
@@ -55,7 +55,7 @@ def export(
         adapter.peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=own)
         weights = merge_lora(weights, adapter.settings)
     if adapter is None or adapter.settings.merge:
-        plain = build_empty(AudioFlamingo3ForConditionalGeneration, model.config)
+        plain = build_empty(type(model), model.config)
         plain.load_state_dict(
             {name: t if dtype is None else t.to(dtype) for name, t in weights.items()}, assign=True
         )

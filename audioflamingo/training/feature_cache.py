@@ -27,7 +27,7 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.network.encoder import POOL, AudioFlamingo3Encoder
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.augmentation import augment_waveform
-from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig
+from audioflamingo.training.training_config import AugmentationConfig, FeatureCacheConfig
 
 logger = logging.getLogger(__name__)
 CLIPS_AT_ONCE = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from audioflamingo.training.config import StageConfig
+from audioflamingo.training.training_config import StageConfig
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from audioflamingo.network.encoder import POOL
 from audioflamingo.network.loss import causal_lm_loss
 from audioflamingo.network.outputs import LanguageModelOutput
 from audioflamingo.training.batches import Batch, CtcTargets
-from audioflamingo.training.config import CTC_ALPHABET
+from audioflamingo.training.training_config import CTC_ALPHABET
 
 CTC_BLANK = 0
 
@@ -50,9 +51,11 @@ class TrainingModule(nn.Module):
         projected = None
         if batch.audio_rows is not None:
             rows = batch.audio_rows.to(self.model.dtype)
-            if batch.audio_lengths is not None:
-                rows = self.model.model.audio_tower.last_layers(rows, batch.audio_lengths, batch.audio_layers)
-            projected = self.model.model.multi_modal_projector(rows)  # (A, D)
+            lengths = batch.audio_lengths
+            if batch.audio_layers is not None:
+                rows = self.model.model.audio_tower.last_layers(rows, lengths, batch.audio_layers)
+                lengths = [length // POOL for length in lengths]
+            projected = self.model.model.project(rows, lengths, batch.window_index)  # (A, D)
         if uses_answers:
             assert batch.input_ids is not None
             assert batch.labels is not None
@@ -65,7 +68,7 @@ class TrainingModule(nn.Module):
                 is_audio = batch.input_ids == self.model.config.audio_token_id
                 projected = output.hidden_states[ctc_layer][is_audio]  # (A, D)
         elif projected is None and batch.input_features is not None:
-            audio = self.model.get_audio_features(batch.input_features, batch.input_features_mask)
+            audio = self.model.model.hear(batch.input_ids, batch.input_features, batch.input_features_mask)
             projected = audio.pooler_output
         if self.ctc_head is not None and projected is not None and batch.ctc is not None:
             losses["ctc"] = _ctc_loss(batch.ctc, self.ctc_head, projected)

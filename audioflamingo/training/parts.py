@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audioflamingo.errors import ConfigError, TrainingError, require
-from audioflamingo.training.config import LoraSettings, StageConfig
+from audioflamingo.training.training_config import LoraSettings, StageConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -14,13 +14,13 @@ from audioflamingo.datasets.conversations import DataRow, Dataset
 from audioflamingo.errors import NonFiniteLossError
 from audioflamingo.training.batches import Batch, BatchEncoder
 from audioflamingo.training.build_cache import prepare_cache
-from audioflamingo.training.config import StageConfig
 from audioflamingo.training.display import StageBar
 from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.parts import base_rate, build_optimizer, frozen_layers, select_parameters
 from audioflamingo.training.resume import LoadedCheckpoint
-from audioflamingo.training.run import Run
 from audioflamingo.training.steps import StageData
+from audioflamingo.training.training_config import StageConfig
+from audioflamingo.training.training_run import Run
 from audioflamingo.training.validation import Validation, validate
 
 

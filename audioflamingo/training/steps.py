@@ -11,7 +11,7 @@ from audioflamingo.datasets.conversations import DataRow, Dataset
 from audioflamingo.errors import AudioError, DataError
 from audioflamingo.training.batch_sampler import cut_batches, estimate_tokens, plan_epoch
 from audioflamingo.training.batches import Batch, BatchEncoder, ctc_targets
-from audioflamingo.training.config import BatchConfig, StageConfig
+from audioflamingo.training.training_config import BatchConfig, StageConfig
 
 logger = logging.getLogger(__name__)
 DATA_STREAM = 1  # keeps the chance of batches apart from that of their order

@@ -19,16 +19,16 @@ from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
 from audioflamingo.kernels.bfloat16 import slowness
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
+from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
-from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
 from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
-from audioflamingo.training.run import CHECKPOINTS_FOLDER, Run
 from audioflamingo.training.stage import StageRun
+from audioflamingo.training.training_config import TrainingConfig
+from audioflamingo.training.training_run import CHECKPOINTS_FOLDER, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -123,7 +123,7 @@ class Trainer:
         self.checkpoint = self._open_output(fingerprint, fresh)
         torch.manual_seed(config.seed)
         model = _load_model(config)
-        processor = AudioFlamingo3Processor.from_pretrained(config.model)
+        processor = AutoProcessor.from_pretrained(config.model)
         adapter = add_lora(model, config.lora) if config.uses_lora else None
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -196,7 +196,7 @@ class Trainer:
 
 
 def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneration:
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
+    model = AutoModelForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
     if (quantization := read_quantization(model.config)) is not None:
         raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
     num_layers = model.config.text_config.num_hidden_layers

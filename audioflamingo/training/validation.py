@@ -14,8 +14,8 @@ from audioflamingo.evaluation import answer_rows, summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.batches import BatchEncoder
-from audioflamingo.training.config import BatchConfig, StageConfig, ValidationConfig
 from audioflamingo.training.steps import fixed_batches
+from audioflamingo.training.training_config import BatchConfig, StageConfig, ValidationConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
     from audioflamingo.transcription.segments import Finished, Segment
     from audioflamingo.transcription.transcriber import transcribe, transcribe_all
+    from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
     from audioflamingo.transcription.writers import FORMATS, format_transcript, write_transcript
 
 _HOMES = {
-    "TranscriptionOptions": "options",
-    "VadOptions": "options",
+    "TranscriptionOptions": "transcription_options",
+    "VadOptions": "transcription_options",
     "Finished": "segments",
     "Segment": "segments",
     "transcribe": "transcriber",

@@ -24,8 +24,8 @@ from audioflamingo.errors import AudioFlamingoError, warn
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.mending import Answer, Ask, mend
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 
 
@@ -38,12 +38,14 @@ class WindowRequests:
         defaults: the checkpoint's generation config, for what the options leave open.
         options: instruction, length, beams.
         temperature: 0 takes the most likely tokens.
+        adapter: name of the adapter that answers; None for the model itself.
     """
 
     processor: AudioFlamingo3Processor
     defaults: GenerationConfig
     options: TranscriptionOptions
     temperature: float = 0.0
+    adapter: str | None = None
 
     def request(self, window: Window, no_repeat_ngram_size: int, seed: int = 0) -> Request:
         """The request for one window, its log-mel features made; `on_output` is the caller's to set.
@@ -67,6 +69,7 @@ class WindowRequests:
             replace(params, num_answers=1, stops_at_loops=True, num_top_logprobs=0),
             is_streamed=False,
             uniforms=Uniforms(1, [seed]) if params.rules.do_sample else None,
+            adapter=self.adapter,
         )
 
     @staticmethod

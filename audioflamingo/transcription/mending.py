@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audioflamingo.engine.loops import find_loop
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import FinishReason, Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 
 MAX_SPLITS = 2  # times that a window is halved
@@ -101,4 +101,5 @@ def segment_of(window: Window, answer: Answer, processor: Any, *flags: str) -> S
         finish_reason=answer.finish_reason,
         flags=tuple(all_flags),
         speech_probability=window.speech_probability,
+        channel=window.channel,
     )

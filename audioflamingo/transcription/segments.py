@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class Segment:
         flags: what else was done: "retried" (a loop, mended by forbidding repetition), "split" (tried in
             halves), "cut" (speech went on, and was cut at its quietest place), "no_words".
         speech_probability: of the voice detector, mean over the stretch; None if it was not asked.
+        channel: name of the channel that it was heard on, where each was heard for itself.
     """
 
     start_s: float
@@ -32,6 +34,7 @@ class Segment:
     finish_reason: FinishReason = "stop"
     flags: tuple[str, ...] = ()
     speech_probability: float | None = None
+    channel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them, times to the millisecond."""
@@ -43,6 +46,7 @@ class Segment:
             "finish_reason": self.finish_reason,
             "flags": list(self.flags),
             "tokens": list(self.tokens),
+            **({} if self.channel is None else {"channel": self.channel}),
         }
 
 
@@ -57,3 +61,8 @@ class Finished:
 
     duration_s: float
     error: Exception | None = None
+
+
+def has_speech(segments: Iterable[Segment]) -> bool:
+    """Whether words were heard: a transcript without any is said to have none."""
+    return any(segment.text.strip() for segment in segments)

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from audioflamingo.audio.loading import SAMPLING_RATE, stream_audio
+from audioflamingo.audio.loading import SAMPLING_RATE, stream_channels
 from audioflamingo.engine.generate import evaluation_mode
 from audioflamingo.errors import AudioFlamingoError, unknown_arguments
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.driver import WindowJob, WindowTranscriber
-from audioflamingo.transcription.options import TranscriptionOptions
 from audioflamingo.transcription.segments import Finished, Segment
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, cut_windows
 
 OnProgress = Callable[[int, float], None]
@@ -46,7 +46,8 @@ def transcribe(
         **changes: fields of `TranscriptionOptions` that differ from `options`.
 
     Yields:
-        Segments in order; none where nobody speaks.
+        Segments in the order of their starts; none where nobody speaks. With `channel="each"` each has the name of its
+        channel.
 
     Raises:
         AudioError: the source cannot be read. If it breaks off, what came before is yielded first.
@@ -185,7 +186,8 @@ def _read(
 
     error: Exception | None = None
     try:
-        yield from cut_windows(stream_audio(source, sampling_rate=sampling_rate), options, count)
+        blocks = stream_channels(source, sampling_rate=sampling_rate, reading=options.reading)
+        yield from cut_windows(blocks, options, count)
     except (AudioFlamingoError, OSError) as caught:
         error = caught
     yield Finished(num_samples / SAMPLING_RATE, error)

@@ -8,13 +8,14 @@ is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from audioflamingo.audio.loading import SAMPLING_RATE
+from audioflamingo.audio.reading import channel_names
 from audioflamingo.audio.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
-from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 
 SMOOTHING_FRAMES = 7  # a cut needs 0.2 s of quiet, not one quiet frame
 MIN_WINDOW_SAMPLES = SAMPLING_RATE // 10  # shorter windows are filled with silence: the model needs 20 ms
@@ -31,12 +32,14 @@ class Window:
         waveform: float32 (samples,).
         is_cut: whether speech goes on behind it.
         speech_probability: mean over its frames; None if nobody looked for speech.
+        channel: name of the channel that it is of; None for a mixture.
     """
 
     start: int
     waveform: np.ndarray
     is_cut: bool = False
     speech_probability: float | None = None
+    channel: str | None = None
 
     @property
     def start_s(self) -> float:
@@ -58,8 +61,8 @@ class Window:
         levels = frame_levels(self.waveform)
         third = len(levels) // 3
         at = (third + quietest(levels[third : 2 * third])) * VAD_FRAME if third else len(self.waveform) // 2
-        first = Window(self.start, self.waveform[:at], True, self.speech_probability)
-        return first, Window(self.start + at, self.waveform[at:], self.is_cut, self.speech_probability)
+        first = replace(self, waveform=self.waveform[:at], is_cut=True)
+        return first, replace(self, start=self.start + at, waveform=self.waveform[at:])
 
 
 def quietest(scores: np.ndarray) -> int:
@@ -75,23 +78,51 @@ def cut_windows(
     options: TranscriptionOptions,
     on_samples: Callable[[int], None] | None = None,
 ) -> Iterator[Window]:
-    """Finds speech in a stream of 16 kHz samples and cuts it into windows.
+    """Finds speech in a stream of 16 kHz samples and cuts it into windows, each channel for itself.
 
     Args:
-        blocks: float32 (samples,), of any lengths.
+        blocks: float32 (samples,) or (channels, samples), of any lengths.
         options: whether and how speech is found.
-        on_samples: called with the number of samples that were looked at so far.
+        on_samples: called with the number of samples of a channel that were looked at so far.
 
     Yields:
-        Windows in order, without overlap, each at most `options.vad.max_window_s` long.
+        Windows in the order of their starts, without overlap within a channel, each at most `options.vad.max_window_s`
+        long.
     """
-    detector: Detector = SpeechDetector() if options.use_vad else SoundDetector()
-    cutter = WindowCutter(options.vad, cut_by_level=not options.use_vad)
-    for block in frames_of(blocks):
-        yield from cutter.put(block, detector(block))
+    ears: list[_Ear] = []
+    ready: list[Window] = []
+    for block in frames_of(np.atleast_2d(block) for block in blocks):
+        ears = ears or [_Ear(options, name) for name in channel_names(len(block))]
+        for ear, samples in zip(ears, block, strict=True):
+            ready += ear.put(samples)
+        # No later window starts before this.
+        first_open = min(ear.cutter.first_open for ear in ears)
+        ready.sort(key=lambda window: window.start)
+        while ready and (len(ears) == 1 or ready[0].start < first_open):
+            yield ready.pop(0)
         if on_samples is not None:
-            on_samples(cutter.num_samples)
-    yield from cutter.end()
+            on_samples(ears[0].cutter.num_samples)
+    yield from sorted(
+        [*ready, *(window for ear in ears for window in ear.end())], key=lambda window: window.start
+    )
+
+
+class _Ear:
+    """Finds the speech of one channel."""
+
+    def __init__(self, options: TranscriptionOptions, channel: str | None) -> None:
+        self._detector: Detector = SpeechDetector() if options.use_vad else SoundDetector()
+        self._channel = channel
+        self.cutter = WindowCutter(options.vad, cut_by_level=not options.use_vad)
+
+    def put(self, samples: np.ndarray) -> Iterator[Window]:
+        return self._named(self.cutter.put(samples, self._detector(samples)))
+
+    def end(self) -> Iterator[Window]:
+        return self._named(self.cutter.end())
+
+    def _named(self, windows: Iterator[Window]) -> Iterator[Window]:
+        return (replace(window, channel=self._channel) for window in windows)
 
 
 class WindowCutter:
@@ -120,6 +151,11 @@ class WindowCutter:
         self._start: int | None = None  # where the present speech began
         self._silence: int | None = None  # where a pause in it began
         self._last_end = 0  # where the speech before ended
+
+    @property
+    def first_open(self) -> int:
+        """The first sample that a window may start at that is still to come."""
+        return max(0, (self.num_samples if self._start is None else self._start) - self._pad)
 
     def put(self, block: np.ndarray, probabilities: np.ndarray) -> Iterator[Window]:
         """Takes samples, of whole frames except at the end of the audio, and their speech probabilities."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audioflamingo.files import write_whole
-from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.segments import Segment, has_speech
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,27 @@ def _one_line(text: str) -> str:
 
 
 def joined_text(segments: Iterable[Segment]) -> str:
-    """The text of a whole transcript, on one line."""
-    return " ".join(filter(None, (_one_line(segment.text) for segment in segments)))
+    """The text of a whole transcript: on one line, or a line a segment where each channel was heard for itself."""
+    spoken = [segment for segment in segments if segment.text.strip()]
+    is_named = any(segment.channel is not None for segment in spoken)
+    return ("\n" if is_named else " ").join(map(_named_line, spoken))
+
+
+def _named_line(segment: Segment) -> str:
+    """The text on one line, with the name of its channel where each was heard for itself."""
+    text = _one_line(segment.text)
+    return text if segment.channel is None else f"{segment.channel}: {text}"
 
 
 def _srt(number: int, segment: Segment, _: str | None) -> str:
     times = f"{time_stamp(segment.start_s, ',')} --> {time_stamp(segment.end_s, ',')}"
-    return f"{number}\n{times}\n{_cue_text(segment.text)}\n\n"
+    return f"{number}\n{times}\n{_cue_text(_named_line(segment))}\n\n"
 
 
 def _vtt(_: int, segment: Segment, __: str | None) -> str:
     times = f"{time_stamp(segment.start_s)} --> {time_stamp(segment.end_s)}"
-    return f"{times}\n{html.escape(_cue_text(segment.text), quote=False)}\n\n"
+    voice = "" if segment.channel is None else f"<v {segment.channel}>"
+    return f"{times}\n{voice}{html.escape(_cue_text(segment.text), quote=False)}\n\n"
 
 
 def _cue_text(text: str) -> str:
@@ -68,7 +77,7 @@ def _cue_text(text: str) -> str:
 
 
 def _tsv(_: int, segment: Segment, __: str | None) -> str:
-    return f"{round(segment.start_s * 1000)}\t{round(segment.end_s * 1000)}\t{_one_line(segment.text)}\n"
+    return f"{round(segment.start_s * 1000)}\t{round(segment.end_s * 1000)}\t{_named_line(segment)}\n"
 
 
 # Line ends to some readers, though not to JSON.
@@ -86,7 +95,7 @@ def _jsonl(_: int, segment: Segment, source: str | None) -> str:
 
 
 FORMATS: dict[str, Format] = {
-    "txt": Format(lambda _, segment, __: _one_line(segment.text) + "\n"),
+    "txt": Format(lambda _, segment, __: _named_line(segment) + "\n"),
     "json": Format(_jsonl, skips_silence=False, is_whole=True),
     "jsonl": Format(_jsonl, skips_silence=False),
     "srt": Format(_srt),
@@ -144,6 +153,7 @@ def transcript_content(
         "source": source,
         "duration_s": None if duration_s is None else round(duration_s, 3),
         "text": joined_text(segments),
+        "no_speech": not has_speech(segments),
         "segments": [segment.to_dict() for segment in segments],
     }
 

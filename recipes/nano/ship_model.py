@@ -15,7 +15,7 @@ import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.hub import BUILT_IN_FOLDER
-from audioflamingo.quantization.convert import FLOAT_KEY
+from audioflamingo.quantization.quantize_model import FLOAT_KEY
 
 LARGEST_BYTES = 64_000_000
 NUM_BEAMS = 1  # more help little

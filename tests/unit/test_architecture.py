@@ -16,7 +16,9 @@ ROWS = (
     *(
         "errors",
         "fields",
+        "json_config",
         "config",
+        "tasks",
         "files",
         "figures",
         "hub",
@@ -31,7 +33,7 @@ ROWS = (
         "datasets",
         "engine",
         "model",
-        "convert",
+        "quantize_folder",
         "transcription",
         "evaluation",
         "training",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import (
     ArgumentError,

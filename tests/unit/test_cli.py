@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE
-from audioflamingo.cli.app import app
 from audioflamingo.cli.ask_command import TASKS, AnswerOptions, split_arguments
+from audioflamingo.cli.commands import app
 from audioflamingo.cli.model_loading import Dtype, ModelOptions, load
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.processor.options import AudioOptions
+from audioflamingo.processor.processor_options import AudioOptions
 from tests.cli_runs import af3, af3_process, write_tiny_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -62,7 +62,7 @@ def test_the_command_line_itself_loads_neither_torch_nor_matplotlib() -> None:
     code = (
         "import sys, types, pathlib; p = types.ModuleType('audioflamingo'); "
         "p.__path__ = [str(pathlib.Path('audioflamingo').resolve())]; sys.modules['audioflamingo'] = p; "
-        "import audioflamingo.cli.app; print([m for m in ('torch', 'matplotlib', 'av') if m in sys.modules])"
+        "import audioflamingo.cli.commands; print([m for m in ('torch', 'matplotlib', 'av') if m in sys.modules])"
     )
     root = Path(__file__).parent.parent.parent
     result = subprocess.run(
@@ -113,8 +113,8 @@ def test_ask_about_a_file_that_is_not_there_loads_no_model() -> None:
 
 
 def test_every_task_has_a_prompt(clip: Path) -> None:
-    for task, prompt in TASKS.items():
-        assert split_arguments([str(clip)], task) == ([str(clip)], prompt)
+    for name, task in TASKS.items():
+        assert split_arguments([str(clip)], name) == ([str(clip)], task.prompt)
 
 
 def test_chat_keeps_the_conversation(model: Path, clip: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_info_reads_no_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import safetensors
 
     monkeypatch.setattr(safetensors, "safe_open", lambda *_, **__: pytest.fail("weights were read"))
-    monkeypatch.setattr("audioflamingo.checkpoint.loading.safe_open", safetensors.safe_open)
+    monkeypatch.setattr("audioflamingo.checkpoint.fill_weights.safe_open", safetensors.safe_open)
     result = af3("info", model)
     assert result.exit_code == 0
     for words in (

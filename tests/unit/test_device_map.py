@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from audioflamingo.checkpoint import device_map
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import ArgumentError, DeviceError, MissingDependencyError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
@@ -158,6 +158,6 @@ def test_too_little_memory_is_explained(saved: Path, monkeypatch: pytest.MonkeyP
     def fail(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("audioflamingo.checkpoint.loading._assign", fail)
+    monkeypatch.setattr("audioflamingo.checkpoint.fill_weights._assign", fail)
     with pytest.raises(DeviceError, match=r"the weights take 0\.0 GB in float32"):
         Model.from_pretrained(saved)

@@ -23,7 +23,7 @@ from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import EvaluationOptions
 from audioflamingo.fields import check_fields, option, option_of, same_option
 from audioflamingo.server.server_settings import ServerSettings
-from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 
 ALL = (
     AnswerOptions, ClusterOptions, EngineOptions, EvaluationOptions, ModelOptions, OutputOptions, ServerSettings,

@@ -14,7 +14,9 @@ from tests.unit.test_placement import Playback
 GENERATION_MODULES = (
     "audioflamingo.engine.beam_search",
     "audioflamingo.engine.generate",
-    "audioflamingo.engine.generate_call",
+    "audioflamingo.engine.choosing",
+    "audioflamingo.engine.sampling",
+    "audioflamingo.processor.collate",
 )
 EOS = list(range(100, 300))  # so many that rows finish at different steps
 CASES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audioflamingo.network.attention import attend_packed, eager_attention
 from audioflamingo.network.kv import KVStore, KVView
-from audioflamingo.network.layout import PackedLayout, Span, causal_mask
+from audioflamingo.network.row_layout import PackedLayout, Span, causal_mask
 
 CPU = torch.device("cpu")
 H, K, E = 6, 2, 4

@@ -103,23 +103,17 @@ def test_cached_equals_full(model, padding_side, cuts) -> None:
 
 
 @torch.no_grad()
-def test_last_token_logits_follow_each_rows_own_end(model) -> None:
+def test_a_cache_goes_on_behind_each_rows_own_end(model) -> None:
     for side in ("left", "right"):
         batch = make_batch([([500], 5), ([], 9), ([50], 30)], side)
         cache = model.new_cache(3, 500)
-        logits = model.last_token_logits(cache=cache, **batch)
-        full = model(**batch).logits
-        for row, mask in enumerate(batch["attention_mask"]):
-            last = mask.nonzero().max()
-            torch.testing.assert_close(logits[row], full[row, last], atol=TOLERANCE, rtol=0)
-        step = model.last_token_logits(torch.tensor([[1], [2], [3]]), cache)
-        longer = {**batch}
-        if side == "left":
-            longer["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([[1], [2], [3]])], 1)
-            longer["attention_mask"] = torch.cat(
-                [batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1
-            )
-            torch.testing.assert_close(step, model(**longer).logits[:, -1], atol=TOLERANCE, rtol=0)
+        model(**batch, past_key_values=cache, logits_to_keep=1)
+        assert cache.lengths == batch["attention_mask"].sum(-1).tolist()
+        step = model(torch.tensor([[1], [2], [3]]), past_key_values=cache).logits[:, 0]
+        for row in range(3):
+            alone = row_alone(batch, row, int(row == 2), int(row != 1))
+            alone["input_ids"] = torch.cat([alone["input_ids"], torch.tensor([[row + 1]])], 1)
+            torch.testing.assert_close(step[row], model(**alone).logits[0, -1], atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()

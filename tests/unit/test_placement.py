@@ -131,11 +131,11 @@ def test_prefill_and_decode_stay_on_the_device(playback: Playback) -> None:
     @torch.no_grad()
     def run(model: Any, batch: dict[str, Any]) -> Any:
         cache = model.new_cache(2, 200)
-        logits = model.last_token_logits(cache=cache, **batch)
+        logits = model(**batch, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         for _ in range(2):
-            logits = model.last_token_logits(logits.argmax(-1, keepdim=True), cache)
+            logits = model(logits.argmax(-1, keepdim=True), past_key_values=cache).logits[:, -1]
         cache.select([1])
-        return model.last_token_logits(logits.argmax(-1, keepdim=True)[:1], cache)
+        return model(logits.argmax(-1, keepdim=True)[:1], past_key_values=cache).logits[:, -1]
 
     assert playback.compare(run, make_batch([([300], 6), ([50], 9)])).device.type == "cuda"
 

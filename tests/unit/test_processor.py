@@ -27,10 +27,10 @@ from audioflamingo.errors import (
     ContextLengthError,
     PromptError,
 )
+from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
 from audioflamingo.processor import clips as clips_module
 from audioflamingo.processor.collate import BatchFeature
 from audioflamingo.processor.conversation import strip_framing
-from audioflamingo.processor.processor import AudioFlamingo3Processor, AutoProcessor
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.tiny_tokenizer import (
     AUDIO_TOKEN_ID,

@@ -14,7 +14,7 @@ from audioflamingo.errors import ArgumentError, AudioError, AudioTooLongError, P
 from audioflamingo.processor import AudioFlamingo3Processor, Prompt, PromptText, collate, unbatch
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.collate import unpad
-from audioflamingo.processor.options import TextOptions
+from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.processor.prompt import place_windows
 from tests.tiny_tokenizer import AUDIO_TOKEN_ID, write_tiny_processor
 

@@ -5,6 +5,7 @@ See `test_placement` for the method: operations that mix devices fail on fake te
 
 from __future__ import annotations
 
+import itertools
 import unittest.mock
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,13 @@ from tests.unit import test_placement
 from tests.unit.test_placement import Playback, WithoutCudaRuntime
 
 LAYERS = "model.language_model.layers"
-GENERATION_MODULES = ("generate", "generate_call", "beam_search")
+GENERATION_MODULES = (
+    "engine.beam_search",
+    "engine.choosing",
+    "engine.generate",
+    "engine.sampling",
+    "processor.collate",
+)
 FIRST, SECOND = "cuda:0", "cuda:1"
 SPLITS = {
     "last half": {f"{LAYERS}.1": SECOND, "model.language_model.norm": SECOND, "lm_head": SECOND},
@@ -32,8 +39,10 @@ SPLITS = {
 
 @pytest.fixture
 def playback(monkeypatch: pytest.MonkeyPatch) -> Playback:
-    names = (f"audioflamingo.engine.{name}" for name in GENERATION_MODULES)
+    names = (f"audioflamingo.{name}" for name in GENERATION_MODULES)
     monkeypatch.setattr(test_placement, "MODULES", (*test_placement.MODULES, *names))
+    keys = itertools.count()  # a window is known by its values, which fake tensors do not have
+    monkeypatch.setattr("audioflamingo.processor.prompt.window_key", lambda *_: b"%16d" % next(keys))
     return Playback(monkeypatch)
 
 

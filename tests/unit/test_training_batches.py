@@ -25,13 +25,6 @@ from audioflamingo.training.augmentation import (
     mix_noise,
 )
 from audioflamingo.training.batches import BatchEncoder, ctc_targets
-from audioflamingo.training.config import (
-    AugmentationConfig,
-    FeatureCacheConfig,
-    LoraSettings,
-    SpecAugmentConfig,
-    StageConfig,
-)
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import (
@@ -40,6 +33,13 @@ from audioflamingo.training.parts import (
     cached_layers,
     frozen_layers,
     select_parameters,
+)
+from audioflamingo.training.training_config import (
+    AugmentationConfig,
+    FeatureCacheConfig,
+    LoraSettings,
+    SpecAugmentConfig,
+    StageConfig,
 )
 from tests.tiny_model import tiny_model
 from tests.tiny_tokenizer import write_tiny_processor

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from audioflamingo.errors import ConfigError
-from audioflamingo.training.config import StageConfig, TrainingConfig, load_config
 from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.settings import build
+from audioflamingo.training.training_config import StageConfig, TrainingConfig, load_config
 
 pytest.importorskip("yaml", reason="needs pyyaml")
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -12,7 +12,7 @@ from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ConfigError, DataError
 from audioflamingo.training.batch_sampler import plan_epoch
-from audioflamingo.training.config import BatchConfig
+from audioflamingo.training.training_config import BatchConfig
 from tests.tiny_training import conversation, write_clip, write_dataset, write_rows
 
 

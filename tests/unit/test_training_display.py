@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from audioflamingo.training.config import StageConfig
 from audioflamingo.training.display import Bar, StageBar
 from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.resume import Progress
+from audioflamingo.training.training_config import StageConfig
 
 VALUES = {"loss": 1.25, "learning_rates": {"projector": 1e-3}, "rows_per_s": 7.0}
 

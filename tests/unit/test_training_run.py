@@ -24,10 +24,10 @@ from tests.tiny_training import config_values, write_clip, write_dataset
 pytest.importorskip("accelerate", reason="needs accelerate")
 
 from audioflamingo.training import NonFiniteLossError, train
-from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.log import read_log
 from audioflamingo.training.resume import list_checkpoints, read_state
 from audioflamingo.training.settings import build
+from audioflamingo.training.training_config import TrainingConfig
 
 
 def run(values, **options):

@@ -15,7 +15,7 @@ from audioflamingo.engine.loops import find_loop
 from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import Finished, Segment, transcribe, transcribe_all
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from tests.audio_files import encode
 from tests.scripted_model import Script, ScriptedModel, framed, tiny_processor
 from tests.tiny_model import tiny_model

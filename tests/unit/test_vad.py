@@ -17,7 +17,7 @@ from audioflamingo.audio import vad
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector, frames_of
 from audioflamingo.errors import ArgumentError, MissingDependencyError
-from audioflamingo.transcription.options import TranscriptionOptions, VadOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 from audioflamingo.transcription.windows import Window, WindowCutter, cut_windows, quietest
 
 DATA = Path(__file__).parent.parent / "data"

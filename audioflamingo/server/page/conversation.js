@@ -16,6 +16,7 @@ class Turn {
   begin() {
     this.answer = "";
     part(this.root, "answer").textContent = "";
+    showText(part(this.root, "thoughts"), "");
     part(this.root, "notice").replaceChildren();
     this.setBusy(true);
   }
@@ -24,6 +25,13 @@ class Turn {
     this.answer += text;
     part(this.root, "answer").append(text);
     if (this.answer) part(this.root, "waiting").hidden = true;
+  }
+
+  /** What the model thinks before it answers; no part of the conversation. */
+  think(text) {
+    const thoughts = part(this.root, "thoughts");
+    if (text) showText(thoughts, thoughts.textContent + text);
+    if (text) part(this.root, "waiting").hidden = true;
   }
 
   /** Screen readers read the answer when it is complete, not word by word. */
@@ -95,6 +103,7 @@ export class Conversation {
     for await (const event of chat(model, messages, signal)) {
       const choice = event.choices[0];
       const isAtEnd = this.isAtEnd();
+      turn.think(choice?.delta.reasoning_content ?? "");
       turn.append(choice?.delta.content ?? "");
       if (choice?.finish_reason === "length") turn.note("The answer was cut at its greatest length.");
       if (isAtEnd) this.showEnd();

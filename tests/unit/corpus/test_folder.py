@@ -47,7 +47,9 @@ def test_a_run_goes_on_and_ends_in_one_file(tmp_path: Path) -> None:
     records = [json.loads(line) for line in folder.path.read_text().splitlines()]
     assert [record["source"] for record in records] == [file.name for file in FILES]
     assert [record["error"] for record in records] == [None, None, "two lines", *[None] * 4]
-    assert {tuple(record) for record in records} == {("source", "error", "duration_s", "text", "segments")}
+    assert {tuple(record) for record in records} == {
+        ("source", "error", "duration_s", "text", "no_speech", "segments")
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "run.json", "transcripts.jsonl"]
 
 

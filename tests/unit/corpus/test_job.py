@@ -17,7 +17,7 @@ from audioflamingo.corpus.folder import CorpusFolder
 from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardResult, ShardWorker, run_shards
 from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcript_record
 from audioflamingo.errors import ArgumentError, CheckpointError, ClusterError
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
 
 DATA = Path(__file__).parents[2] / "data"

@@ -18,7 +18,7 @@ from audioflamingo.cli import cluster_job
 from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from tests.cli_runs import af3, af3_process, write_tiny_model
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
@@ -70,18 +70,18 @@ def deadly_load(marker: Path) -> Any:
 
     def load_deadly(*arguments: Any) -> tuple[Any, Any]:
         model, processor = load(*arguments)
-        stream = model.stream
+        encode = model.get_audio_features
         num_calls = 0
 
-        def die_once(**inputs: Any) -> Any:
+        def die_once(*inputs: Any) -> Any:
             nonlocal num_calls
             num_calls += 1
             if num_calls == 2 and not marker.exists():
                 marker.write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
-            return stream(**inputs)
+            return encode(*inputs)
 
-        model.stream = die_once
+        model.get_audio_features = die_once
         return model, processor
 
     return load_deadly

@@ -12,7 +12,6 @@ import torch
 
 import audioflamingo
 from audioflamingo.checkpoint.weights import find_tensors, is_packed
-from audioflamingo.convert import quantize_checkpoint
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoError,
@@ -23,6 +22,7 @@ from audioflamingo.errors import (
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import QuantizationConfig, read_quantization
+from audioflamingo.quantize_folder import quantize_checkpoint
 from tests.checkpoint_folders import (
     INDEX,
     SINGLE,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import quantize_rows
 from audioflamingo.quantization import packing
-from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear, empty_layer
+from audioflamingo.quantization.schemes import LayerFormat
 
 FORMATS = [LayerFormat(8), LayerFormat(4, 32), LayerFormat(4, 64)]
 

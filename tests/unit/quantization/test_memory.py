@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.checkpoint.pretrained import config_to_save
 from audioflamingo.checkpoint.saving import plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import hub_name
@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
 PROGRAM = """
 import resource, sys, torch
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
-from audioflamingo.convert import quantize_checkpoint
+from audioflamingo.quantize_folder import quantize_checkpoint
 
 torch.set_num_threads(1)
 tiny, folder, out = sys.argv[2:]

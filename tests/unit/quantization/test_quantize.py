@@ -20,7 +20,7 @@ from audioflamingo.quantization import (
     read_quantization,
 )
 from audioflamingo.quantization.calibration import NUM_TOKENS, measure_inputs
-from audioflamingo.quantization.convert import FLOAT_KEY, packed_layers
+from audioflamingo.quantization.quantize_model import FLOAT_KEY, packed_layers
 from tests.generation_models import lively_model
 from tests.tiny_model import make_batch, tiny_model
 

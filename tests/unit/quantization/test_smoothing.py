@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from audioflamingo.kernels import quantize_rows
 from audioflamingo.quantization.calibration import LayerInputs
-from audioflamingo.quantization.config import LayerFormat
 from audioflamingo.quantization.layers import QuantizedLinear, empty_layer
+from audioflamingo.quantization.schemes import LayerFormat
 
 FORMATS = [LayerFormat(8, None, True), LayerFormat(4, 32, True)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from audioflamingo.errors import ArgumentError
 from audioflamingo.server.middleware import JsonFormatter, request_id
-from audioflamingo.server.run import is_loopback
+from audioflamingo.server.run_server import is_loopback
 from audioflamingo.server.server_settings import ServerSettings
 from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 

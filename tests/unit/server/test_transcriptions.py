@@ -224,3 +224,37 @@ def test_audio_longer_than_the_limit_is_refused_by_its_decoded_length(
         reply = post(small, bomb)
         assert reply.status_code == 400
         assert reply.json()["error"]["code"] == "audio_too_long"
+
+
+def test_no_speech_is_said_in_a_header(server: RunningServer, talk: bytes) -> None:
+    """An empty transcript looked like any other answer."""
+    silence = encode(np.zeros((32000, 1), np.float32), 16000, "flac")
+    for response_format in ("json", "text", "srt", "vtt", "verbose_json"):
+        assert post(server, silence, response_format=response_format).headers["x-no-speech"] == "true"
+    assert "x-no-speech" not in post(server, talk).headers
+
+
+def test_a_channel_and_a_track_may_be_chosen(server: RunningServer, talk: bytes) -> None:
+    speech = load_audio(SPEECH)
+    call = encode(np.stack([speech, np.roll(speech, 16000)], axis=1), 16000, "flac")
+    content = post(server, call, response_format="verbose_json", channel="each").json()
+    assert {segment["channel"] for segment in content["segments"]} <= {"left", "right"}
+    assert (
+        post(server, call, channel="left").json()
+        == post(server, encode(speech[:, None], 16000, "flac")).json()
+    )
+    assert "channel must be one of mix, left, right, each" in post(server, call, channel="up").text
+    for track in ("0", "x", "-1", "99999999"):
+        reply = post(server, call, track=track)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "track")
+    assert "no audio track 2" in post(server, call, track="2").text
+    assert post(server, call, track="1").status_code == 200
+
+
+def test_damage_may_be_allowed(server: RunningServer, talk: bytes) -> None:
+    cut = talk[: len(talk) * 3 // 4]
+    assert post(server, cut).status_code == 400
+    reply = post(server, cut, allow_damaged="true", response_format="verbose_json")
+    assert reply.status_code == 200
+    assert 3 < reply.json()["duration"] < len(load_audio(talk)) / 16000
+    assert post(server, cut, allow_damaged="perhaps").status_code == 400

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioflamingo.checkpoint.loading import build_empty
+from audioflamingo.checkpoint.checks import drop_time_frequencies
+from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.checkpoint.pretrained import (
     DEFAULT_SHARD_SIZE,
     config_to_save,
@@ -25,10 +26,10 @@ from audioflamingo.checkpoint.saving import parse_size, plan_shards, write_check
 from audioflamingo.checkpoint.weights import check_tensors, find_tensors, hub_name, is_quantized
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, CheckpointError
 from audioflamingo.hub import resolve_folder
-from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.model import AutoModelForConditionalGeneration, model_class_of
+from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
-from audioflamingo.quantization.config import as_config, read_quantization, with_quantization
+from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
 
 Progress = Callable[[int, int], None]
 
@@ -69,14 +70,14 @@ def quantize_checkpoint(
     config = read_config(source)
     if read_quantization(config) is not None:
         raise CheckpointError(f"{source} is quantized already ({read_quantization(config)}).")
-    stored = find_tensors(source)
-    plain = build_empty(AudioFlamingo3ForConditionalGeneration, config)
+    stored = drop_time_frequencies(find_tensors(source), config)
+    plain = build_empty(model_class_of(config), config)
     check_tensors(source, stored, {name: tensor.shape for name, tensor in plain.state_dict().items()})
     if group_size is not None:
         quantization.check_divides(plain)
 
     quantized_config = with_quantization(config, quantization)
-    model = build_empty(AudioFlamingo3ForConditionalGeneration, quantized_config)
+    model = build_empty(model_class_of(config), quantized_config)
     measured = None if calibration is None else _measure(source, calibration)
     dtype = stored_dtype(config, source, stored)
     reader = QuantizingReader(model, stored, dtype, measured)
@@ -92,7 +93,7 @@ def quantize_checkpoint(
 
 
 def _measure(source: Path, calibration: Iterable[Mapping[str, Any]]) -> dict[str, LayerInputs]:
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(source)
+    model = AutoModelForConditionalGeneration.from_pretrained(source)
     return measure_inputs(model, calibration)
 
 
@@ -128,7 +129,7 @@ def _reporting(
 def _processor_files(source: Path) -> dict[str, bytes]:
     """The files of the processor, in the layout that is written today."""
     try:
-        processor = AudioFlamingo3Processor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source)
     except CheckpointError as error:
         warnings.warn(
             f"only the model is written, {source} has no processor that can be loaded: {error}",

@@ -34,35 +34,6 @@ def create_app(service: Service) -> Starlette:
         service: the model and its limits.
     """
 
-    async def health(_: Request) -> Response:
-        state = "ok" if service.is_healthy else "unavailable"
-        return JsonResponse({"status": state}, 200 if service.is_healthy else 503)
-
-    async def metrics(_: Request) -> Response:
-        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    async def models(_: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [_model(service)]})
-
-    async def model(request: Request) -> Response:
-        service.check_model(request.path_params["name"])
-        return JsonResponse(_model(service))
-
-    interface = [
-        Route("/models", models),
-        Route("/models/{name:path}", model),
-        Route("/chat/completions", ChatRoute(service), methods=["POST"]),
-        Route("/audio/transcriptions", TranscriptionRoute(service), methods=["POST"]),
-    ]
-    # A mount of its own, so that a wrong method there is not taken for a file of the page.
-    routes: list[BaseRoute] = [
-        Route("/health", health),
-        Route("/metrics", metrics),
-        Mount("/v1", routes=interface),
-    ]
-    if (PAGE / "index.html").exists():
-        routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(service.worker.start)
@@ -71,6 +42,35 @@ def create_app(service: Service) -> Starlette:
         finally:
             await service.shut_down()
 
+    return Starlette(
+        routes=_routes(service),
+        middleware=_middleware(service),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+def _routes(service: Service) -> list[BaseRoute]:
+    pages = StatusPages(service)
+    interface = [
+        Route("/models", pages.models),
+        Route("/models/{name:path}", pages.model),
+        Route("/chat/completions", ChatRoute(service), methods=["POST"]),
+        Route("/audio/transcriptions", TranscriptionRoute(service), methods=["POST"]),
+    ]
+    # A mount of its own, so that a wrong method there is not taken for a file of the page.
+    routes: list[BaseRoute] = [
+        Route("/health", pages.health),
+        Route("/metrics", pages.metrics),
+        Mount("/v1", routes=interface),
+    ]
+    if (PAGE / "index.html").exists():
+        routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+    return routes
+
+
+def _middleware(service: Service) -> list[Middleware]:
+    """From the outside in."""
     middleware = [Middleware(RequestMiddleware, metrics=service.metrics)]
     if service.settings.cors_origins:
         middleware.append(
@@ -82,12 +82,47 @@ def create_app(service: Service) -> Starlette:
             )
         )
     middleware.append(Middleware(KeyMiddleware, api_key=service.settings.api_key))
-    return Starlette(
-        routes=routes,
-        middleware=middleware,
-        lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error},
-    )
+    return middleware
+
+
+class StatusPages:
+    """What tells about the server itself.
+
+    Args:
+        service: what is told about.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, _: Request) -> Response:
+        """`/health`: whether requests have a chance."""
+        is_healthy = self._service.is_healthy
+        return JsonResponse({"status": "ok" if is_healthy else "unavailable"}, 200 if is_healthy else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """`/metrics`, as Prometheus reads it."""
+        return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, _: Request) -> Response:
+        """`/v1/models`: the model, and its adapters as models of their own."""
+        return JsonResponse({"object": "list", "data": list(map(self._model, self._service.model_names))})
+
+    async def model(self, request: Request) -> Response:
+        """`/v1/models/...`."""
+        self._service.check_model(request.path_params["name"])
+        return JsonResponse(self._model(request.path_params["name"]))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        is_adapter = self._service.adapter_of(name) is not None
+        return {
+            **({"parent": self._service.model_name} if is_adapter else {}),
+            "id": name,
+            "object": "model",
+            "created": self._service.created,
+            "owned_by": "audioflamingo",
+            "max_model_len": self._service.worker.engine.room(0, self._service.generation_config.num_beams),
+        }
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
@@ -97,13 +132,3 @@ async def _http_error(_: Request, error: Exception) -> Response:
         error.status_code, f"{error.detail.lower()}.", "not_found" if error.status_code == 404 else None
     )
     return JsonResponse(api_error.body, error.status_code, error.headers)
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.model_name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "audioflamingo",
-        "max_model_len": service.worker.engine.room(0),
-    }

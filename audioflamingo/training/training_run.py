@@ -13,13 +13,13 @@ from torch import nn
 from audioflamingo.datasets.conversations import DataRow, Dataset
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.training.config import TrainingConfig
 from audioflamingo.training.display import StopSignal
 from audioflamingo.training.exporting import export
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import Adapter, cached_layers, select_parameters
 from audioflamingo.training.resume import Progress, save_checkpoint
+from audioflamingo.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

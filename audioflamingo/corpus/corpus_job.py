@@ -15,7 +15,7 @@ from audioflamingo.corpus.folder import CorpusFolder, describe_files
 from audioflamingo.corpus.ray_data import Load, ShardResult, run_shards
 from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record
 from audioflamingo.errors import ArgumentError, ClusterError
-from audioflamingo.transcription.options import TranscriptionOptions
+from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 MAX_FAILED_SHARDS = 16  # more of them are no bad files but a bad model or cluster
 

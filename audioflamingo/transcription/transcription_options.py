@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.config import CHUNK_LENGTH_S, DEFAULT_TRANSCRIPTION_PROMPT
-from audioflamingo.fields import check_fields, check_value, option
+from audioflamingo.fields import check_fields, check_value, option, same_option
 
 _MODEL = "Model"
 _SPEECH = "Finding speech"
@@ -90,7 +91,16 @@ class TranscriptionOptions:
         at_least=1.0,
         is_flag=False,
     )
+    track: int | None = same_option(Reading, "track")
+    channel: ChannelChoice = same_option(Reading, "channel")
+    allow_damaged: bool = same_option(Reading, "allow_damaged")
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_value(isinstance(self.vad, VadOptions), "vad", self.vad, "VadOptions")
+        _ = self.reading  # checks itself
+
+    @property
+    def reading(self) -> Reading:
+        """What is taken of a source."""
+        return Reading(self.track, self.channel, self.allow_damaged)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.quantization.calibration import measure_inputs
-from audioflamingo.quantization.config import (
+from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
+from audioflamingo.quantization.schemes import (
     LayerFormat,
     QuantizationConfig,
     as_config,
     read_quantization,
     with_quantization,
 )
-from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
 
 Model = TypeVar("Model", bound=Any)
 FLOAT_KEY = "unquantized_modules"
@@ -117,6 +117,8 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(
             "the model holds adapter layers; merge them first: model = peft_model.merge_and_unload()."
         )
+    if len(getattr(model, "adapters", ())):
+        raise ArgumentError("adapters are loaded beside the model; load them again once it is quantized.")
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"})
     if devices:

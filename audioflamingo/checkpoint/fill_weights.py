@@ -23,8 +23,8 @@ from audioflamingo.checkpoint.quantizing import QuantizingReader
 from audioflamingo.checkpoint.weights import StoredTensor, is_quantized, shorten
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import CheckpointError, DeviceError
-from audioflamingo.quantization.config import read_quantization
-from audioflamingo.quantization.convert import replace_layers, set_embedding_dtype
+from audioflamingo.quantization.quantize_model import replace_layers, set_embedding_dtype
+from audioflamingo.quantization.schemes import read_quantization
 
 NUM_READERS = 4  # tensors that are converted or moved at one time
 

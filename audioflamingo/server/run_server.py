@@ -15,9 +15,10 @@ import uvicorn
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.worker import EngineWorker
+from audioflamingo.errors import ArgumentError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.server.app import create_app
+from audioflamingo.server.asgi_app import create_app
 from audioflamingo.server.middleware import log, set_up_logs
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
@@ -37,8 +38,14 @@ def build_service(
     options = EngineOptions(
         max_rows=settings.max_rows, max_requests=settings.max_running, cache_tokens=settings.cache_tokens
     )
-    worker = EngineWorker(Engine(model, processor.tokenizer, options))
     name = settings.served_model_name or model_name
+    for adapter, folder in settings.adapter_folders.items():
+        if adapter == name:
+            raise ArgumentError(
+                f"--adapter {adapter}={folder}: the model itself is called so; choose another name."
+            )
+        model.load_adapter(folder, adapter)
+    worker = EngineWorker(Engine(model, processor.tokenizer, options))
     return Service(worker, processor, model.generation_config, name, settings)
 
 

@@ -1,0 +1,52 @@
+"""Thoughts and answers apart: closed, not closed, twice, absent; whole and as they come; never in a transcript."""
+
+from __future__ import annotations
+
+import pytest
+
+from audioflamingo.processor.conversation import strip_framing
+from audioflamingo.processor.thoughts import ThoughtSplitter, split_pieces, split_thoughts
+
+CASES = {
+    "closed": ("<think>\nA dog barks.\n</think>\n\nA dog.", ("A dog barks.", "A dog.")),
+    "not closed": ("<think>A dog barks, and then", ("A dog barks, and then", "")),
+    "absent": (" No thoughts < here >.\n", (None, " No thoughts < here >.\n")),
+    "begun in the prompt": ("A dog barks.</think>A dog.", ("A dog barks.", "A dog.")),
+    "twice": ("<think>one</think><think>two</think>three", ("one\ntwo", "three")),
+    "empty": ("<think>\n\n</think>\n\nYes.", ("", "Yes.")),
+    "nothing": ("", (None, "")),
+    "a lonely bracket": ("a <thin b", (None, "a <thin b")),
+    "only thoughts": ("<think>hm</think>", ("hm", "")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whole(case: str) -> None:
+    text, expected = CASES[case]
+    assert split_thoughts(text) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("case", [case for case in CASES if case != "begun in the prompt"])
+def test_piece_by_piece(case: str, size: int) -> None:
+    text, (thoughts, answer) = CASES[case]
+    pieces = list(split_pieces(text[start : start + size] for start in range(0, len(text), size)))
+    joined = [
+        "".join(piece for is_thinking, piece in pieces if is_thinking is wanted) for wanted in (True, False)
+    ]
+    assert joined == [(thoughts or "").replace("\n", "") if case == "twice" else thoughts or "", answer]
+    assert not any("<think>" in piece or "</think>" in piece for _, piece in pieces)
+
+
+def test_what_is_certain_comes_at_once() -> None:
+    splitter = ThoughtSplitter()
+    assert splitter.put("A cat") == [(False, "A cat")]
+    assert splitter.put(" sat <th") == [(False, " sat")]
+    assert splitter.put("en> on") == [(False, " <then> on")]
+    assert splitter.end() == []
+
+
+def test_a_transcript_has_no_thoughts() -> None:
+    said = '<think>They say hello.</think>\nThe spoken content of the audio is "hello".'
+    assert strip_framing(said) == "hello"
+    assert strip_framing("<think>They say") == ""
