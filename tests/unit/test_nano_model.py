@@ -125,7 +125,7 @@ def test_sizes_are_such_that_groups_of_int4_divide_them():
 @pytest.mark.parametrize(
     ("kind", "seen"),
     [
-        ("transcript", {"transcript"}),
+        ("transcript", {"transcript", "assistant"}),
         ("header", {"transcript", "header"}),
         ("audio", {"sink"}),
         ("sink", {"sink"}),

@@ -6,15 +6,15 @@ Whisper adds a learned vector for each position. Here six heads look at `assista
 | head | score of `assistant` over a sink | what its code tells |
 |---|---|---|
 | 0 to 4 | cosine or sine of the distance, in three rotary pairs | the distance to `assistant` |
-| 5 | 3, and the nearest of sinks, `assistant` (value 1/2) and opening quotes (value 1) wins | text, answer or transcript |
+| 5 | 3; the nearest of sinks, `assistant` (value 1/2) and opening quotes (1) wins | text, answer or transcript |
 
 The layer's MLP reads the codes and nothing else, takes them off again and writes Whisper's positions into the first
 answer's transcript, and HEADER, OPEN and ANSWER into what is not a transcript. The codes of the
 distances are corners of their convex hull, so one plane cuts each off from all others: neurons that are open on one
 side of such planes are hats over single distances, and what they write follows by least squares. Positions are counted
-from `assistant`, because the framing of a transcript ("The spoken content of the audio is") always has the same tokens:
-its first word has position 1. In later answers of a conversation the codes mix two distances, mostly no hat is open, and
-they get marks and no positions.
+from `assistant`, because the framing of a transcript ("The spoken content of the audio is") always has the same
+tokens: its first word has position 1. In later answers of a conversation the codes mix two distances, mostly no hat is
+open, and they get marks and no positions.
 """
 
 from __future__ import annotations

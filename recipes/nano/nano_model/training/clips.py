@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.training.config import AugmentationConfig, FeatureCacheConfig
 from audioflamingo.training.feature_cache import CLEAN, FeatureCache, encoder_hash
+from audioflamingo.training.training_config import AugmentationConfig, FeatureCacheConfig
 
 SETS = (
     "speech/train_words",
