@@ -21,6 +21,7 @@ from audioflamingo.quantization.schemes import (
 )
 
 Model = TypeVar("Model", bound=Any)
+FLOAT_KEY = "unquantized_modules"
 
 
 @torch.no_grad()
@@ -68,13 +69,21 @@ def quantize(
     return model
 
 
-def layer_formats(model: nn.Module, config: QuantizationConfig) -> dict[str, LayerFormat]:
-    """The modules that are quantized, by name, and how."""
-    found = ((name, config.layer_format(name, module)) for name, module in model.named_modules())
+def layer_formats(model: Any, config: QuantizationConfig) -> dict[str, LayerFormat]:
+    """The modules that are quantized, by name, and how.
+
+    A model's `config.json` may name modules that stay as they are under `FLOAT_KEY`, by the beginnings of their names.
+    """
+    kept = tuple(model.config.extra.get(FLOAT_KEY, ()))
+    found = (
+        (name, config.layer_format(name, module))
+        for name, module in model.named_modules()
+        if not name.startswith(kept)
+    )
     return {name: format_ for name, format_ in found if format_ is not None}
 
 
-def replace_layers(model: nn.Module, config: QuantizationConfig) -> None:
+def replace_layers(model: Any, config: QuantizationConfig) -> None:
     """Puts empty quantized layers in the place of a model's own, for a model whose weights are loaded next."""
     for name, format_ in layer_formats(model, config).items():
         model.set_submodule(name, empty_layer(model.get_submodule(name), format_))

@@ -1,38 +1,27 @@
 #!/usr/bin/env python3
-"""Trains the built-in model: `python recipes/nano/train_model.py --data-dir DIR`, after build_data.py.
+"""Trains the built-in model: `python recipes/nano/train_model.py --data-dir DIR`, after build_model.py.
 
-Makes the untrained model in DIR/model if it is not there, then trains as train.yaml says. The same command goes on
-after an interruption.
+The mean of the late weights is DIR/run/model. The same command goes on after an interruption, and takes in clips and
+conversations that were made meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
+
+import torch
+from nano_model.training.batches import Mixture, read_sources
+from nano_model.training.clips import encode_clips, open_cache
+from nano_model.training.forward import FastModel
+from nano_model.training.loop import Plan, Run
+from nano_model.training.peers import Peers
+
+from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+from audioflamingo.training.batches import BatchEncoder
 
 RECIPE = Path(__file__).resolve().parent
-# What the tokenizer is trained on: kinds whose wordings repeat the most are left out.
-TEXT_KINDS = ("transcription", "follow_up", "text", "instrument_choice", "compare")
-
-
-def make_model(data_dir: Path) -> None:
-    """The untrained model: the given encoder, a tokenizer of its own, the rest random."""
-    from audioflamingo.training.new_model import NewModelConfig, new_model, read_texts
-
-    shape = NewModelConfig(
-        vocab_size=1500,
-        hidden_size=256,
-        num_layers=6,
-        num_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=768,
-    )
-    texts = read_texts([data_dir / f"train_{kind}.jsonl" for kind in TEXT_KINDS])
-    new_model(data_dir / "model", data_dir / "encoder.safetensors", texts, shape)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,30 +30,53 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="the folder that build_data.py filled")
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes that share each step (default: 1)"
+        "--start", type=Path, help="folder of the weights to start from (default: DATA_DIR/model)"
+    )
+    parser.add_argument("--run", default="run", help="name of the run's folder in DATA_DIR (default: run)")
+    parser.add_argument(
+        "--minutes", type=float, default=180, help="of training, in all sessions (default: 180)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4, help="default: 1.5e-4")
+    parser.add_argument(
+        "--batch", type=float, default=900, help="text tokens of a step, about (default: 900)"
     )
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-        help="change a value of train.yaml, for example stages.1.max_minutes=20 (repeatable)",
-    )  # fmt: skip
+        "--rounding", type=float, default=0.0, help="noise as of 8 bits, 1 is as much (default: 0)"
+    )
+    parser.add_argument(
+        "--mixture", type=Path, default=RECIPE / "mixture.json", help="shares of the kinds of rows"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--encode-only", action="store_true", help="encode the clips that are there, and stop"
+    )
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
-    data_dir = arguments.data_dir.resolve()
-    if not (data_dir / "model" / "model.safetensors").exists():
-        make_model(data_dir)
-    launcher = [sys.executable]
-    if arguments.processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
-    settings = [option for value in arguments.overrides for option in ("--set", value)]
-    command = [*launcher, "-m", "audioflamingo.cli", "train", str(RECIPE / "train.yaml"), *settings]
-    start = time.perf_counter()
-    code = subprocess.run(command, env={**os.environ, "NANO_DATA": str(data_dir)}, check=False).returncode
-    print(f"[train] exit code {code} after {time.perf_counter() - start:.0f} s", flush=True)
-    return code
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    data_dir: Path = arguments.data_dir.resolve()
+    start = arguments.start or data_dir / "model"
+    model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(start)
+    cache = open_cache(data_dir, model, processor)
+    encode_clips(cache, data_dir, model, processor)
+    if arguments.encode_only:
+        return
+    mixture = Mixture(
+        read_sources(arguments.mixture, data_dir),
+        BatchEncoder(processor, None, cache),
+        arguments.batch,
+        arguments.rank,
+    )
+    folder = data_dir / (f"{arguments.run}-{arguments.rank}" if arguments.rank else arguments.run)
+    plan = Plan(arguments.minutes, arguments.learning_rate)
+    run = Run(FastModel(model, noise=arguments.rounding), processor, folder, plan)
+    run.train(mixture, Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers))
+    print(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the model is {run.folder / 'model'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,6 +16,7 @@ from recipes.nano.nano_data import (
     instruments,
     messages,
     midi,
+    newcomers,
     normalise,
     sounds,
     speech,
@@ -25,18 +26,20 @@ from recipes.nano.nano_data import (
     text_sources,
     voices,
     words,
+    writing,
 )
 
 
-def make_clips(label: str, count: int = 3, text: str = "") -> list[messages.Clip]:
+def make_clips(label: str, count: int = 3, text: str = "", original: str = "") -> list[messages.Clip]:
     return [
-        messages.Clip(f"audio/{label}/{number}.flac", 1.0 + number, label, text) for number in range(count)
+        messages.Clip(f"audio/{label}/{number}.flac", 1.0 + number, label, text, original)
+        for number in range(count)
     ]
 
 
 def make_maker(split: str = "train") -> conversations.Maker:
     by_label = {label: make_clips(label) for label in messages.read_labels()}
-    by_label["speech"] = make_clips("speech", text="good morning")
+    by_label["speech"] = make_clips("speech", text="good morning", original="Good morning.")
     played = {label: make_clips(label) for label in instruments.INSTRUMENTS}
     return conversations.Maker(split, by_label, played, make_clips("silence"), "seed")
 
@@ -191,7 +194,7 @@ def test_every_recording_has_a_class_and_a_licence():
 def test_training_prompts_leave_out_some_of_the_tests():
     train, test = messages.Prompts("train"), messages.Prompts("test")
     assert train.held_out
-    assert not test.patterns
+    assert set(test.patterns) == {*newcomers.KINDS, "transcribe"}
     for kind, texts in test.lists.items():
         assert set(train.lists[kind]) < set(texts)
         assert not {train.draw(kind, random.Random(n)) for n in range(300)} & train.held_out
@@ -199,7 +202,7 @@ def test_training_prompts_leave_out_some_of_the_tests():
 
 def test_patterns_of_prompts_give_whole_sentences():
     prompts = messages.Prompts("train")
-    assert set(prompts.patterns) <= set(prompts.lists)
+    assert set(prompts.patterns) <= {*prompts.lists, *newcomers.KINDS}
     for kind, patterns in prompts.patterns.items():
         for pattern in patterns:
             for n in range(30):
@@ -207,6 +210,7 @@ def test_patterns_of_prompts_give_whole_sentences():
                 assert re.fullmatch(r"[A-Z]([^()|]|\(\w\))*[.?]", text)
                 assert "  " not in text
                 assert ("{label}" in text) == (kind == "compare")
+                assert ("{word}" in text) == (kind == "word")
 
 
 # plan of the speech
@@ -285,7 +289,9 @@ def test_midi_file_is_well_formed():
 
 
 def test_framing_of_transcripts_is_exactly_that_of_af3():
-    row = make_maker("test").transcription(messages.Clip("a.flac", 2.0, "speech", "hello there"))
+    row = make_maker("test").transcription(
+        messages.Clip("a.flac", 2.0, "speech", "hello there", "Hello there.")
+    )
     assert row["messages"] == [
         {
             "role": "user",
@@ -296,7 +302,7 @@ def test_framing_of_transcripts_is_exactly_that_of_af3():
         },
         {
             "role": "assistant",
-            "content": [{"type": "text", "text": 'The spoken content of the audio is "hello there".'}],
+            "content": [{"type": "text", "text": 'The spoken content of the audio is "Hello there.".'}],
         },
     ]
 
@@ -488,3 +494,84 @@ def test_an_encoder_is_read_from_a_ctranslate2_file() -> None:
     }
     assert np.array_equal(tensors[f"{prefix}k_proj.weight"], joined[2:4])
     assert np.array_equal(tensors[f"{prefix}v_proj.bias"], bias[4:])
+
+
+# transcripts as they are written, and newcomers' questions
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q", "Q."),
+        ("the seven key for q and the nine key for z", "The seven key for Q and the nine key for Z."),
+        ("come at nine a m", "Come at nine a.m."),
+        ("it's five o'clock", "It's five o'clock."),
+        ('he said "go"', "He said go."),
+        ("What is it?", "What is it?"),
+        ("", ""),
+    ],
+)
+def test_transcripts_are_written_as_sentences(text, expected):
+    assert writing.written(text) == expected
+
+
+def test_what_is_written_is_what_is_scored():
+    for text in ("come at nine a m", "the letter q", "it's i who asked"):
+        assert normalise.normalise(writing.written(text)) == text
+
+
+def test_each_fifth_pattern_of_a_kind_is_for_the_tests():
+    patterns = [str(number) for number in range(11)]
+    held_out = set(messages.patterns_of(patterns, "test"))
+    assert held_out == {"4", "9"}
+    assert held_out.isdisjoint(messages.patterns_of(patterns, "train"))
+    prompts = {split: messages.Prompts(split) for split in ("train", "test")}
+    for kind in newcomers.KINDS:
+        assert prompts["train"].patterns[kind]
+        assert not set(prompts["train"].patterns[kind]) & set(prompts["test"].patterns[kind])
+
+
+def test_numbers_and_names_of_a_transcript():
+    assert newcomers.numbers_in("press twenty three then one hundred") == ["twenty three", "one hundred"]
+    assert newcomers.numbers_in("one of them") == []
+    assert newcomers.names_in("Call Mary and Tom, Mary.", {"Mary", "Tom"}) == ["Mary", "Tom"]
+
+
+def test_a_voice_is_a_mans_or_a_womans_where_that_is_sure():
+    voice = {"engine": "hibari", "name": "heart", "shift": 1.0, "tempo": 1.0}
+    assert newcomers.voice_of(voice) == "woman"
+    assert newcomers.voice_of({**voice, "shift": 0.8}) == ""
+    assert newcomers.voice_of({**voice, "engine": "piper", "name": "joe"}) == "man"
+    assert newcomers.voice_of(None) == ""
+
+
+@pytest.mark.parametrize("kind", newcomers.KINDS)
+def test_every_question_of_newcomers_has_an_answer(kind):
+    text, original = "please call mary at the twenty three", "Please call Mary at the twenty three."
+    clip = messages.Clip("audio/a.flac", 6.6, "speech", text, original, "woman")
+    expected = {
+        "describe": "A woman is speaking.",
+        "gender": "The speaker is a woman.",
+        "last_words": "The last words are: the twenty three.",
+        "first_words": "The first words are: Please call Mary.",
+        "duration": "It lasts about seven seconds.",
+        "music": "No, there is no music.",
+        "number": "The number is twenty three.",
+        "name": "The name is Mary.",
+    }
+    phrases = {name: label.phrase for name, label in messages.read_labels().items()}
+    asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), phrases)
+    question, answer = asked.pair(kind, clip)
+    assert question
+    assert answer == expected.get(kind, answer)
+    assert "{" not in question + answer
+
+
+def test_questions_about_speech_are_answered_where_there_is_none():
+    phrases = {name: label.phrase for name, label in messages.read_labels().items()}
+    asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), phrases)
+    rain, piano = messages.Clip("a.flac", 3.0, "rain"), messages.Clip("b.flac", 3.0, "piano")
+    assert asked.pair("gender", rain)[1] == newcomers.NO_SPEECH
+    assert asked.pair("describe", rain)[1] == "This is the sound of rain or noise."
+    assert asked.pair("music", piano)[1] == "Yes, there is music."
+    assert asked.pair("describe", piano)[1] == "This is music played on the piano."

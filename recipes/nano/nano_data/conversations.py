@@ -20,6 +20,7 @@ from .messages import (
     transcription_answer,
     user,
 )
+from .newcomers import Newcomer
 from .templates import read_lists
 
 MUSIC_QUESTIONS = (
@@ -32,6 +33,7 @@ MUSIC_QUESTIONS = (
 )
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
+OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
 NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
@@ -58,6 +60,7 @@ class Maker:
         instruments: clips of one instrument each, by instrument.
         quiet: clips whose transcript is empty.
         seed: of the random choices.
+        spoken: speech that newcomers ask about (default: that of `by_label`).
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class Maker:
         instruments: dict[str, list[Clip]],
         quiet: list[Clip],
         seed: str,
+        spoken: list[Clip] | None = None,
     ):
         self.split, self.by_label, self.instruments, self.quiet = split, by_label, instruments, quiet
+        self.spoken = by_label.get("speech", []) if spoken is None else spoken
         self.rng = random.Random(seed)
         self.labels: dict[str, Label] = read_labels()
         self.prompts = Prompts(split)
@@ -99,7 +104,7 @@ class Maker:
         prompt: str | None = DEFAULT_PROMPT
         if self.split != "test" and self.rng.random() < 0.35:
             prompt = None if clip.text and self.rng.random() < 0.15 else self.ask("transcribe")
-        answer = assistant(transcription_answer(clip.text))
+        answer = assistant(transcription_answer(clip.original))
         message = user(prompt, [clip], self.split != "test" and self.rng.random() < 0.15)
         return self.row(
             "transcription" if clip.text else "silence", [clip], [message, answer], text=clip.text
@@ -175,6 +180,27 @@ class Maker:
             "is_speech", [clip], [user(self.ask("is_speech"), [clip], self.audio_first()), assistant(answer)]
         )
 
+    def newcomer(self, kind: str) -> dict[str, Any]:
+        """What a newcomer asks about a clip: mostly of speech."""
+        asked = Newcomer(self.prompts, self.rng, {name: label.phrase for name, label in self.labels.items()})
+        while True:
+            if kind == "music" and self.rng.random() < 0.5:
+                groups = {**self.instruments, "music": self.by_label["music"]}
+                clip = self.rng.choice(groups[self.rng.choice(sorted(groups))])
+            elif self.rng.random() < OTHER_SHARE:
+                clip = (
+                    self.rng.choice(self.quiet)
+                    if self.rng.random() < 0.1
+                    else self.sound_clip(but=("speech",))
+                )
+            else:
+                clip = self.rng.choice(self.spoken)
+            pair = asked.pair(kind, clip)
+            if pair and (not pair[1].startswith("No n") or self.rng.random() < 0.3):
+                break
+        messages = [user(pair[0], [clip], self.audio_first()), assistant(pair[1])]
+        return self.row("newcomer", [clip], messages, label=clip.label, asked=kind)
+
     # several turns
     def follow_up(self) -> dict[str, Any]:
         """Two or three turns about one clip."""
@@ -202,7 +228,7 @@ class Maker:
 
     def _about_speech(self) -> dict[str, Any]:
         clip = self.rng.choice(self.by_label["speech"])
-        transcript = [user(DEFAULT_PROMPT, []), assistant(transcription_answer(clip.text))]
+        transcript = [user(DEFAULT_PROMPT, []), assistant(transcription_answer(clip.original))]
         kind = [user(self.ask("sound"), []), assistant(self.sound_answer("speech"))]
         why = [user(self.ask("why"), []), assistant(self.labels["speech"].reason)]
         check = [user(self.ask("is_speech"), []), assistant("Yes, someone is speaking.")]

@@ -11,9 +11,12 @@ from typing import Any
 from . import human
 from .conversations import Maker
 from .messages import Clip, check_conversation, read_classes
+from .newcomers import KINDS as NEWCOMER_KINDS
+from .newcomers import voice_of
 from .sounds import KINDS_SPLIT
 from .speech import WORDS_SET
 from .store import read_jsonl, read_shards
+from .writing import written
 
 # conversations drawn for each split, by kind
 DRAWN = {
@@ -45,6 +48,7 @@ DRAWN = {
         "options": 100,
     },
 }
+NEWCOMERS = {"train": 900, "valid": 6, "test": 25}  # of each kind of newcomers' questions
 PASSES = {
     "train": 3,
     "valid": 1,
@@ -63,7 +67,15 @@ def clips_of(data_dir: Path, *folder: str) -> list[Clip]:
     root = data_dir.joinpath("audio", *folder)
     rows = read_shards(root, data_dir) if root.exists() else ()
     return [
-        Clip(row["path"], row["duration_s"], row.get("label", "speech"), row.get("text", "")) for row in rows
+        Clip(
+            row["path"],
+            row["duration_s"],
+            row.get("label", "speech"),
+            row.get("text", ""),
+            written(row.get("original", row.get("text", ""))),
+            voice_of(row.get("voice")),
+        )
+        for row in rows
     ]
 
 
@@ -122,7 +134,8 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | N
     rng.shuffle(speech)
     if speech:
         by_label["speech"] = speech[: SPEECH_LIKE_OTHERS[split]]
-    return Maker(split, by_label, instruments, clips_of(data_dir, "silence", split), f"{split}/{timbre}")
+    quiet = clips_of(data_dir, "silence", split)
+    return Maker(split, by_label, instruments, quiet, f"{split}/{timbre}", speech)
 
 
 def quiet_rows(maker: Maker, count: int) -> Iterator[dict[str, Any]]:
@@ -166,6 +179,7 @@ def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str
         yield kind, list(about_rows(maker, kind))
     for kind in DRAWN[split]:
         yield kind, list(drawn_rows(maker, kind))
+    yield "newcomer", [maker.newcomer(kind) for kind in NEWCOMER_KINDS for _ in range(NEWCOMERS[split])]
     yield "text", maker.text_only() * (3 if split == "train" else 1)
     if split == "train":
         yield "sentences", list(sentence_rows(data_dir, maker))

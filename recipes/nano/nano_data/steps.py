@@ -37,8 +37,9 @@ def text_file(build: Build, split: str) -> Path:
 
 
 def make_encoder(build: Build) -> str:
-    """encoder.safetensors: where the model's encoder starts."""
-    return "made" if encoder.make_encoder(build.data_dir / "encoder.safetensors") else "complete"
+    """encoder.safetensors and whisper/: where the model starts."""
+    made = encoder.make_encoder(build.data_dir / "encoder.safetensors", build.data_dir / "whisper")
+    return "made" if made else "complete"
 
 
 def make_text(build: Build) -> str:

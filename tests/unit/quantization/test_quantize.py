@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from audioflamingo.quantization import (
     read_quantization,
 )
 from audioflamingo.quantization.calibration import NUM_TOKENS, measure_inputs
-from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.quantization.quantize_model import FLOAT_KEY, packed_layers
 from tests.generation_models import lively_model
 from tests.tiny_model import make_batch, tiny_model
 
@@ -70,9 +71,22 @@ def test_all_linear_layers_and_the_embeddings_are_quantized() -> None:
     assert isinstance(model.model.audio_tower.embed_positions, nn.Embedding)
 
 
-def test_the_built_in_models_sizes_take_the_default_group() -> None:
+def test_a_folders_config_may_keep_modules_as_they_are(tmp_path: Path) -> None:
+    model = small_model()
+    model.config.extra[FLOAT_KEY] = ["model.language_model.layers.0."]
+    audioflamingo.quantize(model, "int4")
+    names = packed_layers(model).keys()
+    assert "model.language_model.layers.1.mlp.up_proj" in names
+    assert not any(name.startswith("model.language_model.layers.0.") for name in names)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert packed_layers(loaded).keys() == names
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_published_models_sizes_take_the_default_group() -> None:
     config = QuantizationConfig("int4")
-    for width in (256, 384, 768, 1024, 1536, 3584, 18944):
+    for width in (384, 768, 1024, 1536, 3584, 18944):
         layer = nn.Linear(width, 1, device="meta")
         format_ = config.layer_format("model.language_model.layers.0.x", layer)
         assert format_ is not None

@@ -1,0 +1,215 @@
+"""The built-in model's loss, computed for text tokens only.
+
+No layer of the built-in model changes an audio token (see `nano_model.masks`), so training needs of the audio its keys
+and values in the cross-attention layers, which follow from the projector's rows at once. Everything else equals the
+model's own forward pass within rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audioflamingo.training.batches import Batch
+
+Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
+HIDDEN = -1e4  # added to the scores of keys that a query cannot see
+
+
+@dataclass(frozen=True)
+class Side:
+    """Tokens of one kind, text or audio, out of rows of a batch.
+
+    Attributes:
+        rows: row of each token (N,).
+        slots: its number among the row's tokens of this kind (N,).
+        positions: its number among all tokens of the row (N,).
+        shape: rows, and the most tokens of this kind that one has.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    positions: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, is_member: Tensor) -> Side:
+        """From a mask (B, S)."""
+        rows, positions = is_member.nonzero(as_tuple=True)
+        slots = (is_member.cumsum(1) - 1)[rows, positions]
+        return cls(rows, slots, positions, (len(is_member), int(is_member.sum(1).max()) if len(rows) else 0))
+
+    def spread(self, x: Tensor, heads: int) -> Tensor:
+        """Packed (N, H * E) to (B, H, T, E), zeros where a row has no more tokens."""
+        out = x.new_zeros(self.shape[0] * self.shape[1], x.shape[1])
+        out = out.index_copy(0, self.rows * self.shape[1] + self.slots, x)
+        return out.view(*self.shape, heads, -1).transpose(1, 2)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Back: (B, H, T, E) to (N, H * E)."""
+        flat = x.transpose(1, 2).reshape(self.shape[0] * self.shape[1], -1)
+        return flat[self.rows * self.shape[1] + self.slots]
+
+    def grid(self) -> Tensor:
+        """Positions (B, T); where a row has no more tokens, a position behind all others."""
+        out = torch.full(self.shape, 1 << 30)
+        out[self.rows, self.slots] = self.positions
+        return out
+
+
+def visible(queries: Side, keys: Side) -> Tensor:
+    """What to add to scores (B, 1, T, L): nought where the key is not after the query."""
+    later = keys.grid()[:, None, :] > queries.grid()[:, :, None]
+    return torch.zeros(later.shape).masked_fill_(later, HIDDEN)[:, None]
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """RMSNorm with gain 1, which the built-in model's layers keep."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def rounded(x: Tensor, noise: float) -> Tensor:
+    """Noise as rounding to 8 bits would make it (`noise` 1), for weights that bear quantization."""
+    if not noise:
+        return x
+    step = x.detach().abs().amax(-1, keepdim=True) * (noise / 127)
+    return x + (torch.rand_like(x) - 0.5) * step
+
+
+def project(layer: Any, part: str, x: Tensor) -> Tensor:
+    """The q, k or v projection of a layer."""
+    projection = getattr(layer.self_attn, f"{part}_proj")
+    return F.linear(x, projection.weight, projection.bias)
+
+
+class FastModel:
+    """Forward pass of an AF3 model of the built-in kind.
+
+    Args:
+        model: its parameters are used in place.
+        cross: numbers of the layers whose text looks at audio.
+        noise: of rounding, on the inputs of the matrices.
+    """
+
+    def __init__(self, model: Any, cross: tuple[int, ...] = (2, 4, 6, 8), noise: float = 0.0) -> None:
+        self.model, self.cross, self.noise = model, cross, noise
+        self.language_model = model.model.language_model
+        text = model.config.text_config
+        self.heads, self.head = text.num_attention_heads, text.head_dim
+        theta = float(text.rope_theta)
+        self.frequencies = 1.0 / theta ** (torch.arange(0, self.head, 2, dtype=torch.float32) / self.head)
+
+    def rotary(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (N, 1, E) at the positions of tokens."""
+        angles = side.positions[:, None].float() * self.frequencies
+        angles = torch.cat([angles, angles], -1)[:, None]
+        return angles.cos(), angles.sin()
+
+    def rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Turns packed heads (N, H * E)."""
+        x = x.unflatten(-1, (self.heads, self.head))
+        first, second = x.chunk(2, -1)
+        return (x * rotary[0] + torch.cat([-second, first], -1) * rotary[1]).flatten(1)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio_rows: Tensor | None,
+        keep: list[Keys] | None = None,
+    ) -> tuple[Tensor, Side]:
+        """States (N, D) of the text tokens behind the last norm, and where these tokens are.
+
+        Args:
+            input_ids, attention_mask: (B, S).
+            audio_rows: the encoder's rows of all audio tokens in order, (A, D_audio).
+            keep: gets each layer's keys and values, for `Answering`.
+        """
+        is_audio = (input_ids == self.model.config.audio_token_id) & attention_mask.bool()
+        text, audio = Side.of(attention_mask.bool() & ~is_audio), Side.of(is_audio)
+        x = self.language_model.embed_tokens.weight[input_ids[text.rows, text.positions]]
+        turns, masks = self.rotary(text), {False: visible(text, text)}
+        heard = None
+        if audio_rows is not None and len(audio.rows):
+            heard = rms_norm(self.model.model.multi_modal_projector(audio_rows.float()))
+            turned = self.rotary(audio)
+            masks[True] = torch.cat([visible(text, audio), masks[False]], -1)
+        for number, layer in enumerate(self.language_model.layers):
+            before = None
+            if number in self.cross and heard is not None:
+                before = (
+                    audio.spread(self.rotate(project(layer, "k", heard), turned), self.heads),
+                    audio.spread(project(layer, "v", heard), self.heads),
+                )
+            x, keys = self.layer(number, x, text, turns, masks[before is not None], before)
+            if keep is not None:
+                keep.append(keys)
+        return rms_norm(x) * self.language_model.norm.weight, text
+
+    def layer(
+        self,
+        number: int,
+        x: Tensor,
+        text: Side,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor,
+        before: Keys | None,
+    ) -> tuple[Tensor, Keys]:
+        """One layer on text tokens (N, D).
+
+        Args:
+            number: of the layer.
+            x, text: the tokens' states and places.
+            turns: from `rotary`.
+            mask: added to the scores, (B, 1, T, L).
+            before: keys and values in front of the tokens' own, (B, H, L', E).
+
+        Returns:
+            The states behind the layer, and all keys and values.
+        """
+        if (
+            number == 0 and torch.is_grad_enabled()
+        ):  # frozen: what it adds depends on kinds and places of tokens only
+            with torch.no_grad():
+                added, keys = self.layer(0, x.detach(), text, turns, mask, before)
+                added = added - x
+            return x + added, keys
+        layer, noise = self.language_model.layers[number], self.noise if number else 0.0
+        normed = rounded(rms_norm(x), noise)
+        query = text.spread(self.rotate(project(layer, "q", normed), turns), self.heads)
+        key = text.spread(self.rotate(project(layer, "k", normed), turns), self.heads)
+        value = text.spread(project(layer, "v", normed), self.heads)
+        if before is not None:
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        out = F.scaled_dot_product_attention(query, key, value, mask)
+        x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
+        normed = rounded(rms_norm(x), noise)
+        gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
+        return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""
+        assert batch.input_ids is not None
+        assert batch.attention_mask is not None
+        assert batch.labels is not None
+        states, text = self.hidden(batch.input_ids, batch.attention_mask, batch.audio_rows)
+        labels = batch.labels
+        has_next = text.positions + 1 < labels.shape[1]
+        wanted = torch.full_like(text.rows, -100)
+        wanted[has_next] = labels[text.rows[has_next], text.positions[has_next] + 1]
+        chosen = wanted != -100
+        return self.model.lm_head(states[chosen]), wanted[chosen], text.rows[chosen]
+
+    def loss(self, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+        """Mean cross-entropy by weight, and figures of the batch."""
+        logits, labels, rows = self.logits(batch)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        assert batch.answer_weights is not None
+        weights = batch.answer_weights[rows]
+        right = (logits.detach().argmax(-1) == labels).float()
+        loss = (losses * weights).sum() / weights.sum()
+        return loss, {"loss": float(loss.detach()), "right": float(right.mean()), "labels": len(labels)}

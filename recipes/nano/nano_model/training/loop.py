@@ -1,0 +1,148 @@
+"""Training: a constant learning rate that falls to nought at the end, the mean of late weights, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .batches import Batch, Mixture
+from .forward import FastModel
+from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
+from .peers import Peers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one run.
+
+    Attributes:
+        minutes: of this run, in all its sessions together.
+        learning_rate: of q, k, v, gate and up; others get the shares of `parts`.
+        warmup_steps: at the start.
+        fall_share: last share of the minutes, in which the rate falls to nought.
+        smoothing: of the labels.
+        mean_decay: of the running mean of the weights, which is what is saved.
+        clip_norm: of the gradient.
+        save_minutes: between checkpoints.
+    """
+
+    minutes: float
+    learning_rate: float = 1e-4
+    warmup_steps: int = 50
+    fall_share: float = 0.3
+    smoothing: float = 0.01
+    mean_decay: float = 0.995
+    clip_norm: float = 1.0
+    save_minutes: float = 5.0
+
+
+def rate_at(plan: Plan, step: int, share_done: float) -> float:
+    """The learning rate at a step, after a share of the minutes."""
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    left = max(0.0, 1 - share_done)
+    return plan.learning_rate * warm * min(1.0, left / plan.fall_share if plan.fall_share else 1.0)
+
+
+class Run:
+    """A training run in a folder: `state.pt` to go on from, `log.jsonl`, and the mean of the weights as a model.
+
+    Args:
+        fast: the model.
+        processor: saved beside the model.
+        folder: of the run.
+        plan: how.
+    """
+
+    def __init__(self, fast: FastModel, processor: Any, folder: Path, plan: Plan) -> None:
+        self.fast, self.processor, self.folder, self.plan = fast, processor, folder, plan
+        folder.mkdir(parents=True, exist_ok=True)
+        groups = parameter_groups(fast.model)
+        self.trained = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
+        )
+        self.mean = [p.detach().clone() for p in self.trained]
+        self.step, self.pool, self.seconds = 0, 0, 0.0
+        if (folder / "state.pt").exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "state.pt")
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, state["trained"], strict=True):
+                parameter.copy_(value)
+        self.mean = state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.pool, self.seconds = state["step"], state["pool"], state["seconds"]
+
+    def save(self) -> None:
+        """Writes the state, and the mean of the weights in float16 as `model/`."""
+        temporary = self.folder / f".state.{os.getpid()}.pt"
+        state = {"trained": self.trained, "mean": self.mean, "optimizer": self.optimizer.state_dict()}
+        torch.save(state | {"step": self.step, "pool": self.pool, "seconds": self.seconds}, temporary)
+        os.replace(temporary, self.folder / "state.pt")
+        kept = [p.detach().clone() for p in self.trained]
+        self._put(self.mean)
+        self.fast.model.save_pretrained(self.folder / "model")
+        self.processor.save_pretrained(self.folder / "model")
+        self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self.trained, values, strict=True):
+            parameter.copy_(value)
+        keep_sinks_silent(self.fast.model)
+
+    def train(self, mixture: Mixture, peers: Peers | None = None) -> None:
+        """Trains until the minutes are over, and meets its peers meanwhile."""
+        start, saved = time.time(), time.time()
+        before = self.seconds
+        sums: dict[str, float] = {}
+        log = (self.folder / "log.jsonl").open("a")
+        for pool, rows in mixture.batches(self.pool):
+            self.pool = pool
+            self.seconds = before + time.time() - start
+            if self.seconds >= self.plan.minutes * 60:
+                break
+            batch = mixture.encode(rows, [mixture.seed, self.step])
+            figures = self._step(batch)
+            figures["rows"], figures["audio_s"] = len(rows), batch.audio_s
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self.step % 20 == 0:
+                entry: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds), "pool": pool}
+                entry |= {name: round(value / 20, 4) for name, value in sums.items()}
+                print(json.dumps(entry), file=log, flush=True)
+                sums = {}
+            if peers is not None and peers.is_due():
+                print(json.dumps({"step": self.step, "met": peers.meet(self.trained)}), file=log, flush=True)
+                keep_sinks_silent(self.fast.model)
+            if time.time() - saved > 60 * self.plan.save_minutes:
+                self.save()
+                saved = time.time()
+        self.save()
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        rate = rate_at(self.plan, self.step, self.seconds / (self.plan.minutes * 60))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, figures = self.fast.loss(batch, self.plan.smoothing)
+        loss.backward()
+        keep_exact_gradients(self.fast.model)
+        figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))
+        self.optimizer.step()
+        keep_sinks_silent(self.fast.model)
+        self.step += 1
+        if self.step % 4 == 0:
+            decay = min(self.plan.mean_decay, self.step / (self.step + 40))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.mean, [p.detach() for p in self.trained], 1 - decay)
+        figures["rate"] = rate
+        return figures

@@ -1,0 +1,68 @@
+"""What is trained, how fast, and what stays as it was constructed.
+
+The stream of Whisper's first layers is small, so a step of what writes into it (o, down, embeddings) is large: these
+learn at a tenth of the rate. Masks, flags and layer 0 are exact parts and stay.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from ..layout import AUDIO, CODES, HEADS, SINK, SINK_NORMED, STATE
+from ..masks import kind_rows
+
+FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
+    (r"layers\.0\.|layernorm|audio_tower|multi_modal_projector", 0.0),
+    (r"layers\.[1357]\.mlp\.(gate|up)", 3.0),
+    (r"layers\.[1357]\.mlp\.down", 0.5),
+    (r"\.(q|k|v)_proj|mlp\.(gate|up)", 1.0),
+    (r"o_proj|down_proj|embed_tokens", 0.1),
+    (r"lm_head", 0.5),
+    (r"norm\.weight", 0.1),
+)
+FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
+
+
+def factor_of(name: str, factors: tuple[tuple[str, float], ...] = FACTORS) -> float:
+    """Share of the learning rate that a parameter gets."""
+    return next(factor for pattern, factor in factors if re.search(pattern, name))
+
+
+def parameter_groups(model: Any, factors: tuple[tuple[str, float], ...] = FACTORS) -> list[dict[str, Any]]:
+    """Optimizer groups with their `factor`; everything else is frozen."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = factor_of(name, factors)
+        parameter.requires_grad_(factor > 0)
+        if factor > 0:
+            groups.setdefault(factor, []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+
+
+def keep_exact_gradients(model: Any) -> None:
+    """Sets the gradients of masks and flags to nought."""
+    kinds = [row for head in range(HEADS) for row in kind_rows(head)]
+    embedding = model.model.language_model.embed_tokens.weight
+    if embedding.grad is not None:
+        embedding.grad[:, STATE:] = 0
+    for layer in model.model.language_model.layers[1:]:
+        attention = layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj):
+            if projection.weight.grad is not None:
+                projection.weight.grad[kinds], projection.bias.grad[kinds] = 0, 0
+        for matrix in (attention.o_proj, layer.mlp.down_proj):
+            if matrix.weight.grad is not None:
+                matrix.weight.grad[FLAG_ROWS] = 0
+        if layer.mlp.gate_proj.weight.grad is not None:
+            layer.mlp.gate_proj.weight.grad[:, [AUDIO, SINK]] = 0
+
+
+@torch.no_grad()
+def keep_sinks_silent(model: Any) -> None:
+    """The value of a sink is nought, whatever the bias of the values has become."""
+    for layer in model.model.language_model.layers[1:]:
+        value = layer.self_attn.v_proj
+        value.weight[:, SINK] = -value.bias / SINK_NORMED

@@ -1,0 +1,98 @@
+"""Whisper's byte-level BPE, cut down to the tokens that a text needs: all bytes, and what merges lead to them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+ANSWER = 'The spoken content of the audio is "'
+QUOTE, CLOSE, START = (
+    'Ġ"',
+    '".',
+    "assistant",
+)  # the opening quote, the closing one with its stop, the turn's role
+FRAME = "system\nYou are a helpful assistant.\nuser\nTranscribe the input speech.\nassistant\n"
+LAST_ORDINARY = 50256  # Whisper's tokens from here on are special
+EARLY_RANK, EARLY_BONUS = 6000, 40  # early merges are frequent everywhere, whatever the text says
+_WORD = re.compile(r"Ġ?[A-Za-z']+")
+_CANDIDATE = re.compile(r"Ġ?[A-Za-z']+|[ -~Ġ]{1,2}")
+Merge = tuple[str, str]
+
+
+def is_allowed(token: str) -> bool:
+    """No token but the opening and the closing quote holds a quote: `".` always stands alone."""
+    return '"' not in token or token in ('"', QUOTE, CLOSE)
+
+
+def with_vocabulary(template: dict[str, Any], tokens: list[str], merges: Iterable[Merge]) -> dict[str, Any]:
+    """The content of tokenizer.json with other tokens; the added ones follow them."""
+    out = copy.deepcopy(template)
+    out["model"]["vocab"] = {token: number for number, token in enumerate(tokens)}
+    out["model"]["merges"] = [list(merge) for merge in merges]
+    for number, added in enumerate(out["added_tokens"]):
+        added["id"] = len(tokens) + number
+    return out
+
+
+def prune(
+    source: dict[str, Any], template: dict[str, Any], sentences: Iterable[str], size: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Cuts a vocabulary.
+
+    Args:
+        source: Whisper's tokenizer.json.
+        template: a tokenizer.json with the added tokens and the rules of splitting that are wanted.
+        sentences: the text whose tokens are kept first.
+        size: ordinary tokens, `assistant` among them.
+
+    Returns:
+        tokenizer.json, and Whisper's number of each ordinary token; -1 for `assistant`.
+    """
+    from tokenizers import Tokenizer
+
+    vocabulary: dict[str, int] = source["model"]["vocab"]
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        for merge in source["model"]["merges"]
+    ]
+    merges = [merge for merge in merges if "".join(merge) in vocabulary and is_allowed("".join(merge))]
+    names = sorted((t for t in vocabulary if vocabulary[t] < LAST_ORDINARY), key=vocabulary.__getitem__)
+    full = Tokenizer.from_str(json.dumps(with_vocabulary(template, names, merges)))
+    counts = Counter(token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens)
+    parents: dict[str, Merge] = {}
+    for merge in merges:
+        parents.setdefault("".join(merge), merge)
+    kept = {name for name in names if len(name) == 1}
+
+    def needed(token: str) -> set[str]:
+        if token in kept:
+            return set()
+        return {token}.union(*map(needed, parents[token]))
+
+    for token in full.encode(FRAME).tokens:
+        kept |= needed(token) if token in parents else set()
+    scores = _scores(counts, parents, {name: rank for rank, name in enumerate(names)})
+    for token in sorted(scores, key=scores.__getitem__, reverse=True):
+        more = needed(token)
+        if len(kept) + len(more) < size:
+            kept |= more
+    tokens = [*(name for name in names if name in kept), START]
+    pruned = [merge for merge in merges if {*merge, "".join(merge)} <= kept]
+    return with_vocabulary(template, tokens, [*pruned, ("ass", "istant")]), [
+        *(vocabulary[t] for t in tokens[:-1]),
+        -1,
+    ]
+
+
+def _scores(counts: Counter[str], parents: dict[str, Merge], rank: dict[str, int]) -> dict[str, float]:
+    """How much a token is wanted: its count in the text, and a little for early merges."""
+    return {
+        token: counts[token]
+        + (EARLY_BONUS * max(0.0, 1 - rank[token] / EARLY_RANK) if _WORD.fullmatch(token) else 0.0)
+        for token in parents
+        if _CANDIDATE.fullmatch(token)
+    }

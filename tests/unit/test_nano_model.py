@@ -1,0 +1,367 @@
+"""The construction of the built-in model: each part does what Whisper's does, or says by how much it does not."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recipes.nano.nano_model import answers, assemble, attention, masks, mlp, positions, vocabulary
+from recipes.nano.nano_model import layout as at
+from recipes.nano.nano_model.whisper import Attention, DecoderLayer, Whisper, attend
+from recipes.nano.nano_model.whisper import mlp as whisper_mlp
+
+KINDS = ("transcript", "header", "audio", "sink", "assistant")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def random_attention(rank: int = 50, size: float = 0.06) -> Attention:
+    """Scores of each head have few directions, as the model has room for."""
+
+    def narrow() -> torch.Tensor:
+        keep = torch.cat([torch.ones(rank), torch.zeros(at.HEAD - rank)]).repeat(at.HEADS)
+        return size * torch.randn(at.STATE, at.STATE) * keep[:, None]
+
+    bias = lambda: 0.3 * torch.randn(at.STATE)  # noqa: E731
+    full = lambda: size * torch.randn(at.STATE, at.STATE)  # noqa: E731
+    return Attention(narrow(), bias(), narrow(), full(), bias(), full(), bias())
+
+
+def random_norm() -> tuple[torch.Tensor, torch.Tensor]:
+    return 1 + 0.3 * torch.randn(at.STATE), 0.2 * torch.randn(at.STATE)
+
+
+def scores_of(layer: at.Layer, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Scores (H, T, L) of normed tokens, without rotation."""
+    q, k = queries @ layer.q.T + layer.bq, keys @ layer.k.T + layer.bk
+    q, k = (x.unflatten(-1, (at.HEADS, at.HEAD)).transpose(0, 1) for x in (q, k))
+    return q @ k.transpose(1, 2) / math.sqrt(at.HEAD)
+
+
+def run_attention(layer: at.Layer, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+    """What a layer's attention adds to a stream (T, WIDTH), rotated by position and causal."""
+    normed = at.rms_norm(x)
+    heard = normed if keys is None else at.rms_norm(keys)
+    turns = at.THETA ** (-torch.arange(at.HEAD // 2) / (at.HEAD / 2))
+
+    def heads(y: torch.Tensor, is_turned: bool) -> torch.Tensor:
+        y = y.unflatten(-1, (at.HEADS, at.HEAD))
+        if is_turned:
+            angles = torch.arange(len(y))[:, None, None] * turns
+            first, second = y.chunk(2, -1)
+            cos, sin = angles.cos(), angles.sin()
+            y = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+        return y.transpose(0, 1)
+
+    is_turned = keys is None
+    q = heads(normed @ layer.q.T + layer.bq, is_turned)
+    k, v = heads(heard @ layer.k.T + layer.bk, is_turned), heads(heard @ layer.v.T + layer.bv, False)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=is_turned)
+    return out.transpose(0, 1).flatten(1) @ layer.o.T
+
+
+def tokens_of(kind: str, count: int, mark: float) -> torch.Tensor:
+    """Normed tokens (N, WIDTH) of a kind, with a HEADER and OPEN of `mark`."""
+    x = torch.zeros(count, at.WIDTH)
+    if kind == "audio":
+        x[:, : at.STATE], x[:, at.AUDIO] = torch.randn(count, at.STATE), at.AUDIO_FLAG
+        return at.rms_norm(x)
+    if kind == "sink":
+        x[:, at.SINK] = at.SINK_SIZE
+        return at.rms_norm(x)
+    x[:, : at.STATE] = torch.randn(count, at.STATE)
+    x = at.rms_norm(x)
+    x[:, at.CONST] = 1
+    if kind == "header":
+        x[:, [at.HEADER, at.OPEN]] = mark
+    if kind == "assistant":
+        x[:, at.START] = 1
+    return x
+
+
+# norms
+
+
+def test_a_centred_state_is_normed_as_by_layer_norm():
+    state = torch.randn(5, at.STATE) * 0.3 + 0.1
+    gain, bias = random_norm()
+    x = torch.zeros(5, at.WIDTH)
+    x[:, : at.STATE] = at.centred(state)
+    normed = at.rms_norm(x)[:, : at.STATE] * assemble.SCALE
+    torch.testing.assert_close(
+        normed * gain + bias, F.layer_norm(state, (at.STATE,), gain, bias), atol=1e-3, rtol=1e-3
+    )
+
+
+# rotary
+
+
+def test_content_does_not_turn_over_the_distances_that_occur():
+    turns = [at.THETA ** (-2 * (dim % (at.HEAD // 2)) / at.HEAD) for dim in at.CONTENT]
+    assert max(turns) * 100 < 0.07  # a transcript
+    turns = [at.THETA ** (-2 * (dim % (at.HEAD // 2)) / at.HEAD) for dim in attention.CROSS_CONTENT]
+    assert max(turns) * 750 < 0.05  # a clip of 30 s
+    assert torch.tensor(at.THETA, dtype=torch.float32).isfinite()
+
+
+def test_sizes_are_such_that_groups_of_int4_divide_them():
+    from audioflamingo.kernels import INT4_GROUPS
+
+    for size in (at.WIDTH, at.HEADS * at.HEAD, at.INNER):
+        assert size % min(INT4_GROUPS) == 0
+    assert at.HEADS * at.HEAD % 64 == at.INNER % 64 == 0
+
+
+# masks
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen"),
+    [
+        ("transcript", {"transcript", "assistant"}),
+        ("header", {"transcript", "header"}),
+        ("audio", {"sink"}),
+        ("sink", {"sink"}),
+    ],
+)
+def test_who_looks_at_whom_in_a_self_layer(kind, seen):
+    layer = at.Layer()
+    masks.mask_self(layer, mark_normed=3.0, start_normed=1.0)
+    keys = torch.cat([tokens_of(other, 4, 3.0) for other in KINDS])
+    scores = scores_of(layer, tokens_of(kind, 3, 3.0), keys)
+    shares = scores.softmax(-1).unflatten(-1, (len(KINDS), 4)).sum(-1)  # (H, 3, kinds)
+    for place, other in enumerate(KINDS):
+        assert (shares[..., place].min() > 0.1) if other in seen else (shares[..., place].max() < 1e-6)
+
+
+def test_in_a_cross_layer_text_looks_at_audio_and_audio_at_sinks():
+    layer = at.Layer()
+    masks.mask_cross(layer)
+    keys = torch.cat([tokens_of(other, 4, 3.0) for other in KINDS])
+    for kind, target in (("transcript", 2), ("header", 2), ("audio", 3), ("sink", 3)):
+        shares = (
+            scores_of(layer, tokens_of(kind, 3, 3.0), keys).softmax(-1).unflatten(-1, (len(KINDS), 4)).sum(-1)
+        )
+        assert shares[..., target].min() > 1 - 1e-6
+
+
+def test_no_layer_changes_audio_or_sinks():
+    layer = at.Layer()
+    layer.v, layer.bv, layer.o = (
+        torch.randn_like(layer.v),
+        torch.randn_like(layer.bv),
+        torch.randn_like(layer.o),
+    )
+    layer.gate, layer.up, layer.down = (torch.randn_like(x) / 20 for x in (layer.gate, layer.up, layer.down))
+    masks.mask_self(layer, 3.0, 1.0)
+    masks.keep_audio(layer)
+    sink, audio = tokens_of("sink", 1, 3.0), tokens_of("audio", 4, 3.0)
+    added = run_attention(layer, torch.cat([sink, audio]))
+    assert added.abs().max() < 1e-4
+    assert mlp.output(layer, torch.cat([sink, audio])).abs().max() < 1e-3
+
+
+# attention
+
+
+@pytest.mark.parametrize("is_cross", [False, True])
+def test_attention_is_whispers(is_cross):
+    part, norm, encoder_norm = random_attention(), random_norm(), random_norm()
+    states, const = at.centred(0.2 * torch.randn(600, at.STATE)), 0.4
+    text = assemble.stream(states, const)
+    frames = F.layer_norm(torch.randn(500, at.STATE), (at.STATE,))
+    heard = torch.zeros(500, at.WIDTH)
+    heard[:, : at.STATE], heard[:, at.AUDIO] = frames, at.AUDIO_FLAG
+    key_norm, scale = (encoder_norm, at.AUDIO_RMS) if is_cross else (norm, assemble.SCALE)
+    folded = attention.fold(part, norm, key_norm, scale, assemble.SCALE)
+    seen = attention.Seen(text, at.rms_norm(heard) if is_cross else text)
+    layer = at.Layer()
+    left_out = attention.put_attention(layer, folded, seen, 0.1, is_cross)
+    assert left_out < 1e-6
+    x = torch.zeros(20, at.WIDTH)
+    x[:, : at.STATE], x[:, at.CONST] = states[:20], const
+    normed = F.layer_norm(states[:20], (at.STATE,), *norm)
+    if is_cross:
+        wanted = attend(part, normed, frames[:50] * encoder_norm[0] + encoder_norm[1])
+        added = run_attention(layer, x, heard[:50])
+    else:
+        wanted, added = attend(part, normed, normed, is_causal=True), run_attention(layer, x)
+    error = (added[:, : at.STATE] - at.centred(wanted)).pow(2).mean() / at.centred(wanted).pow(2).mean()
+    assert error < 0.01
+    torch.testing.assert_close(added[:, at.CONST], torch.full((20,), 0.1), atol=0.02, rtol=0)
+
+
+# MLP
+
+
+def random_layer() -> DecoderLayer:
+    norms = (random_norm(), random_norm(), random_norm())
+    fc1, fc2 = 0.05 * torch.randn(4 * at.STATE, at.STATE), 0.02 * torch.randn(at.STATE, 4 * at.STATE)
+    fc2[:, at.INNER - 1 :] *= 0.01  # as many strong neurons as there is room for
+    biases = 0.5 * torch.randn(4 * at.STATE), 0.1 * torch.randn(at.STATE)
+    return DecoderLayer(random_attention(), random_attention(), fc1, biases[0], fc2, biases[1], norms)
+
+
+def test_the_mlp_is_whispers_but_for_the_form_of_gelu_and_a_fit_improves_it():
+    whisper, const = random_layer(), 0.4
+    before = at.centred(0.2 * torch.randn(1500, at.STATE))
+    after = before + at.centred(whisper_mlp(whisper, before))
+    layer = at.Layer()
+    mlp.put_neurons(layer, whisper, before, const)
+
+    def error() -> float:
+        added = mlp.output(layer, assemble.stream(before, const))[:, : at.STATE]
+        return float((added - (after - before)).pow(2).mean() / (after - before).pow(2).mean())
+
+    start = error()
+    assert start < 0.05
+    mlp.fit(layer, before, after, const, seconds=2.0)
+    assert error() < start
+
+
+# positions
+
+
+def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_text():
+    table, quote = 0.014 * torch.randn(448, at.STATE), 9
+    embedding = torch.zeros(50, at.WIDTH)
+    embedding[:, : at.STATE], embedding[:, at.CONST] = at.centred(0.02 * torch.randn(50, at.STATE)), at.FLAG
+    embedding[1, at.START] = at.FLAG
+    embedding[45, at.QUOTE] = at.FLAG
+    embedding[0] = 0
+    embedding[0, at.SINK] = at.SINK_SIZE
+    layer = positions.position_layer(embedding, table, start=1, quote=quote)
+    text = lambda count: (2 + torch.randint(40, (count,))).tolist()  # noqa: E731
+    first = [0, *text(10), 0, *text(30), 0, 1, *text(quote - 1), 45, *text(60)]
+    ids = [*first, 0, *text(20), 0, 1, *text(15)]
+    x = embedding[ids]
+    x = x + run_attention(layer, x)
+    out = x + mlp.output(layer, at.rms_norm(x)) - embedding[ids]
+    start = first.index(1)
+    answer, wanted = out[start : len(first)], positions.answer_targets(table, quote, len(first) - start)
+    error = (answer - wanted)[:, : at.STATE].pow(2).mean() / wanted[:, : at.STATE].pow(2).mean()
+    assert error < 0.01
+    marks = [at.HEADER, at.OPEN, at.ANSWER]
+    assert (answer - wanted)[:, marks].abs().max() < 0.1 * at.MARK
+    question = out[[place for place in range(start) if ids[place]]]
+    assert (question[:, [at.HEADER, at.OPEN]] - at.MARK).abs().max() < 0.1 * at.MARK
+    between = out[len(first) + 1 : len(first) + 21]
+    assert (between[:, [at.HEADER, at.OPEN]] - at.MARK).abs().max() < 0.25 * at.MARK
+    later = out[-14:]  # a second answer
+    assert (later[:, at.OPEN] > 0.4 * at.MARK).float().mean() > 0.6
+    other = [0, *text(10), 0, *text(30), 0, 1, *text(60)]  # an answer that is no transcript
+    x = embedding[other]
+    x = x + run_attention(layer, x)
+    written = mlp.output(layer, at.rms_norm(x))[-60:]
+    assert (written[:, [at.HEADER, at.OPEN, at.ANSWER]] - at.MARK).abs().max() < 0.1 * at.MARK
+    assert out[[place for place, token in enumerate(ids) if not token]].abs().max() < 1e-3
+
+
+# what other tasks start from
+
+
+def test_a_question_sees_the_word_before():
+    layer = at.Layer()
+    answers.order_words(layer, 3.0)
+    x = tokens_of("header", 30, 3.0)
+    q, k = x @ layer.q.T + layer.bq, x @ layer.k.T + layer.bk
+    head = slice(answers.BEFORE_HEAD * at.HEAD, (answers.BEFORE_HEAD + 1) * at.HEAD)
+    angles = torch.arange(30)[:, None] * at.THETA ** (-torch.arange(at.HEAD // 2) / (at.HEAD / 2))
+
+    def turned(y: torch.Tensor) -> torch.Tensor:
+        first, second = y[:, head].chunk(2, -1)
+        return torch.cat(
+            [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1
+        )
+
+    scores = turned(q) @ turned(k).T / 8
+    scores = scores.masked_fill(torch.ones(30, 30).triu(1).bool(), -1e9)
+    assert (scores[1:].argmax(-1) == torch.arange(29)).all()
+
+
+def test_free_neurons_write_nothing_and_are_shut_for_transcripts():
+    layer = at.Layer()
+    answers.free_neurons(layer, 3.0, 1.0)
+    assert mlp.output(layer, tokens_of("header", 3, 3.0)).abs().max() == 0
+    gates = tokens_of("transcript", 50, 3.0) @ layer.gate.T
+    assert gates.max() < -5
+    assert (tokens_of("header", 50, 3.0) @ layer.gate.T).max() > 1
+
+
+# vocabulary and output rows
+
+
+def small_tokenizer() -> tuple[dict, dict]:
+    """A tokenizer as Whisper's in form, and a template as the package's."""
+    from audioflamingo.hub import BUILT_IN_FOLDER
+
+    template = json.loads((BUILT_IN_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
+    letters = sorted({name for name in template["model"]["vocab"] if len(name) == 1})
+    merges = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("Ġ", '"'),
+        ('"', "."),
+        (".", '"'),
+        ("c", "a"),
+        ("ca", "t"),
+        ("z", "z"),
+    ]
+    merges += [("a", "s"), ("as", "s"), ("i", "s"), ("is", "t"), ("a", "n"), ("an", "t"), ("ist", "ant")]
+    names = [*letters, *("".join(merge) for merge in merges)]
+    source = {
+        "model": {"vocab": {name: n for n, name in enumerate(names)}, "merges": [" ".join(m) for m in merges]}
+    }
+    return source, template
+
+
+def test_a_cut_vocabulary_holds_what_its_text_needs_and_quotes_stand_alone():
+    from tokenizers import Tokenizer
+
+    source, template = small_tokenizer()
+    content, rows = vocabulary.prune(
+        source, template, ["The cat saw the cat."], len(source["model"]["vocab"])
+    )
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    known = set(content["model"]["vocab"])
+    for first, second in content["model"]["merges"]:
+        assert {first, second, first + second} <= known
+    assert tokenizer.encode('"the cat".').tokens[-1] == vocabulary.CLOSE
+    assert '."' not in known
+    assert rows[-1] == -1
+    assert [source["model"]["vocab"][name] for name in list(content["model"]["vocab"])[:-1]] == rows[:-1]
+    assert tokenizer.decode(tokenizer.encode("The cat’s zzz!").ids) == "The cat’s zzz!"
+    assert tokenizer.encode("assistant").tokens == [vocabulary.START]
+
+
+def test_a_sentence_opens_without_a_space_behind_the_quote_only():
+    names = ["Hello", "ĠHello", "Ġworld", "x"]
+    assert assemble.openings(names) == [0]
+
+
+def test_the_projector_is_the_identity_with_a_flag():
+    frames = 3 * torch.randn(200, at.STATE)
+    part = {name.rpartition("projector.")[2]: tensor for name, tensor in assemble.projector(frames).items()}
+    inner = F.gelu(frames @ part["linear_1.weight"].T + part["linear_1.bias"])
+    out = inner @ part["linear_2.weight"].T + part["linear_2.bias"]
+    torch.testing.assert_close(out[:, : at.STATE], frames, atol=1e-3, rtol=0)
+    assert (out[:, at.AUDIO] == at.AUDIO_FLAG).all()
+
+
+def test_whispers_states_follow_its_layers():
+    layer = random_layer()
+    whisper = object.__new__(Whisper)
+    whisper.embeddings, whisper.positions = torch.randn(9, at.STATE), torch.randn(20, at.STATE)
+    whisper.layers, whisper.encoder_norm = [layer], random_norm()
+    states = whisper.states(torch.tensor([1, 2, 3]), torch.randn(10, at.STATE))
+    assert len(states) == 4
+    assert all(state.shape == (3, at.STATE) for state in states)
+    assert max(float(state.mean(1).abs().max()) for state in states) < 1e-5

@@ -1,0 +1,185 @@
+"""The built-in model's own trainer: its forward pass and its answers are the model's, and exact parts stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+from audioflamingo.datasets.conversations import DataRow
+from audioflamingo.training.batches import Batch
+from recipes.nano.nano_model.layout import AUDIO, CONST, SINK, SINK_NORMED, STATE, WIDTH
+from recipes.nano.nano_model.training.answering import answer
+from recipes.nano.nano_model.training.forward import FastModel, Side, rounded, visible
+from recipes.nano.nano_model.training.loop import Plan, rate_at
+from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
+from recipes.nano.nano_model.training.parts import (
+    factor_of,
+    keep_exact_gradients,
+    keep_sinks_silent,
+    parameter_groups,
+)
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[Any, Any]:
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32)
+    if model.config.text_config.hidden_size != WIDTH:
+        pytest.skip("the weights that are shipped are not of this construction yet")
+    return model.eval(), AutoProcessor.from_pretrained("nano")
+
+
+def tone(seconds: float, seed: int) -> np.ndarray:
+    """Noise with a slow swell."""
+    rng = np.random.default_rng(seed)
+    count = int(seconds * 16000)
+    return (0.1 * rng.standard_normal(count) * np.sin(np.arange(count) / 4000) ** 2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def batch(nano: tuple[Any, Any]) -> Batch:
+    """Conversations of one turn, of two, with two clips and with none."""
+    model, processor = nano
+    text = lambda words: {"type": "text", "text": words}  # noqa: E731
+    clip = lambda seconds, seed: {"type": "audio", "audio": tone(seconds, seed)}  # noqa: E731
+    reply = lambda words: {"role": "assistant", "content": [text(words)]}  # noqa: E731
+    user = lambda *parts: {"role": "user", "content": list(parts)}  # noqa: E731
+    conversations = [
+        [user(text("Transcribe it."), clip(2, 0)), reply('The spoken content of the audio is "Hi there.".')],
+        [
+            user(text("What is this sound?"), clip(3, 1)), reply("This is the sound of rain or noise."),
+            user(text("Why?")), reply("I hear a steady hiss."),
+        ],
+        [user(text("Which clip is longer?"), clip(1, 2), clip(2, 3)), reply("The second clip is longer.")],
+        [user(text("What is the capital of France?")), reply("The capital of France is Paris.")],
+    ]  # fmt: skip
+    inputs = processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, output_labels="assistant", padding_side="right"
+    )
+    with torch.no_grad():
+        rows = model.model.audio_tower(inputs["input_features"], inputs["input_features_mask"]).audio_tokens
+    return Batch(
+        ids=[],
+        audio_s=8.0,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        labels=inputs["labels"],
+        answer_weights=torch.ones(len(conversations)),
+        audio_rows=rows,
+    )
+
+
+def test_text_tokens_alone_give_the_models_logits(nano, batch):
+    model, _ = nano
+    with torch.no_grad():
+        logits, labels, _ = FastModel(model).logits(batch)
+        embeds = model.model.multi_modal_projector(batch.audio_rows)
+        states = model.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, audio_embeds=embeds
+        ).last_hidden_state
+        expected = model.lm_head(states)[:, :-1][batch.labels[:, 1:] != -100]
+    assert (labels == batch.labels[:, 1:][batch.labels[:, 1:] != -100]).all()
+    assert (logits - expected).abs().mean() < 0.02
+    assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.97
+
+
+def test_answers_are_those_of_generate(nano, batch):
+    model, processor = nano
+    prompts = prompts_of(batch)
+    ends = tuple(model.generation_config.eos_token_id)
+    found = answer(FastModel(model), prompts, 12, ends)
+    question = {"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}
+    inputs = processor.apply_chat_template(
+        [question], tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    expected = model.generate(**inputs, max_new_tokens=12, num_beams=1)[
+        0, inputs.input_ids.shape[1] :
+    ].tolist()
+    assert found[3] == [token for token in expected if token not in ends]
+
+
+def test_prompts_end_where_the_last_answer_starts(nano, batch):
+    prompts = prompts_of(batch)
+    for row in range(4):
+        length = int(prompts.attention_mask[row].sum())
+        assert batch.labels[row, length] != -100
+        assert batch.labels[row, length - 1] == -100
+
+
+def test_a_token_sees_what_is_not_after_it():
+    text = Side.of(torch.tensor([[True, False, True, True], [False, True, False, False]]))
+    audio = Side.of(torch.tensor([[False, True, False, False], [True, False, False, False]]))
+    assert text.shape == (2, 3)
+    assert (visible(text, audio)[0, 0] == 0).tolist() == [[False], [True], [True]]
+    assert (visible(text, text)[0, 0] == 0).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True] * 3,
+    ]
+    x = torch.arange(8.0).view(4, 2)
+    assert torch.equal(text.gather(text.spread(x, 1)), x)
+
+
+def test_masks_flags_and_layer_0_stay_as_they_are(nano, batch):
+    model, _ = nano
+    groups = parameter_groups(model)
+    assert all(group["factor"] > 0 for group in groups)
+    loss, figures = FastModel(model, noise=1.0).loss(batch, 0.01)
+    loss.backward()
+    keep_exact_gradients(model)
+    layers = model.model.language_model.layers
+    assert all(parameter.grad is None for parameter in layers[0].parameters())
+    assert all(parameter.grad is None for parameter in model.model.audio_tower.parameters())
+    assert layers[1].self_attn.q_proj.weight.grad[[31, 63]].abs().max() == 0
+    assert layers[1].self_attn.q_proj.weight.grad.abs().max() > 0
+    assert layers[2].self_attn.o_proj.weight.grad[CONST].abs().max() == 0
+    assert model.model.language_model.embed_tokens.weight.grad[:, STATE:].abs().max() == 0
+    assert layers[3].mlp.gate_proj.weight.grad[:, [AUDIO, SINK]].abs().max() == 0
+    keep_sinks_silent(model)
+    value = layers[4].self_attn.v_proj
+    torch.testing.assert_close(value.weight[:, SINK] * SINK_NORMED, -value.bias)
+    assert figures["labels"] == int((batch.labels != -100).sum())
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+
+
+def test_rounding_noise_is_that_of_eight_bits():
+    x = torch.randn(4, 1000)
+    assert rounded(x, 0.0) is x
+    step = x.abs().amax(-1) / 127
+    error = (rounded(x, 1.0) - x).abs().amax(-1)
+    assert ((error > 0.4 * step) & (error <= 0.5 * step + 1e-6)).all()
+
+
+def test_learning_rates():
+    plan = Plan(minutes=10, learning_rate=1.0, warmup_steps=10, fall_share=0.5)
+    assert rate_at(plan, 0, 0.0) == pytest.approx(0.1)
+    assert rate_at(plan, 100, 0.4) == 1.0
+    assert rate_at(plan, 100, 0.75) == pytest.approx(0.5)
+    assert rate_at(plan, 100, 1.0) == 0.0
+    assert factor_of("model.language_model.layers.0.mlp.up_proj.weight") == 0
+    assert factor_of("model.language_model.layers.4.mlp.up_proj.weight") == 1
+    assert factor_of("model.language_model.layers.4.self_attn.o_proj.weight") == 0.1
+
+
+def make_row(question: str, reference: str, duration_s: float = 3.0) -> DataRow:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reference}]
+    return DataRow("a", messages, (), duration_s, "here")
+
+
+def test_scores():
+    transcript = make_row("Transcribe it.", 'The spoken content of the audio is "Go on, please.".')
+    item = score(transcript, 'The spoken content of the audio is "go on pleas".')
+    assert (item.num_errors, item.num_words, item.is_right) == (1, 3, False)
+    silence = make_row("Transcribe it.", 'The spoken content of the audio is "".')
+    assert score(silence, 'The spoken content of the audio is "".').is_right
+    choice = make_row("What is it? (A) rain (B) wind", "wind")
+    assert score(choice, "(B) wind").is_right
+    assert not score(choice, "rain").is_right
+    assert score(make_row("Is it speech?", "Yes, someone is speaking."), "yes someone is speaking").is_right
+    assert is_about("It lasts about ten seconds.", 11.5)
+    assert not is_about("It lasts about ten seconds.", 14.0)
+    assert not is_about("I do not know.", 14.0)
