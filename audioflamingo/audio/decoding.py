@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from audioflamingo.audio.damage import find_damage, find_missing_head, read_xing_header
-from audioflamingo.audio.loss import Loss
-from audioflamingo.audio.parts import split_parts
+from audioflamingo.audio.joined_recordings import split_parts
+from audioflamingo.audio.lost_audio import Loss
 from audioflamingo.audio.reading import Reading
 from audioflamingo.audio.sources import is_pipe, open_source
 from audioflamingo.audio.timeline import Frame, Timeline, has_clock, silent_frames, zero_of

@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from audioflamingo.checkpoint.adapters import read_adapter
+from audioflamingo.checkpoint.adapter_folders import read_adapter
 from audioflamingo.checkpoint.checks import check_token_ids, drop_time_frequencies, find_token_id
 from audioflamingo.checkpoint.device_map import (
     DeviceMap,

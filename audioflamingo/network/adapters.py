@@ -126,10 +126,10 @@ def routed(names: Sequence[str | None], counts: Sequence[int] | None = None) -> 
     return _under(Route(used, places.repeat_interleave(torch.tensor(counts, device="cpu"))))
 
 
-def routed_to(rows: Tensor | None) -> Any:
-    """A context for what runs on some of the rows only, `(R,)`; None for all."""
+def routed_to(rows: Tensor) -> Any:
+    """A context for what runs on some of the rows only, `(R,)`."""
     route = _route.get()
-    if route is None or route.rows is None or rows is None:
+    if route is None or route.rows is None:
         return _under(route)
     return _under(Route(route.names, route.rows[rows.cpu()]))
 

@@ -278,9 +278,10 @@ class AudioFlamingo3WithHead(nn.Module):
             Logits of the token behind each, float32 `(R, V)`, on the device of `x`.
         """
         hidden = self.model.language_model.forward_packed(x, view)
-        hidden = hidden if last is None else hidden[last.to(hidden.device)]
-        with routed_to(last):
+        if last is None:
             return self.lm_head(hidden).float().to(x.device)
+        with routed_to(last):
+            return self.lm_head(hidden[last.to(hidden.device)]).float().to(x.device)
 
     def encode_in_pieces(
         self, features: Tensor, num_frames: int, num_positions: int, window_index: int = 0

@@ -29,11 +29,14 @@ def time_frequencies(config: MusicFlamingoConfig) -> Tensor:
     return 1.0 / float(config.rope_parameters["rope_theta"]) ** exponents
 
 
+MAX_TABLES = 64  # windows whose tables are kept: more than 30 minutes
+
+
 class RotaryTimeEmbedding:
     """Turns rows of the encoder by the time that they stand for.
 
-    It keeps no tensor: a table that a model is moved with would be rounded along with the weights, and its angles reach
-    thousands of turns.
+    No module and without buffers, so that nothing rounds its tables along with the weights: angles reach thousands of
+    turns. Tables are made on the CPU, so that they are the same wherever the model is, and kept by window.
 
     Args:
         config: of the model.
@@ -44,6 +47,7 @@ class RotaryTimeEmbedding:
         self._theta = float(config.rope_parameters["rope_theta"])
         self._frame_step_s = config.audio_frame_step * 2 * POOL  # of one encoded row
         self._positions_per_window = config.audio_config.max_source_positions // POOL
+        self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def angles(self, windows: Tensor, frames: Tensor) -> Tensor:
         """Angles by which pairs of neighbouring channels turn, float32 `(A, C)`; always computed on the CPU.
@@ -61,6 +65,19 @@ class RotaryTimeEmbedding:
         seconds = starts_s + frames.float() * self._frame_step_s
         return torch.cat([by_window, by_frame], dim=1) * (-seconds * 2 * math.pi)[:, None]
 
+    def _table(self, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all rows of a window, float32 `(L, C)` each; 1.5 MB in the published model."""
+        table = self._tables.get((window, device))
+        if table is None:
+            with torch.device("cpu"):
+                frames = torch.arange(self._positions_per_window)
+                angles = self.angles(torch.full_like(frames, window), frames)
+            table = (angles.cos().to(device), angles.sin().to(device))
+            if len(self._tables) >= MAX_TABLES:
+                self._tables.clear()
+            self._tables[window, device] = table
+        return table
+
     def __call__(self, rows: Tensor, num_tokens: Sequence[int], window_index: Sequence[int]) -> Tensor:
         """Turns packed rows `(A, D)`; the result has their dtype.
 
@@ -69,14 +86,14 @@ class RotaryTimeEmbedding:
             num_tokens: rows of each window.
             window_index: number of each window in its clip.
         """
-        with torch.device("cpu"):
-            counts = torch.tensor(list(num_tokens), dtype=torch.long)
-            windows = torch.tensor(list(window_index), dtype=torch.long).repeat_interleave(counts)
-            frames = torch.cat([torch.zeros(0, dtype=torch.long), *(torch.arange(n) for n in num_tokens)])
-            angles = self.angles(windows, frames)  # (A, C)
+        if not len(rows):
+            return rows
+        counts = list(num_tokens)
+        tables = [self._table(window, rows.device) for window in window_index]
+        parts = [(cos[:n], sin[:n]) for n, (cos, sin) in zip(counts, tables, strict=True)]
         wide = torch.float32 if rows.device.type == "mps" else torch.float64
-        cos, sin = angles.cos().to(rows.device, wide), angles.sin().to(rows.device, wide)
-        num_turned = 2 * angles.shape[1]
+        cos, sin = (torch.cat(part).to(wide) for part in zip(*parts, strict=True))  # (A, C)
+        num_turned = 2 * cos.shape[1]
         even, odd = rows[:, :num_turned].to(wide).unflatten(1, (-1, 2)).unbind(-1)  # (A, C) each
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(1)
         return torch.cat([turned.to(rows.dtype), rows[:, num_turned:]], dim=1)

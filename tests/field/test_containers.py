@@ -13,7 +13,7 @@ import soundfile
 
 from audioflamingo.audio import load_audio
 from audioflamingo.audio.decoding import read_audio_info
-from audioflamingo.audio.parts import FilePart
+from audioflamingo.audio.joined_recordings import FilePart
 from audioflamingo.errors import AudioError, AudioFlamingoWarning
 from tests.audio_files import encode, tone
 from tests.recordings import Track, heard, record

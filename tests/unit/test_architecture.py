@@ -88,3 +88,11 @@ def test_no_modules_import_each_other_in_a_ring() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a ring of imports: {' <- '.join(error.args[1])}")
+
+
+def test_the_list_of_rooms_in_the_documentation_is_todays() -> None:
+    from docs.rooms import rooms
+
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = page.split("<!-- rooms -->\n")[1].split("\n<!-- end of rooms -->")[0]
+    assert listed == rooms(), "write what `python -m docs.rooms` prints into docs/architecture.md"

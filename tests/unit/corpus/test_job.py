@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
-from audioflamingo.corpus import job, ray_data
+from audioflamingo.corpus import corpus_job as job
+from audioflamingo.corpus import ray_data
 from audioflamingo.corpus.cluster import ClusterOptions, WorkerPlan
 from audioflamingo.corpus.folder import CorpusFolder
 from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardResult, ShardWorker, run_shards
