@@ -16,11 +16,11 @@ from ..masks import kind_rows
 
 FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
     (r"layers\.0\.|layernorm|audio_tower|multi_modal_projector", 0.0),
-    (r"layers\.[1357]\.mlp\.(gate|up)", 3.0),
-    (r"layers\.[1357]\.mlp\.down", 0.5),
+    (r"layers\.[1357]\.mlp\.(gate|up)", 4.0),
+    (r"layers\.[1357]\.mlp\.down", 1.5),
     (r"\.(q|k|v)_proj|mlp\.(gate|up)", 1.0),
     (r"o_proj|down_proj|embed_tokens", 0.1),
-    (r"lm_head", 0.5),
+    (r"lm_head", 0.7),
     (r"norm\.weight", 0.1),
 )
 FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
