@@ -33,7 +33,7 @@ def train(
 
     \b
     Examples:
-      af3 train recipes/nano/train.yaml
+      af3 train recipes/stages.yaml
       af3 train my.yaml --set stages.0.max_minutes=20
     """
     from audioflamingo.training.trainer import train as run_training

@@ -1,6 +1,6 @@
 """The configuration of a training run: dataclasses, checked once, read from YAML.
 
-Paths are relative to the working folder; `${NAME}` stands for an environment variable. `recipes/nano/train.yaml` and
+Paths are relative to the working folder; `${NAME}` stands for an environment variable. `recipes/stages.yaml` and
 `recipes/lora.yaml` are commented examples.
 """
 

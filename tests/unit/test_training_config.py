@@ -85,7 +85,7 @@ def test_odd_overrides_are_refused(tmp_path: Path, override: str) -> None:
         load(tmp_path, MINIMAL, override)
 
 
-@pytest.mark.parametrize("name", ["nano/train.yaml", "lora.yaml"])
+@pytest.mark.parametrize("name", ["stages.yaml", "lora.yaml"])
 def test_the_examples_are_valid(name: str, monkeypatch) -> None:
     monkeypatch.setenv("NANO_DATA", "/data")
     assert load_config(RECIPES / name).stages
