@@ -87,13 +87,18 @@ def _choose_alike(sequences: Rows[Sequence], logits: Tensor) -> list[int]:
     numbers = None
     if rules.do_sample:
         numbers = draw_numbers([_source(sequence) for sequence in sequences])[:, 0].to(scores.device)
+    keep_values(sequences, scores, logits)
+    return to_host(choose_tokens(scores, numbers))
+
+
+def keep_values(sequences: Rows[Sequence], scores: Tensor, logits: Tensor) -> None:
+    """Leaves scores and logits, each `(R, V)`, with the sequences that ask for them."""
     for row, sequence in enumerate(sequences):
         params = sequence.group.request.params
         if params.keeps_scores:
             sequence.scores.append(scores[row])
         if params.keeps_logits:
             sequence.logits.append(logits[row])
-    return to_host(choose_tokens(scores, numbers))
 
 
 def _source(sequence: Sequence) -> tuple[Uniforms, int]:

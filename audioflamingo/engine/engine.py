@@ -16,7 +16,7 @@ from torch import Tensor
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.audio_encoder import AudioEncoder
 from audioflamingo.engine.beam_search import find_candidates
-from audioflamingo.engine.choosing import apply_rules, choose, draw_numbers, token_logprobs
+from audioflamingo.engine.choosing import apply_rules, choose, draw_numbers, keep_values, token_logprobs
 from audioflamingo.engine.kv_pool import CacheRows, KVPool
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.request import Request
@@ -269,11 +269,7 @@ class Engine:
         assert params.beams is not None
         rows = [sequence for group in groups for sequence in group.sequences]
         scores = apply_rules(params.rules, rows, logits.log_softmax(-1))
-        for row, sequence in enumerate(rows):
-            if sequence.group.request.params.keeps_scores:
-                sequence.scores.append(scores[row])
-            if sequence.group.request.params.keeps_logits:
-                sequence.logits.append(logits[row])
+        keep_values(rows, scores, logits)
         numbers = None
         if params.beams.do_sample:
             sources = [(group.request.uniforms, group.request.first_row) for group in groups]
