@@ -66,14 +66,18 @@ class KVPool:
     def allocate_new(self, num_slots: int) -> Span | None:
         """The same from slots that are added where the pool may grow; None where it may not.
 
-        Once there is something to be moved, the pool at least doubles.
+        Once there is something to be moved, the pool grows by half at least.
         """
         if not self._grows:
             return None
         last = self._free[-1][1] if self._free and sum(self._free[-1]) == self.num_slots else 0
         more = num_slots - last
-        self.grow(max(more, self.num_slots) if self.num_bytes else more)
+        self.grow(max(more, self._step()) if self.num_bytes else more)
         return self.allocate(num_slots)
+
+    def _step(self) -> int:
+        """Slots that are added at least when what is stored has to move: few moves, and little room for nobody."""
+        return self.num_slots // 2
 
     def extend(self, span: Span, num_slots: int) -> bool:
         """Gives a span more slots where it stands, to `num_slots` in all; False if those behind it are not free."""
@@ -83,7 +87,7 @@ class KVPool:
         index = next((i for i, (start, _) in enumerate(self._free) if start == end), None)
         room = 0 if index is None else self._free[index][1]
         if room < more and self._grows and end + room == self.num_slots:
-            self.grow(max(more - room, self.num_slots))
+            self.grow(max(more - room, self._step()))
             return self.extend(span, num_slots)
         if index is None or room < more:
             return False
