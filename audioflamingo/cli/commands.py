@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import typer
 
+from audioflamingo import __version__
 from audioflamingo.cli.failures import FriendlyGroup
 
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
-
-        typer.echo(f"af3 {version('audioflamingo')}")
+        typer.echo(f"af3 {__version__}")
         raise typer.Exit
 
 

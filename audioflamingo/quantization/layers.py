@@ -61,6 +61,7 @@ class PackedWeight(nn.Module):
         return unpack_int4(self.packed, self.shape, self.format.group).float() * self.scales[:, None]
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
         num_rows, num_columns = self.shape
         group = "" if self.format.group is None else f", group={self.format.group}"
         return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}"
@@ -74,7 +75,7 @@ class PackedWeight(nn.Module):
                 "dtype='bfloat16' there."
             )
         scales = self._buffers.pop(SCALES)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert scales is not None
         moved = fn(scales)
         self._buffers[SCALES] = moved if moved.dtype == scales.dtype else scales.to(moved.device)
@@ -106,6 +107,7 @@ class QuantizedLinear(PackedWeight):
         self.register_buffer(SMOOTHING, torch.ones(in_features) if format_.is_smoothed else None)
 
     def dequantize(self) -> Tensor:
+        """The weights in float32 (out, in), as they act on activations that are not smoothed."""
         values = super().dequantize()
         return values if self.smoothing is None else values * self.smoothing.float()
 

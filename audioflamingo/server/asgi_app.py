@@ -21,12 +21,20 @@ from starlette.staticfiles import StaticFiles
 from audioflamingo.server.chat_route import ChatRoute
 from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.middleware import KeyMiddleware, RequestMiddleware
+from audioflamingo.server.openapi import openapi
 from audioflamingo.server.replies import JsonResponse
 from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_route import TranscriptionRoute
 
 PAGE = Path(__file__).parent / "page"
-PATHS = ("/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics")
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/audio/transcriptions",
+    "/v1/models",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+)
 
 
 def create_app(service: Service) -> Starlette:
@@ -64,6 +72,7 @@ def _routes(service: Service) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
+        Route("/openapi.json", pages.openapi),
         Mount("/v1", routes=interface),
     ]
     if (PAGE / "index.html").exists():
@@ -105,6 +114,10 @@ class StatusPages:
     async def metrics(self, _: Request) -> Response:
         """`/metrics`, as Prometheus reads it."""
         return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """`/openapi.json`: the interface, for tools."""
+        return JsonResponse(openapi())
 
     async def models(self, _: Request) -> Response:
         """`/v1/models`: the model, and its adapters as models of their own."""
