@@ -157,7 +157,9 @@ def ask(
       af3 ask talk.flac "What is it about? (A) Sport (B) Music (C) Politics" --max-new-tokens 50
     """
     clips, question = split_arguments(arguments, task)
-    constraint = {} if schema is None else {"constraint": {"json_schema": _read_schema(schema)}}
+    options = answer.generate_options()
+    if schema is not None:
+        options["constraint"] = {"json_schema": _read_schema(schema)}
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
     adapter = None
     if think:
@@ -166,14 +168,14 @@ def ask(
     chat = answer.chat(model, screen.verbose, adapter)
     for source in sources:
         chat.add_audio(source)
-    pieces = chat.ask(question, **answer.generate_options(), **constraint)
+    pieces = chat.ask(question, **options)
     if task == "transcribe":  # the sentence around the transcript is only known when it is complete
         from audioflamingo.processor.conversation import strip_framing
 
         Terminal.show(strip_framing("".join(pieces)) + "\n")
     else:
         print_answer(pieces, answer.show_thoughts)
-    if constraint and chat.finish_reason == "length":
+    if schema is not None and chat.finish_reason == "length":
         raise ArgumentError(
             "the answer reached its longest length before the JSON was complete; raise --max-new-tokens."
         )
