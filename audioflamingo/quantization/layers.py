@@ -51,6 +51,11 @@ class PackedWeight(nn.Module):
         assert packed is not None
         return packed
 
+    @property
+    def qweight(self) -> Tensor:
+        """The integers, under the name by which peft finds where a quantized layer is."""
+        return self.packed
+
     def fill(self, weight: Tensor, name: str, inputs: LayerInputs | None = None) -> None:
         """Takes over a matrix; see `pack_layer`."""
         for leaf, tensor in pack_layer(weight, self.format, name, inputs).items():

@@ -55,7 +55,7 @@ class StageRun:
         if run.module.ctc_head is not None:
             run.module.ctc_head.requires_grad_(uses_ctc)
         self.module, self.optimizer = self.accelerator.prepare(
-            run.module, build_optimizer(run.module, self.stage)
+            run.module, build_optimizer(run.module, self.stage, self.config.optimizer)
         )
         if loaded is not None:
             loaded.restore_optimizer(self.module, self.torch_optimizer, self.accelerator)

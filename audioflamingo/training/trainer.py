@@ -84,7 +84,9 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
         cpu=uses_cpu,
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ],
     )
     try:
         return Trainer(config, accelerator, fresh, show_progress).run()
@@ -124,7 +126,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = _load_model(config)
         processor = AutoProcessor.from_pretrained(config.model)
-        adapter = add_lora(model, config.lora) if config.uses_lora else None
+        adapter = add_lora(model, config.lora, config.model) if config.uses_lora else None
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
@@ -149,9 +151,15 @@ class Trainer:
             per_step = (stage.batch or self.config.batch).batches_per_step
             if per_step % num:
                 raise ConfigError(f"batches_per_step {per_step} is not divisible by the {num} processes.")
-        if self.accelerator.distributed_type == "FSDP" and len(self.config.stages) > 1:
+        if self.accelerator.distributed_type != "FSDP":
+            return
+        if len(self.config.stages) > 1:
             raise ConfigError(
                 "FSDP runs one stage a config: give each stage its own run, each from the last's model."
+            )
+        if self.config.quantization is not None or self.config.optimizer != "adamw":
+            raise ConfigError(
+                "FSDP shards float weights and plain AdamW: leave quantization and optimizer out."
             )
 
     def _open_output(self, fingerprint: str, fresh: bool) -> Path | None:
@@ -196,9 +204,14 @@ class Trainer:
 
 
 def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneration:
-    model = AutoModelForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
-    if (quantization := read_quantization(model.config)) is not None:
-        raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
+    model = AutoModelForConditionalGeneration.from_pretrained(
+        config.model, dtype=config.weights_dtype, quantization=config.quantization
+    )
+    quantization = read_quantization(model.config)
+    if quantization is not None and config.trained_parts != {"lora"}:
+        raise ConfigError(
+            f"model: {config.model} is quantized ({quantization}); train lora alone on it, or the original."
+        )
     num_layers = model.config.text_config.num_hidden_layers
     if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
         raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
