@@ -95,7 +95,7 @@ def test_a_quantized_folder_is_trained_as_it_is(base: Path) -> None:
     values["stages"] = [{"learning_rates": {"projector": 1e-2, "lora": 1e-2}, "max_steps": 2}]
     with pytest.raises(ConfigError, match=r"is quantized \(int8\); train lora alone"):
         run({**values, "output_dir": str(base / "refused")})
-    with pytest.raises(ConfigError, match="quantization: int4 freezes .* leave projector out"):
+    with pytest.raises(ConfigError, match=r"quantization: int4 freezes .* leave projector out"):
         build(TrainingConfig, {**values, "quantization": "int4"})
 
 
