@@ -93,7 +93,7 @@ def save_adapter(
     for name, tensor in weights.items():
         if ".lora_" in name or part_of(name) in beside:
             own[f"base_model.model.{name.replace('.default.weight', '.weight')}"] = tensor.contiguous()
-    config = copy.copy(adapter.peft_model.peft_config["default"])
+    config: Any = copy.copy(adapter.peft_model.peft_config["default"])
     config.modules_to_save = [_MODULES[part] for part in beside] or None
     config.inference_mode = True
     values = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}

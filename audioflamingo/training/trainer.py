@@ -18,13 +18,13 @@ import torch
 from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
-from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
+from audioflamingo.training.precision import resolve_precision
 from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
 from audioflamingo.training.stage import StageRun
 from audioflamingo.training.training_config import TrainingConfig
@@ -43,7 +43,6 @@ _FREE_KEYS = (
     "tensorboard",
     "device",
 )
-BFLOAT16_PAYS = 0.8  # share of float32's time below which a CPU trains in bfloat16
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -94,21 +93,6 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         accelerator.end_training()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
-
-
-def resolve_precision(precision: str, uses_cpu: bool) -> str:
-    """What `auto` means on this machine.
-
-    Raises:
-        ConfigError: float16 on a CPU.
-    """
-    if precision == "float16" and uses_cpu:
-        raise ConfigError("precision: float16 needs a GPU; set auto, bfloat16 or float32.")
-    if precision != "auto":
-        return precision
-    if not uses_cpu:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if slowness() < BFLOAT16_PAYS else "float32"
 
 
 class Trainer:
