@@ -1,4 +1,4 @@
-"""`af3 train --check`: reads the data as the run will, and says what the run will take. Nothing is trained or written."""
+"""`af3 train --check`: reads the data as the run will, and says what the run will take. Nothing is written."""
 
 from __future__ import annotations
 
