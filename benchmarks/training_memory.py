@@ -22,7 +22,7 @@ KIB = 1024
 
 
 def run_step(num_layers: int, num_tokens: int, quantization: str) -> dict[str, float]:
-    """One step of LoRA on a random model of so many layers in both halves: bytes at the peak, estimated and measured."""
+    """One step of LoRA on a random model of so many layers: bytes at the peak, estimated and measured."""
     import torch
 
     from audioflamingo.config import AudioFlamingo3Config

@@ -58,7 +58,7 @@ def test_a_row_is_shown_as_the_model_sees_it(base: Path) -> None:
 
 
 def test_memory_of_what_is_trained(base: Path) -> None:
-    """By hand for LoRA on int4: 4 bytes of weight, 4 of gradient and 8 (or 2) of state for each weight of the adapter."""
+    """By hand for LoRA on int4: 4 bytes of gradient and 8 (or 2) of state for each weight of the adapter."""
     write_model(base / "wide", hidden_size=64)
     values = config_values(base, model=str(base / "wide"), quantization="int4", lora={"rank": 4})
     values["stages"] = [{"learning_rates": {"lora": 1e-3}, "max_steps": 3}]
