@@ -95,7 +95,8 @@ def prepare_call(
     outputs = frozenset(
         name for name in ("output_scores", "output_logits", "output_logprobs") if options.get(name)
     )
-    params = _with_outputs(params_of(config, num_columns, max(limits), options.get("tokenizer")), outputs)
+    params = params_of(config, num_columns, max(limits), options.get("tokenizer"), options.get("constraint"))
+    params = _with_outputs(params, outputs)
     if stop_texts(config) and pad_id(config) is None and batch_size * config.num_return_sequences > 1:
         raise ArgumentError("stop_strings with several rows need pad_token_id to fill the shorter ones.")
     rows_each = config.num_return_sequences if config.num_beams == 1 else 1
@@ -129,7 +130,7 @@ def prepare_one(
     if config.num_return_sequences > 1 or options.get("past_key_values") is not None:
         raise ArgumentError("one answer is given here: leave num_return_sequences and past_key_values out.")
     (limit,) = _limits(config, [prompt], None, model.config.text_config.max_position_embeddings, len(prompt))
-    params = params_of(config, len(prompt), limit, options.get("tokenizer"))
+    params = params_of(config, len(prompt), limit, options.get("tokenizer"), options.get("constraint"))
     (adapter,) = _adapters(model, options.get("adapter"), 1)
     return Request(prompt, params, on_output, uniforms=_uniforms(config, options, 1), adapter=adapter)
 

@@ -129,7 +129,7 @@ def engine_requests(
     num_answers = chat.n or 1
     config = resolve_options(defaults, generate_options(chat, defaults, num_answers))
     limit = config.max_new_tokens or max(1, (config.max_length or 0) - len(prompt))
-    params = params_of(config, len(prompt), limit, tokenizer)
+    params = params_of(config, len(prompt), limit, tokenizer, chat.constraint)
     # Answers of their own, so that the scheduler may run few of them at a time; those of a search belong together.
     num_requests = 1 if params.beams is not None else num_answers
     params = replace(params, num_top_logprobs=chat.num_top_logprobs, num_answers=num_answers // num_requests)

@@ -24,7 +24,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": (),
@@ -115,6 +114,57 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class JsonSchema(Strict):
+    """A schema that answers must meet, whether `strict` or not."""
+
+    content: dict[str, Any] = Field(alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What answers must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.json_schema is None) != (self.type != "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema")
+        return self
+
+    @property
+    def constraint(self) -> dict[str, Any] | None:
+        """The same for the library."""
+        if self.json_schema is not None:
+            return {"json_schema": self.json_schema.content}
+        return {"json_object": True} if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """The same in vLLM's words, with more that an answer may be."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    choice: list[str] | None = None
+    regex: str | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """The same for the library."""
+        values = {
+            "json_schema": self.json_schema,
+            "json_object": self.json_object,
+            "choices": self.choice,
+            "regex": self.regex,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
 class ChatRequest(Strict):
     """The body of `POST /v1/chat/completions`."""
 
@@ -143,6 +193,14 @@ class ChatRequest(Strict):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any] | None:
+        """What answers must be, for the library."""
+        wanted = [f.constraint for f in (self.response_format, self.structured_outputs) if f is not None]
+        return next((constraint for constraint in wanted if constraint is not None), None)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -183,6 +241,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
     if chat.stream_options is not None and not chat.stream:
         raise bad_request("stream_options needs stream: true.", "stream_options")
+    if chat.response_format is not None and chat.structured_outputs is not None:
+        raise bad_request("response_format and structured_outputs exclude each other.", "response_format")
     limits = {chat.max_tokens, chat.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise bad_request("max_tokens and max_completion_tokens contradict each other.", "max_tokens")
