@@ -168,7 +168,7 @@ def show_row(row: DataRow, processor: AudioFlamingo3Processor) -> str:
     for end in range(1, len(is_learned) + 1):
         if end == len(is_learned) or is_learned[end] != is_learned[start]:
             piece = processor.tokenizer.decode(text.token_ids[start:end].tolist(), skip_special_tokens=False)
-            parts.append(f"{LEARNED[0]}{piece}{LEARNED[1]}" if is_learned[start] else piece)
+            parts.append(f"{LEARNED[0]}{piece}{LEARNED[1]}" if is_learned[start] else str(piece))
             start = end
     return "".join(parts)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from audioflamingo.datasets.conversations import DataRow, Dataset
+from audioflamingo.datasets.conversations import AudioOfRow, DataRow, Dataset
 from audioflamingo.errors import NonFiniteLossError
 from audioflamingo.training.batches import Batch, BatchEncoder
 from audioflamingo.training.build_cache import prepare_cache
@@ -234,7 +234,7 @@ class StageRun:
 
 
 def _readable(
-    datasets: Sequence[Dataset], validation_rows: Sequence[DataRow], failed: set[str]
+    datasets: Sequence[Dataset], validation_rows: Sequence[DataRow], failed: set[AudioOfRow]
 ) -> tuple[Sequence[Dataset], Sequence[DataRow]]:
     """The rows without those that have a clip among the `failed`."""
     if not failed:
