@@ -64,7 +64,7 @@ class TextFormat(Strict):
     """What answers must be: `ResponseFormat` with the schema beside its type."""
 
     type: Literal["text", "json_object", "json_schema"]
-    content: dict[str, Any] | None = Field(None, alias="schema")
+    content: dict[str, Any] | None = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
     def _has_schema(self) -> TextFormat:
@@ -76,7 +76,7 @@ class TextFormat(Strict):
 class TextOptions(Strict):
     """How answers are written."""
 
-    form: TextFormat = Field(TextFormat(type="text", schema=None), alias="format")
+    form: TextFormat = Field(default=TextFormat(type="text", schema=None), alias="format")
     verbosity: Literal["medium"] | None = None
 
 
