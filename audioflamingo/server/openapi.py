@@ -12,11 +12,13 @@ from pydantic.json_schema import models_json_schema
 from audioflamingo import __version__
 from audioflamingo.audio.reading import CHANNELS
 from audioflamingo.server.chat_schema import ChatRequest
+from audioflamingo.server.responses_schema import ResponsesRequest
 from audioflamingo.server.transcription_form import FORMATS, MAX_HINT_CHARACTERS
 
 Schema = dict[str, Any]
 JSON, TEXT, EVENTS = "application/json", "text/plain", "text/event-stream"
-BODIES = (ChatRequest,)
+FORM_DATA = "multipart/form-data"
+BODIES = (ChatRequest, ResponsesRequest)
 ERRORS = {
     "400": "The request can never succeed as it is; `param` names the field.",
     "401": "The server wants a key.",
@@ -153,6 +155,24 @@ SCHEMAS: Schema = {
             "usage": _ref("Usage"),
         }
     ),
+    "Item": _object(
+        {
+            "id": _STRING,
+            "type": {"enum": ["message", "reasoning"]},
+            "status": _STRING,
+            "content": _list(_object({"type": {"enum": ["output_text", "reasoning_text"]}, "text": _STRING})),
+        }
+    ),
+    "Response": _object(
+        {
+            "id": _STRING,
+            "object": {"const": "response"},
+            "created_at": _COUNT,
+            "model": _STRING,
+            "status": {"enum": ["completed", "incomplete"]},
+            "output": _list(_ref("Item")),
+        }
+    ),
     "Model": _object(
         {"id": _STRING, "object": {"const": "model"}, "created": _COUNT, "owned_by": _STRING},
         max_model_len={**_COUNT, "description": "Tokens of a prompt and its answer, together."},
@@ -186,6 +206,13 @@ def _errors(*codes: str) -> Schema:
 _EVENTS = _text("With `stream`: server-sent events, and `[DONE]` at the end.")
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _STRING}
 
+_TRANSCRIPT = _reply(
+    "The transcript; the header `X-No-Speech` says that nobody speaks.",
+    json={"anyOf": [_ref("Transcription"), _ref("VerboseTranscription")]},
+    text=_text("For text, srt and vtt."),
+    events=_EVENTS,
+)
+
 PATHS: Schema = {
     "/v1/chat/completions": _post(
         "Answers about audio and text.",
@@ -193,16 +220,17 @@ PATHS: Schema = {
         "ChatRequest",
         _reply("The answers.", json=_ref("Completion"), events=_EVENTS),
     ),
+    "/v1/responses": _post(
+        "The same in the words of OpenAI's newer interface; nothing is stored.",
+        JSON,
+        "ResponsesRequest",
+        _reply("The answer.", json=_ref("Response"), events=_EVENTS),
+    ),
     "/v1/audio/transcriptions": _post(
-        "Transcribes a recording of any length.",
-        "multipart/form-data",
-        "TranscriptionForm",
-        _reply(
-            "The transcript; the header `X-No-Speech` says that nobody speaks.",
-            json={"anyOf": [_ref("Transcription"), _ref("VerboseTranscription")]},
-            text=_text("For text, srt and vtt."),
-            events=_EVENTS,
-        ),
+        "Transcribes a recording of any length.", FORM_DATA, "TranscriptionForm", _TRANSCRIPT
+    ),
+    "/v1/audio/translations": _post(
+        "Transcribes it in English, whatever is spoken.", FORM_DATA, "TranscriptionForm", _TRANSCRIPT
     ),
     "/v1/models": _get("The model, and its adapters.", _reply("All of them.", json=_ref("Models")), "401"),
     "/v1/models/{name}": _get(

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from audioflamingo.server.asgi_app import create_app
 from audioflamingo.server.chat_schema import ChatRequest
 from audioflamingo.server.openapi import FORM, openapi
+from audioflamingo.server.responses_schema import ResponsesRequest
 from audioflamingo.server.transcription_form import FIELDS, LISTS
 from tests.server_runs import RunningServer, audio_part, chat_body, wav
 
@@ -39,8 +40,9 @@ def test_every_route_is_described_and_no_other(server: RunningServer) -> None:
 
 def test_every_field_is_described_and_no_other() -> None:
     assert set(FORM) == {*FIELDS, *LISTS}
-    fields = DOCUMENT["components"]["schemas"]["ChatRequest"]["properties"]
-    assert set(fields) == {field.alias or name for name, field in ChatRequest.model_fields.items()}
+    for body in (ChatRequest, ResponsesRequest):
+        fields = DOCUMENT["components"]["schemas"][body.__name__]["properties"]
+        assert set(fields) == {field.alias or name for name, field in body.model_fields.items()}
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -73,6 +75,9 @@ def test_requests_and_replies_are_as_described(server: RunningServer) -> None:
     form = {"model": (None, "tiny"), "file": ("a.wav", wav())}
     with server.client() as client:
         check("Completion", client.post("/v1/chat/completions", json=body).json())
+        asked = {"model": "tiny", "input": "What is this?", "max_output_tokens": 8}
+        check("ResponsesRequest", asked)
+        check("Response", client.post("/v1/responses", json=asked).json())
         for kind, name in (("json", "Transcription"), ("verbose_json", "VerboseTranscription")):
             fields = {**form, "response_format": (None, kind)}
             check(name, client.post("/v1/audio/transcriptions", files=fields).json())
