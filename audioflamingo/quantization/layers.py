@@ -144,7 +144,7 @@ class QuantizedLinear(PackedWeight):
                 "the weights of a quantized model cannot be trained: leave requires_grad_(False) on them and train "
                 "an adapter (LoRA), or load the original checkpoint without quantization."
             )
-        return _ThroughWeights.apply(x, self) if x.requires_grad else self._product(x)
+        return _ThroughWeights.apply(x, self) if x.requires_grad else self._product(x)  # type: ignore[no-untyped-call]
 
     def _product(self, x: Tensor) -> Tensor:
         dtype = x.dtype
