@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import typer
 
-from audioflamingo import __version__
 from audioflamingo.cli.failures import FriendlyGroup
 
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
+        from audioflamingo import __version__
+
         typer.echo(f"af3 {__version__}")
         raise typer.Exit
 
