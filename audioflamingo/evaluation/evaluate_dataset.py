@@ -57,7 +57,8 @@ def evaluate(
     option chosen, by letter or by text, and all others by exact match. See `scoring` for the normalisation.
 
     Args:
-        model, processor: what is evaluated.
+        model: what is evaluated.
+        processor: of the model.
         dataset: a file of conversations, or rows.
         output_dir: for `items.jsonl`, written as answers come, `summary.json` and `confusion.png`. A run that was
             stopped goes on there.
@@ -179,6 +180,6 @@ def _fingerprint(
         step = max(1, flat.numel() // 16)
         digest.update(f"{name}{to_host(flat[::step].float())}".encode())
     for row in rows:
-        digest.update(json.dumps([row.place, row.messages], sort_keys=True).encode())
+        digest.update(json.dumps([row.place, row.messages], sort_keys=True, default=str).encode())
     digest.update(json.dumps(options, sort_keys=True, default=str).encode())
     return digest.hexdigest()
