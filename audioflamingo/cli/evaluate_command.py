@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,22 @@ from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
 from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
+from audioflamingo.fields import option
 
 if TYPE_CHECKING:
     from audioflamingo.evaluation import Evaluation, Summary
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which part of the data, and where its audio lies."""
+
+    audio_dir: str | None = option(
+        None, "What audio paths are relative to; by default the folder of DATA.", group="Data"
+    )
+    max_rows: int | None = option(
+        None, "Only a fixed random sample of so many rows.", at_least=1, group="Data"
+    )
 
 
 @with_flags
@@ -34,12 +48,6 @@ def evaluate(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="For items, scores and the report.")
     ] = None,
-    audio_dir: Annotated[
-        str | None, typer.Option(help="What audio paths are relative to; by default the folder of DATA.")
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option(min=1, help="Only a fixed random sample of so many rows.")
-    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -47,6 +55,7 @@ def evaluate(
             help="Say what changed between the runs in two output folders, and whether by chance.",
         ),
     ] = None,
+    data: DataOptions,
     options: EvaluationOptions,
     model: ModelOptions,
     screen: QuietOptions,
@@ -68,7 +77,7 @@ def evaluate(
 
         Terminal.show(str(compare_runs(*compare)))
         return
-    data, model = _read_arguments(ctx, arguments or [], model)
+    path, model = _read_arguments(ctx, arguments or [], model)
     if output_dir is None:
         raise typer.BadParameter("a folder for the results is needed.", param_hint="--output-dir")
     from audioflamingo.datasets.dataset_config import DatasetConfig
@@ -77,7 +86,7 @@ def evaluate(
     with Terminal.progress(None, not screen.quiet) as bar:
         result = run_evaluation(
             *load(model),
-            DatasetConfig(data, audio_dir=audio_dir, max_rows=max_rows),
+            DatasetConfig(path, **dataclasses.asdict(data)),
             output_dir=output_dir,
             progress=lambda done, total: bar.update(done, f"{done}/{total}", total),
             **dataclasses.asdict(options),

@@ -33,7 +33,8 @@ def answer_questions(
     A question that cannot be asked (damaged audio, longer than the context) is an item with an error, and wrong.
 
     Args:
-        model, processor: what is asked.
+        model: what is asked.
+        processor: of the model.
         questions: what is asked about.
         settings: how, and how many at a time.
         **options: further keywords of `generate`.
@@ -68,7 +69,7 @@ def _by_generation(
     def requests() -> Iterator[tuple[Question, Request]]:
         for question in questions:
             try:
-                prompt = processor.prompt(question.readable_messages(), on_long="truncate")
+                prompt = processor.prompt(question.messages, on_long="truncate")
                 given = {
                     "tokenizer": processor.tokenizer,
                     "max_new_tokens": settings.max_new_tokens,
@@ -99,7 +100,7 @@ def _by_likelihood(
     """The option whose text is the most likely answer: a token on average, so that length does not count."""
     for question in questions:
         try:
-            prompt = processor.prompt(question.readable_messages(), on_long="truncate")
+            prompt = processor.prompt(question.messages, on_long="truncate")
             scores = model.score(processor, prompt, list(question.options.values()), adapter=adapter)
         except AudioFlamingoError as error:
             yield question, failed_item(question, error)

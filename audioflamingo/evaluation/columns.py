@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.errors import DataError
-from audioflamingo.evaluation.published import ParquetClip, Record
+from audioflamingo.evaluation.published import Record
 from audioflamingo.evaluation.scoring import normalize
 from audioflamingo.evaluation.speech import normalize_english
 
@@ -39,7 +40,7 @@ class Fields:
 
     id: str
     question: str
-    audio: Sequence[str | ParquetClip]
+    audio: Sequence[str | StoredAudio]
     options: Sequence[str] = ()
     answer: str = ""
     groups: dict[str, str] = field(default_factory=dict)
@@ -104,7 +105,7 @@ def read_clotho(record: Record) -> Fields:
     question = str(first(values, "QuestionText", "question")).strip()
     answer = str(values["answer"] or "").strip()
     clip = first(values, "file_name", "audio")
-    name = clip if isinstance(clip, str) else f"{clip.row}"
+    name = clip if isinstance(clip, str) else str(clip)
     return Fields(f"{name}: {question}", question, (clip,), (), answer)
 
 
@@ -153,9 +154,9 @@ def groups_of(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(values[name]) for name in GROUPS if values.get(name) not in (None, "")}
 
 
-def audio_of(values: Mapping[str, Any]) -> Sequence[str | ParquetClip]:
+def audio_of(values: Mapping[str, Any]) -> Sequence[str | StoredAudio]:
     """The clips of a row: inside the table's file, or paths."""
-    inside = [value for value in values.values() if isinstance(value, ParquetClip)]
+    inside = [value for value in values.values() if isinstance(value, StoredAudio)]
     if inside:
         return inside
     given = first(values, "audio_path", "audio_id", "audio", "file", "file_name", "context", default=())

@@ -90,7 +90,8 @@ def evaluate(
     benchmark's rule is stands in `rules` and `suites`.
 
     Args:
-        model, processor: what is evaluated.
+        model: what is evaluated.
+        processor: of the model.
         dataset: a file, folder or hub id of a benchmark with `suite`; else a file of conversations, or rows.
         output_dir: for the items, as answers come, the scores, a report; see `run_folder`. A run that was stopped goes
             on there.

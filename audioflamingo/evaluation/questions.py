@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from audioflamingo.evaluation.published import ParquetClip
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.evaluation.scoring import ItemResult
 
 
@@ -20,7 +20,7 @@ class Question:
     Attributes:
         id: unique in its data set.
         text: as the model reads it, without its audio.
-        messages: the conversation up to the answer. Audio parts hold a `path`, or a `ParquetClip` under `audio`.
+        messages: the conversation up to the answer. Audio parts hold a `path`.
         reference: the right answer; empty where the benchmark keeps it to itself.
         score: scores an answer to it.
         options: letter to text, where it has options.
@@ -46,21 +46,7 @@ class Question:
         """What its item is called in a run."""
         return self.place or self.id
 
-    def readable_messages(self) -> list[dict[str, Any]]:
-        """The messages with the audio that lies inside other files."""
-
-        def load(part: Any) -> Any:
-            is_inside = isinstance(part, dict) and isinstance(part.get("audio"), ParquetClip)
-            return {**part, "audio": part["audio"].read()} if is_inside else part
-
-        return [
-            message
-            if isinstance(message["content"], str)
-            else {**message, "content": [load(part) for part in message["content"]]}
-            for message in self.messages
-        ]
-
-    def clips(self) -> list[str | ParquetClip]:
+    def clips(self) -> list[str | StoredAudio]:
         """Its audio, in order."""
         parts = [
             part
@@ -69,7 +55,7 @@ class Question:
             for part in message["content"]
             if part["type"] == "audio"
         ]
-        return [part.get("path", part.get("audio")) for part in parts]
+        return [part["path"] for part in parts]
 
 
 def fingerprint_questions(questions: Sequence[Question]) -> dict[str, Any]:
@@ -79,10 +65,10 @@ def fingerprint_questions(questions: Sequence[Question]) -> dict[str, Any]:
         values = [question.id, question.text, question.reference, question.options, question.groups]
         asked.update(json.dumps(values, sort_keys=True).encode())
         for clip in question.clips():
-            path, place = (
-                (clip.path, f"{clip.column}:{clip.row}") if isinstance(clip, ParquetClip) else (clip, "")
-            )
-            audio.update(f"{os.path.basename(path)} {place} {_size(path)}\n".encode())
+            path = path_of(clip)
+            part = "" if isinstance(clip, str) else f"{clip.cell} {clip.member} {clip.start_s} {clip.duration_s}"
+            audio.update(f"{os.path.basename(path)} {part} {_size(path)}
+".encode())
     return {
         "num_questions": len(questions),
         "questions_sha256": asked.hexdigest(),

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.datasets.row_files import AUDIO_SUFFIXES
 from audioflamingo.errors import ArgumentError, DataError, warn
 from audioflamingo.evaluation.columns import LETTERS, Fields, merge_votes
-from audioflamingo.evaluation.published import AUDIO_SUFFIXES, ParquetClip, Record, read_records
+from audioflamingo.evaluation.published import Record, read_records
 from audioflamingo.evaluation.questions import Question
 from audioflamingo.evaluation.scoring import ItemResult, choose, normalize, word_errors
 from audioflamingo.evaluation.speech import normalize_english
@@ -112,9 +114,9 @@ def _find_audio(rows: Sequence[Row], audio_dir: str | None) -> list[Row]:
     found: list[Row] = []
     for record, fields in rows:
         folder = Path(audio_dir).expanduser() if audio_dir else record.folder
-        clips: list[str | ParquetClip] = []
+        clips: list[str | StoredAudio] = []
         for clip in fields.audio:
-            path = clip if isinstance(clip, ParquetClip) else _locate(folder, clip)
+            path = clip if isinstance(clip, StoredAudio) else _locate(folder, clip)
             if path is None:
                 missing.append(f"{record.place}: {clip!r}")
             else:
@@ -160,10 +162,7 @@ def _question(suite: Suite, record: Record, fields: Fields, prompts: str) -> Que
         text = TASKS["transcribe"].prompt
     else:
         text = nvidia_choice_prompt(fields.question, options) if options else fields.question
-    parts: list[dict[str, Any]] = [
-        {"type": "audio", "audio": clip} if isinstance(clip, ParquetClip) else {"type": "audio", "path": clip}
-        for clip in fields.audio
-    ]
+    parts: list[dict[str, Any]] = [{"type": "audio", "path": clip} for clip in fields.audio]
     content = [*parts, {"type": "text", "text": text}]
     return Question(
         fields.id,
@@ -174,7 +173,7 @@ def _question(suite: Suite, record: Record, fields: Fields, prompts: str) -> Que
         options,
         fields.groups,
         record.place,
-        record={k: v for k, v in record.values.items() if not isinstance(v, ParquetClip)},
+        record={k: v for k, v in record.values.items() if not isinstance(v, StoredAudio)},
     )
 
 

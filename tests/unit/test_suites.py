@@ -183,8 +183,8 @@ def test_mmsu_from_parquet_with_audio_inside(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000.parquet", row_group_size=2)
     questions = read("mmsu", tmp_path, prompts="official")
     assert questions[2].text.endswith("Question: Which tone?\n\nA. flat\nB. rising")
-    (message,) = questions[2].readable_messages()
-    assert message["content"][0]["audio"] == clip + bytes(2)
+    (audio,) = questions[2].clips()
+    assert audio.source() == clip + bytes(2)
     assert verdict(questions[0], "B") == (True, True, "letter")
     assert verdict(questions[0], "rising") == (True, False, "text")
 
