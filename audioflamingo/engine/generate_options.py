@@ -106,6 +106,7 @@ class GenerateOptions(TypedDict, total=False):
     past_key_values: KVCache | None
     use_cache: bool | None
     constraint: Mapping[str, Any] | None
+    logit_bias: Mapping[int, float] | None
     output_scores: bool | None
     output_logits: bool | None
     output_logprobs: bool | None
@@ -362,6 +363,7 @@ def params_of(
     max_new_tokens: int,
     tokenizer: Decodes | None,
     constraint: Mapping[str, Any] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
 ) -> SamplingParams:
     """How the answers to a prompt are chosen and when they end, from options that are all decided.
 
@@ -371,6 +373,7 @@ def params_of(
         max_new_tokens: longest answer.
         tokenizer: for stop strings and the constraint.
         constraint: what answers must be, see `compile_constraint`.
+        logit_bias: what is added to the logits of tokens.
 
     Raises:
         ArgumentError: stop strings without a tokenizer, or a constraint that cannot be met.
@@ -393,6 +396,7 @@ def params_of(
         min_tokens_to_keep=max(2, num_kept) if has_beams else 1,
         frequency_penalty=config.frequency_penalty,
         presence_penalty=config.presence_penalty,
+        logit_bias=tuple(sorted((logit_bias or {}).items())),
     )
     beams = BeamOptions(
         num_beams=config.num_beams,

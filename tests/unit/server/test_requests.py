@@ -43,7 +43,7 @@ def bad_audio(data: str) -> dict[str, Any]:
         (chat_body("x", stream_options={"include_usage": True}), "stream_options"),
         (chat_body("x", seed=2**70), "seed"),
         (chat_body("x", tools=[{"type": "function"}]), "tools"),
-        (chat_body("x", logit_bias={"1": 5}), "logit_bias"),
+        (chat_body("x", logit_bias={"the": 5}), "logit_bias"),
         (chat_body("x", temprature=1), "temprature"),
         (chat_body("x", IMAGE), "messages"),
         (chat_body(bad_audio("!!!")), "messages.0.input_audio"),
