@@ -66,9 +66,10 @@ def fingerprint_questions(questions: Sequence[Question]) -> dict[str, Any]:
         asked.update(json.dumps(values, sort_keys=True).encode())
         for clip in question.clips():
             path = path_of(clip)
-            part = "" if isinstance(clip, str) else f"{clip.cell} {clip.member} {clip.start_s} {clip.duration_s}"
-            audio.update(f"{os.path.basename(path)} {part} {_size(path)}
-".encode())
+            part = (
+                "" if isinstance(clip, str) else f"{clip.cell} {clip.member} {clip.start_s} {clip.duration_s}"
+            )
+            audio.update(f"{os.path.basename(path)} {part} {_size(path)}\n".encode())
     return {
         "num_questions": len(questions),
         "questions_sha256": asked.hexdigest(),
