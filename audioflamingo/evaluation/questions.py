@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from audioflamingo.audio.stored import StoredAudio
+from audioflamingo.audio.stored import StoredAudio, path_of
 from audioflamingo.evaluation.scoring import ItemResult
 
 
