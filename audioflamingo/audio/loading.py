@@ -20,6 +20,7 @@ from audioflamingo.audio.decoding import decode_blocks, to_float32
 from audioflamingo.audio.mixing import Mixer
 from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.audio.sources import open_source
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import (
     ArgumentError,
@@ -77,8 +78,8 @@ def load_audio(
 
     Args:
         source: a path (`str` or `os.PathLike`; `~` is the home folder), an http(s) URL, a `data:` URI, bytes,
-            a binary file object, a NumPy array or a torch tensor. Arrays are (samples,) or two-dimensional
-            with channels on the shorter axis; integers are scaled by their full range, floats are taken as
+            a binary file object, a `StoredAudio` (a part of a file), a NumPy array or a torch tensor. Arrays
+            are (samples,) or two-dimensional with channels on the shorter axis; integers are scaled by their full range, floats are taken as
             they are.
         sampling_rate: Hz of an array or tensor (default: `target_rate`). A file states its own: leave it out.
         target_rate: Hz of the result.
@@ -138,6 +139,12 @@ def stream_channels(
         float32 blocks (channels, samples).
     """
     target_rate = _check_rate(target_rate, "target_rate")
+    if isinstance(source, StoredAudio):
+        whole = stream_channels(
+            source.source(), sampling_rate=sampling_rate, target_rate=target_rate, reading=reading
+        )
+        yield from source.cut(whole, target_rate)
+        return
     if isinstance(source, np.ndarray | torch.Tensor):
         if reading.track is not None:
             raise ArgumentError(f"track={reading.track} was given for an array, which has no tracks.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from audioflamingo.cli.flags import ScreenOptions, with_flags
 from audioflamingo.cli.inputs import AUDIO_SUFFIXES, STDIN
 from audioflamingo.cli.model_loading import ModelOptions, find_think_adapter, load
 from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import ArgumentError
 from audioflamingo.fields import option
 from audioflamingo.tasks import GENERATION_PRESETS, TASKS, THINK_SUFFIX
 
@@ -130,6 +132,15 @@ def ask(
             rich_help_panel=_ANSWER,
         ),
     ] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            help="Answer with JSON that meets the JSON schema in this file; no thoughts.",
+            metavar="FILE",
+            rich_help_panel=_ANSWER,
+        ),
+    ] = None,
     answer: AnswerOptions,
     model: ModelOptions,
     screen: ScreenOptions,
@@ -141,10 +152,14 @@ def ask(
       af3 ask bird.wav "What is this?"
       af3 ask first.wav second.wav "Which one is speech?"
       af3 ask song.mp3 --task music
+      af3 ask call.wav "Who calls, and why?" --schema call.json
       af3 ask talk.wav "Who is right?" --think --model ./audio-flamingo-3-hf
       af3 ask talk.flac "What is it about? (A) Sport (B) Music (C) Politics" --max-new-tokens 50
     """
     clips, question = split_arguments(arguments, task)
+    options = answer.generate_options()
+    if schema is not None:
+        options["constraint"] = {"json_schema": _read_schema(schema)}
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
     adapter = None
     if think:
@@ -153,13 +168,25 @@ def ask(
     chat = answer.chat(model, screen.verbose, adapter)
     for source in sources:
         chat.add_audio(source)
-    pieces = chat.ask(question, **answer.generate_options())
+    pieces = chat.ask(question, **options)
     if task == "transcribe":  # the sentence around the transcript is only known when it is complete
         from audioflamingo.processor.conversation import strip_framing
 
         Terminal.show(strip_framing("".join(pieces)) + "\n")
     else:
         print_answer(pieces, answer.show_thoughts)
+    if schema is not None and chat.finish_reason == "length":
+        raise ArgumentError(
+            "the answer reached its longest length before the JSON was complete; raise --max-new-tokens."
+        )
+
+
+def _read_schema(path: Path) -> Any:
+    """The JSON schema in a file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--schema {path}: {error}") from None
 
 
 def split_arguments(arguments: list[str], task: str | None) -> tuple[list[str], str]:

@@ -29,12 +29,26 @@ def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor, n
         logits: `(R, V)`.
         num_new: tokens that an answer of theirs has, also those that the host has not seen yet.
     """
+    logits = keep_grammatical(sequences, logits)
     history = answers = None
     if rules.needs_history:
         history = stack_right([sequence.history() for sequence in sequences], logits.device)
     if rules.needs_answers:
         answers = stack_right([np.array(s.new_ids, dtype=np.int64) for s in sequences], logits.device)
     return rules(logits, history, num_new, answers)
+
+
+def keep_grammatical(sequences: Rows[Sequence], logits: Tensor) -> Tensor:
+    """Forbids, in `(R, V)`, what the grammars of the sequences do not allow next; those without one keep everything."""
+    if all(sequence.grammar is None for sequence in sequences):
+        return logits
+    is_allowed = np.ones(tuple(logits.shape), dtype=bool)
+    for row, sequence in zip(is_allowed, sequences, strict=True):
+        if sequence.grammar is not None:
+            allowed = sequence.grammar.allowed()[: len(row)]
+            row[: len(allowed)] = allowed
+            row[len(allowed) :] = False
+    return logits.masked_fill(~to_device(torch.from_numpy(is_allowed), logits.device), -torch.inf)
 
 
 def stack_right(rows: Rows[np.ndarray], device: torch.device) -> Tensor:
@@ -118,6 +132,7 @@ def chooses_without_history(sequence: Sequence) -> bool:
     params = request.params
     return (
         params.beams is None
+        and sequence.grammar is None
         and params.num_top_logprobs is None
         and not (params.keeps_scores or params.keeps_logits)
         and not (params.rules.needs_history or params.rules.needs_answers)
@@ -130,7 +145,7 @@ def takes_likeliest(sequences: Rows[Sequence], num_unread: int) -> bool:
     for sequence in sequences:
         rules = sequence.group.request.params.rules
         is_early = len(sequence.new_ids) + num_unread < rules.min_new_tokens
-        if rules.do_sample or rules.needs_history or rules.needs_answers or is_early:
+        if rules.do_sample or rules.needs_history or rules.needs_answers or rules.logit_bias or is_early:
             return False
     return True
 

@@ -151,7 +151,10 @@ def generate(
             the search ends.
         return_dict_in_generate: return a `GenerateOutput` in place of the ids.
         **options: see `GenerateOptions` and `GenerationConfig`; None takes the default. `adapter` names a loaded
-            adapter, for all prompts or (a list) one for each, None for the model itself. `past_key_values`
+            adapter, for all prompts or (a list) one for each, None for the model itself. `constraint` (with
+            `tokenizer`) is what answers must be: `{"json_schema": ...}`, `{"json_object": True}`, `{"choices": [...]}`
+            or `{"regex": ...}`, see `compile_constraint`; `logit_bias` is added to the
+            logits of token ids. `past_key_values`
             is a cache to continue, without beams: `input_ids` are then the new tokens only, rules that look at
             earlier tokens do not see what is in it, and afterwards it holds all but the last token of each
             answer.

@@ -179,6 +179,6 @@ def _fingerprint(
         step = max(1, flat.numel() // 16)
         digest.update(f"{name}{to_host(flat[::step].float())}".encode())
     for row in rows:
-        digest.update(json.dumps([row.place, row.messages], sort_keys=True).encode())
+        digest.update(json.dumps([row.place, row.messages], sort_keys=True, default=str).encode())
     digest.update(json.dumps(options, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -163,7 +163,7 @@ class BatchEncoder:
             waveform = load_audio(path)
             if rng is not None and self.augmentation is not None:
                 waveform = augment_waveform(waveform, self.augmentation, rng)
-            clips.append(Clip(waveform, name=repr(path)))
+            clips.append(Clip(waveform, name=repr(str(path))))
         return self.processor.add_audio(self._text(row), clips)
 
     def _add_cached(

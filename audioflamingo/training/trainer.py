@@ -18,13 +18,13 @@ import torch
 from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
 from audioflamingo.files import to_json, write_text
-from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
+from audioflamingo.training.precision import resolve_precision
 from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
 from audioflamingo.training.stage import StageRun
 from audioflamingo.training.training_config import TrainingConfig
@@ -43,7 +43,6 @@ _FREE_KEYS = (
     "tensorboard",
     "device",
 )
-BFLOAT16_PAYS = 0.8  # share of float32's time below which a CPU trains in bfloat16
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -84,7 +83,9 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
         cpu=uses_cpu,
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ],
     )
     try:
         return Trainer(config, accelerator, fresh, show_progress).run()
@@ -92,21 +93,6 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         accelerator.end_training()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
-
-
-def resolve_precision(precision: str, uses_cpu: bool) -> str:
-    """What `auto` means on this machine.
-
-    Raises:
-        ConfigError: float16 on a CPU.
-    """
-    if precision == "float16" and uses_cpu:
-        raise ConfigError("precision: float16 needs a GPU; set auto, bfloat16 or float32.")
-    if precision != "auto":
-        return precision
-    if not uses_cpu:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if slowness() < BFLOAT16_PAYS else "float32"
 
 
 class Trainer:
@@ -124,7 +110,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = _load_model(config)
         processor = AutoProcessor.from_pretrained(config.model)
-        adapter = add_lora(model, config.lora) if config.uses_lora else None
+        adapter = add_lora(model, config.lora, config.model) if config.uses_lora else None
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
@@ -149,9 +135,15 @@ class Trainer:
             per_step = (stage.batch or self.config.batch).batches_per_step
             if per_step % num:
                 raise ConfigError(f"batches_per_step {per_step} is not divisible by the {num} processes.")
-        if self.accelerator.distributed_type == "FSDP" and len(self.config.stages) > 1:
+        if self.accelerator.distributed_type != "FSDP":
+            return
+        if len(self.config.stages) > 1:
             raise ConfigError(
                 "FSDP runs one stage a config: give each stage its own run, each from the last's model."
+            )
+        if self.config.quantization is not None or self.config.optimizer != "adamw":
+            raise ConfigError(
+                "FSDP shards float weights and plain AdamW: leave quantization and optimizer out."
             )
 
     def _open_output(self, fingerprint: str, fresh: bool) -> Path | None:
@@ -196,9 +188,14 @@ class Trainer:
 
 
 def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneration:
-    model = AutoModelForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
-    if (quantization := read_quantization(model.config)) is not None:
-        raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
+    model = AutoModelForConditionalGeneration.from_pretrained(
+        config.model, dtype=config.weights_dtype, quantization=config.quantization
+    )
+    quantization = read_quantization(model.config)
+    if quantization is not None and config.trained_parts != {"lora"}:
+        raise ConfigError(
+            f"model: {config.model} is quantized ({quantization}); train lora alone on it, or the original."
+        )
     num_layers = model.config.text_config.num_hidden_layers
     if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
         raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")

@@ -108,5 +108,6 @@ class Run:
             dtype=None if dtype is None else getattr(torch, dtype),
             notes={"step": progress.step, "best": progress.best, "best_step": progress.best_step},
             adapter=self.adapter,
+            trained_parts=self.config.trained_parts,
         )
         self.accelerator.wait_for_everyone()
