@@ -79,8 +79,8 @@ def load_audio(
     Args:
         source: a path (`str` or `os.PathLike`; `~` is the home folder), an http(s) URL, a `data:` URI, bytes,
             a binary file object, a `StoredAudio` (a part of a file), a NumPy array or a torch tensor. Arrays
-            are (samples,) or two-dimensional with channels on the shorter axis; integers are scaled by their full range, floats are taken as
-            they are.
+            are (samples,) or two-dimensional with channels on the shorter axis; integers are scaled by their full
+            range, floats are taken as they are.
         sampling_rate: Hz of an array or tensor (default: `target_rate`). A file states its own: leave it out.
         target_rate: Hz of the result.
         track: which audio track of a file, counted from 1; by default the one that it marks as its default.
@@ -113,7 +113,9 @@ def stream_audio(
     the end of a file shows (cut short, NaN count) after the last block.
 
     Args:
-        source, sampling_rate, target_rate: see `load_audio`.
+        source: see `load_audio`.
+        sampling_rate: likewise.
+        target_rate: likewise.
         reading: track, channel, and whether damage is allowed.
 
     Yields:

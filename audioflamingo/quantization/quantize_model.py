@@ -34,8 +34,8 @@ def quantize(
 ) -> Model:
     """Quantizes the linear layers and the token embeddings of a model, in place and layer by layer.
 
-    The quantized model runs on the CPU, or on a GPU once it is moved there. Its weights cannot be trained, adapters on it
-    can: its remaining parameters no longer ask for gradients.
+    The quantized model runs on the CPU, or on a GPU once it is moved there. Its weights cannot be trained, adapters on
+    it can: its remaining parameters no longer ask for gradients.
 
     Args:
         model: an `AudioFlamingo3ForConditionalGeneration` on the CPU.
