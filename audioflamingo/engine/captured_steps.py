@@ -1,5 +1,6 @@
-"""Decode steps that a GPU replays: shapes are fixed, so a step of hundreds of launches is recorded once (a CUDA graph)
-and started by one call, without Python in between.
+"""Decode steps that a GPU replays, as CUDA graphs.
+
+Shapes are fixed, so a step of hundreds of launches is recorded once and started by one call, without Python in between.
 
 A step feeds itself: it writes each row's token behind those that it holds, chooses the likeliest next one, and is then
 ready to run again. Rows are filled up to 1, 2, 4, 8 ... with rows of no use, which stay on a slot of their own.
