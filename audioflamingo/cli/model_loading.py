@@ -92,6 +92,8 @@ def load(
         quantization=None if options.quantization is None else options.quantization.value,
         compile=options.compile,
     )
+    if model.device.type == "cuda":
+        processor.feature_extractor.device = model.device
     if is_verbose:
         form = read_quantization(model.config) or model.dtype
         Terminal.say(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from audioflamingo.config import IGNORED_LABEL, AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
-from audioflamingo.kernels.host import to_host
+from audioflamingo.kernels.host import to_device, to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.adapters import Adapters, routed_to
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
@@ -302,7 +302,7 @@ class AudioFlamingo3WithHead(nn.Module):
     ) -> Generator[None, None, Tensor]:
         """Encodes and projects one window, the given one of its clip, little by little; see the encoder's own."""
         tower = self.model.audio_tower
-        features = features.to(tower.conv1.weight.device)
+        features = to_device(features, tower.conv1.weight.device)
         rows = yield from tower.in_pieces(features, num_frames, num_positions)
         return self.model.project(rows, [len(rows)], [window_index])
 

@@ -278,7 +278,7 @@ class AudioFlamingo3Encoder(nn.Module):
         x = torch.cat([parts[w] for w in order])
         sizes = [lengths[w] for w in order]
         groups = [WindowGroup(len(list(same)), n) for n, same in groupby(sizes)]
-        bounds = _bounds(sizes, x.device) if x.is_cuda else None
+        bounds = _bounds(sizes, x.device) if _is_on_gpu(x) else None
         for layer in layers:
             if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
                 continue
@@ -288,6 +288,10 @@ class AudioFlamingo3Encoder(nn.Module):
                 x = layer(x, groups, bounds)
         done = dict(zip(order, x.split(sizes), strict=True))
         return torch.cat([done[w] for w in sorted(order)])
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _bounds(lengths: list[int], device: torch.device) -> Bounds:
