@@ -66,7 +66,9 @@ def any_lengths(monkeypatch: pytest.MonkeyPatch) -> list[Bounds]:
     return calls
 
 
-@pytest.mark.parametrize("options", [{}, {"eos_token_id": MANY_EOS}, {"num_beams": 3}, {"num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"eos_token_id": MANY_EOS}, {"num_beams": 3}, {"num_return_sequences": 2}]
+)
 @pytest.mark.parametrize("is_captured", [False, True])
 def test_rows_of_any_length_in_one_call_give_the_same_answers(
     options: dict[str, Any], is_captured: bool, request: pytest.FixtureRequest
@@ -130,7 +132,8 @@ def test_prefill_and_decode_of_unequal_rows_stay_on_the_card(fake_cuda: None) ->
 
 
 def test_a_captured_step_stays_on_the_card(fake_cuda: None) -> None:
-    step = DecodeStep(fake_model(), KVStore(2, 100), num_rows=4, window=4096, scratch=0)
+    model = fake_model()  # a step does not keep it
+    step = DecodeStep(model, KVStore(2, 100), num_rows=4, window=4096, scratch=0)
     step.load([5, 6], [Span(1, 20, 3), Span(40, 20, 9)])
     step.run()
     assert step.logits is not None
