@@ -1,4 +1,4 @@
-"""The benchmark for a GPU runs, on the CPU and with a model of nothing, so that a lent GPU's minutes are not lost to it."""
+"""The benchmark for a GPU runs, on the CPU and with a model of nothing: no minute of a lent GPU is to be lost to it."""
 
 from __future__ import annotations
 
