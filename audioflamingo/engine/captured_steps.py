@@ -304,6 +304,8 @@ def why_not(model: AudioFlamingo3WithHead) -> str | None:
     (device,) = devices
     if device.type != "cuda":
         return f"the model is on {device}, CUDA graphs are of NVIDIA GPUs"
+    if device.index != torch.cuda.current_device():
+        return f"the model is on {device}, which is not torch's current device: torch.cuda.set_device({device.index})"
     return None
 
 

@@ -142,10 +142,11 @@ def _packed_product() -> Any:
         x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: list[int], group: int
     ) -> Tensor:
         kernels, size = _kernels(), (shape[0], shape[1])
-        if len(x) <= kernels.MAX_FEW_ROWS:
-            out: Tensor = kernels.packed_linear(x, packed, scales, bias, size, group or None)
-            return out
-        weight = kernels.unpack(packed, scales, size, group or None, x.dtype)
+        with torch.cuda.device(x.device):  # where triton starts kernels
+            if len(x) <= kernels.MAX_FEW_ROWS:
+                out: Tensor = kernels.packed_linear(x, packed, scales, bias, size, group or None)
+                return out
+            weight = kernels.unpack(packed, scales, size, group or None, x.dtype)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @linear.register_fake

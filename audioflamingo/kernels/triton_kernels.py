@@ -51,7 +51,7 @@ def _load_scales(bytes_ptr, base, p, num_words, is_there, words_in_group):
 
 @triton.jit
 def _packed_kernel(
-    x_ptr,  # (places in a word, M, words of a row): see `packed_linear`
+    x_ptr,  # a single row as it is, else (places in a word, M, words of a row): see `packed_linear`
     words_ptr,
     bytes_ptr,  # the same memory
     scales_ptr,
@@ -88,7 +88,7 @@ def _packed_kernel(
         for i in tl.static_range(per_word):
             weights = _integer_weights(words, scales, i, is_4_bit)
             if block_m == 1:
-                x = tl.load(x_ptr + i * num_words + p, mask=p < num_words, other=0).to(tl.float32)
+                x = tl.load(x_ptr + p * per_word + i, mask=p < num_words, other=0).to(tl.float32)
                 sums += weights * x[:, None]
             else:
                 places = (i * num_rows + m)[:, None] * num_words + p[None, :]
@@ -274,8 +274,10 @@ def packed_linear(
     per_word, num_words = layout["per_word"], layout["num_words"]
     if num_in % per_word:
         x = torch.nn.functional.pad(x, (0, num_words * per_word - num_in))
-    # A word's places one after the other, so that what is multiplied together is read in whole lines.
-    x = x.reshape(num_rows, num_words, per_word).permute(2, 0, 1).contiguous()
+    if num_rows > 1:
+        # A word's places one after the other, so that what is multiplied together is read in whole lines.
+        x = x.reshape(num_rows, num_words, per_word).permute(2, 0, 1)
+    x = x.contiguous()
     out = x.new_empty(num_rows, num_out)
     block_m, block_n, block_p = blocks(num_rows, is_4_bit=group is not None)
     grid = (triton.cdiv(num_out, block_n), triton.cdiv(num_rows, block_m))
