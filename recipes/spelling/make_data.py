@@ -16,10 +16,17 @@ import wave
 from pathlib import Path
 
 VOICES = {
-    "train": ["flite:kal", "flite:awb", "flite:rms", "espeak:en-gb", "espeak:en-us+f3", "espeak:en-gb-scotland"],
+    "train": [
+        "flite:kal",
+        "flite:awb",
+        "flite:rms",
+        "espeak:en-gb",
+        "espeak:en-us+f3",
+        "espeak:en-gb-scotland",
+    ],
     "test": ["flite:slt", "espeak:en-us+m7"],
 }
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 NAMES = {
     "train": "smith jones brown taylor wilson davies evans thomas johnson roberts walker wright robinson thompson "
     "white hughes edwards green hall wood harris lewis martin jackson clarke turner hill scott cooper morris ward "
@@ -81,7 +88,9 @@ def make(folder: Path, split: str, num_rows: int, voices: str, rng: random.Rando
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=600)
     parser.add_argument("--test", type=int, default=80)
