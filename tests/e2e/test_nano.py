@@ -42,7 +42,7 @@ def ask(nano: tuple[Any, Any], question: str, *clips: Any) -> str:
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:
     files = [path for path in BUILT_IN_FOLDER.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 40_000_000
+    assert sum(path.stat().st_size for path in files) <= 65_000_000
     card = (BUILT_IN_FOLDER / "README.md").read_text(encoding="utf-8").lower()
     for word in ("licence", "whisper", "word error rate", "demonstration"):
         assert word in card
@@ -67,9 +67,11 @@ def test_its_transcripts_equal_transformers_beam_for_beam(nano: tuple[Any, Any])
     reference = transformers.AudioFlamingo3ForConditionalGeneration.from_pretrained(
         BUILT_IN_FOLDER, dtype=torch.float32
     )
-    assert model.generation_config.num_beams == reference.generation_config.num_beams > 1
-    ours = model.generate(**inputs, max_new_tokens=120)
-    assert ours.tolist() == reference.eval().generate(**inputs, max_new_tokens=120).tolist()
+    assert model.generation_config.num_beams == reference.generation_config.num_beams == 1
+    for num_beams in (1, 4):
+        options = {"max_new_tokens": 120, "num_beams": num_beams}
+        ours, theirs = model.generate(**inputs, **options), reference.eval().generate(**inputs, **options)
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_transformers_processor_reads_the_folder(nano: tuple[Any, Any]) -> None:
@@ -90,10 +92,10 @@ def test_it_transcribes_a_person_with_the_published_framing(nano: tuple[Any, Any
     inputs = processor.apply_transcription_request(audio=PROMPT)
     outputs = model.generate(**inputs, max_new_tokens=200, do_sample=False)[:, inputs.input_ids.shape[1] :]
     (answer,) = processor.decode(outputs, skip_special_tokens=True)
-    assert re.fullmatch(r'The spoken content of the audio is "[a-z\' ]+"\.', answer)
+    assert re.fullmatch(r'The spoken content of the audio is "[A-Z][^"]+\."\.', answer)
     (transcript,) = processor.decode(outputs, skip_special_tokens=True, strip_prefix=True)
     num_errors, num_words = word_errors(SPOKEN, normalize(transcript))
-    assert num_errors / num_words <= 0.45
+    assert num_errors / num_words <= 0.15
 
 
 def test_silence_and_faint_noise_have_no_words(nano: tuple[Any, Any]) -> None:
