@@ -335,7 +335,10 @@ def read_model_config(folder: str | Path) -> AudioFlamingo3Config:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from error
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        hint = ""
+        if (path.parent / "training_args.bin").exists():  # transformers' Trainer saves weights alone
+            hint = ". It is a checkpoint of transformers' Trainer: pass config=model.config, or save_pretrained the model"
+        raise ConfigError(f"cannot read {path}: {error}{hint}") from error
     return kind.from_pretrained(folder)
 
 

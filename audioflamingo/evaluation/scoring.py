@@ -1,8 +1,8 @@
 """Scores of one answer, and of many: word error rate, multiple choice, exact match.
 
 Normalisation, for all of them: Unicode NFKC, lower case, typographic apostrophes made plain, everything that is not a
-letter, a digit or an apostrophe inside a word becomes a space, runs of space become one. Numbers stay as they are:
-"12" and "twelve" differ. No words are mapped to others.
+letter, a digit or an apostrophe inside a word becomes a space, runs of space become one. Commas between
+thousands go, otherwise numbers stay as they are: "12" and "twelve" differ. No words are mapped to others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Scoring = Literal["transcription", "choice", "exact"]
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)|[\n;]|$)", re.DOTALL)
 _LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?=[).:,]|\s*$))")
 _NOT_WORD = re.compile(r"[^\w']|_")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 
 
@@ -79,6 +80,7 @@ class Summary:
 def normalize(text: str) -> str:
     """Applies the module's normalisation."""
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'")
+    text = _THOUSANDS.sub("", text)
     text = _LOOSE_APOSTROPHE.sub(" ", _NOT_WORD.sub(" ", text))
     return " ".join(text.split())
 
