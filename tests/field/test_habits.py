@@ -172,7 +172,7 @@ class TestGenerationConfig:
 
     def test_what_is_not_here(self, model: Any) -> None:
         config = transformers.GenerationConfig(bad_words_ids=[[3]])
-        with pytest.raises(ArgumentError, match="bad_words_ids=...\\) is not implemented"):
+        with pytest.raises(ArgumentError, match=r"bad_words_ids=...\) is not implemented"):
             answer(model, generation_config=config)
 
 
@@ -280,7 +280,7 @@ class TestTrainer:
 
         whole = train(tiny_model(), 4)
         folder = tmp_path / "checkpoint-2"
-        with pytest.raises(ConfigError, match="config=model[.]config"):
+        with pytest.raises(ConfigError, match=r"config=model[.]config"):
             AudioFlamingo3ForConditionalGeneration.from_pretrained(folder)
         half = AudioFlamingo3ForConditionalGeneration.from_pretrained(
             folder, config=whole.config, dtype=torch.float32

@@ -97,7 +97,7 @@ def test_windows_must_be_a_list(windows):
 
 
 def test_short_windows_for_small_models():
-    features, mask = AudioFlamingo3FeatureExtractor(16, chunk_length=1)([np.ones(8000, np.float32)])
+    features, mask = AudioFlamingo3FeatureExtractor(16, chunk_length=1).extract([np.ones(8000, np.float32)])
     assert features.shape == (1, 16, 100)
     assert mask.sum() == 50
 
