@@ -116,7 +116,9 @@ def stream_audio(
     the end of a file shows (cut short, NaN count) after the last block.
 
     Args:
-        source, sampling_rate, target_rate: see `load_audio`.
+        source: see `load_audio`.
+        sampling_rate: likewise.
+        target_rate: likewise.
         reading: track, channel, and whether damage is allowed.
 
     Yields:

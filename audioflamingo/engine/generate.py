@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.generate_call import GenerateCall, ModelInputs, prepare_call
 from audioflamingo.engine.generate_options import GenerateInputs, GenerateOptions
 from audioflamingo.engine.limits import EngineOptions
-from audioflamingo.engine.request import FinishReason
 from audioflamingo.engine.sequence import Sequence as Row
 from audioflamingo.engine.sequence import SequenceGroup
 from audioflamingo.errors import warn
@@ -70,8 +70,7 @@ class GenerationStep:
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """Result of `generate(return_dict_in_generate=True)` for R rows: the answers to the first prompt, then
-    the next.
+    """Result of `generate(return_dict_in_generate=True)` for R rows: first prompt's answers first.
 
     Attributes:
         sequences: int64 `(R, S + T)`: the prompt as it was given, then the answer, then padding ids.
@@ -141,6 +140,7 @@ def generate(
     in order.
 
     Args:
+        model: what answers.
         input_ids: `(B, S)` prompts, padded on either side.
         attention_mask: `(B, S)`, 0 on padding. Without it, ids equal to the padding id are taken as
             padding, unless that id also ends answers.

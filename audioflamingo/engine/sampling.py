@@ -127,8 +127,9 @@ def keep_min_p(logits: Tensor, min_p: float, min_tokens: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitsRules:
-    """What is done to the logits before a token is chosen: `logit_bias`, `frequency_penalty` and `presence_penalty`
-    first, then the others in the order of the fields.
+    """What is done to the logits before a token is chosen.
+
+    `logit_bias`, `frequency_penalty` and `presence_penalty` come first, then the others in the order of the fields.
 
     The fields from `temperature` to `min_tokens_to_keep` shape only a draw; beam search hands in log-probabilities.
 

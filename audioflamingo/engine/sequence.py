@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from audioflamingo.engine.beam_search import BeamSearch
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.loops import find_loop
-from audioflamingo.engine.request import FinishReason, Output, Request
+from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob
 from audioflamingo.engine.stopping import StopText
 from audioflamingo.network.kv import Span

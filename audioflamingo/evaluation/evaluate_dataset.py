@@ -57,7 +57,8 @@ def evaluate(
     option chosen, by letter or by text, and all others by exact match. See `scoring` for the normalisation.
 
     Args:
-        model, processor: what is evaluated.
+        model: what is evaluated.
+        processor: of the model.
         dataset: a file of conversations, or rows.
         output_dir: for `items.jsonl`, written as answers come, `summary.json` and `confusion.png`. A run that was
             stopped goes on there.

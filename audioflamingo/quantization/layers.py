@@ -79,6 +79,7 @@ class PackedWeight(nn.Module):
         return values.float() * self.scales[start:end, None]
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
         num_rows, num_columns = self.shape
         group = "" if self.format.group is None else f", group={self.format.group}"
         return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}"
@@ -92,7 +93,7 @@ class PackedWeight(nn.Module):
                 "dtype='bfloat16' there."
             )
         scales = self._buffers.pop(SCALES)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert scales is not None
         moved = fn(scales)
         self._buffers[SCALES] = moved if moved.dtype == scales.dtype else scales.to(moved.device)
@@ -124,6 +125,7 @@ class QuantizedLinear(PackedWeight):
         self.register_buffer(SMOOTHING, torch.ones(in_features) if format_.is_smoothed else None)
 
     def dequantize(self, start: int = 0, end: int | None = None) -> Tensor:
+        """Those rows in float32 `(N, K)`, as they act on activations that are not smoothed."""
         values = super().dequantize(start, end)
         return values if self.smoothing is None else values * self.smoothing.float()
 
@@ -142,7 +144,7 @@ class QuantizedLinear(PackedWeight):
                 "the weights of a quantized model cannot be trained: leave requires_grad_(False) on them and train "
                 "an adapter (LoRA), or load the original checkpoint without quantization."
             )
-        return _ThroughWeights.apply(x, self) if x.requires_grad else self._product(x)
+        return _ThroughWeights.apply(x, self) if x.requires_grad else self._product(x)  # type: ignore[no-untyped-call]
 
     def _product(self, x: Tensor) -> Tensor:
         dtype = x.dtype

@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from audioflamingo.server.chat_route import ChatRoute
 from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.middleware import PATHS, KeyMiddleware, RequestMiddleware
+from audioflamingo.server.openapi import openapi
 from audioflamingo.server.replies import JsonResponse
 from audioflamingo.server.responses_route import ResponsesRoute
 from audioflamingo.server.service import Service
@@ -66,6 +67,7 @@ def _routes(service: Service) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
+        Route("/openapi.json", pages.openapi),
         Mount("/v1", routes=interface),
     ]
     if (PAGE / "index.html").exists():
@@ -107,6 +109,10 @@ class StatusPages:
     async def metrics(self, _: Request) -> Response:
         """`/metrics`, as Prometheus reads it."""
         return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """`/openapi.json`: the interface, for tools."""
+        return JsonResponse(openapi())
 
     async def models(self, _: Request) -> Response:
         """`/v1/models`: the model, and its adapters as models of their own."""

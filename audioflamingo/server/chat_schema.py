@@ -280,6 +280,12 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
+    """Reads a body that must be a JSON object.
+
+    Raises:
+        ApiError: 400 if it is none.
+    """
+
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a JSON number")
 

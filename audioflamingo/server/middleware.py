@@ -29,7 +29,7 @@ GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
 PATHS = (
     *("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/audio/translations"),
-    *("/v1/models", "/health", "/metrics"),
+    *("/v1/models", "/health", "/metrics", "/openapi.json"),
 )
 
 

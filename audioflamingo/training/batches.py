@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from audioflamingo.audio.loading import N_FRAMES, conv_length, load_audio
-from audioflamingo.config import IGNORED_LABEL
+from audioflamingo.config import AUDIO_TOKENS_PER_S, IGNORED_LABEL
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.network.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor, Prompt, PromptText, collate
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.training.augmentation import augment_waveform, mask_features, mask_rows
-from audioflamingo.training.batch_sampler import AUDIO_TOKENS_PER_S
 from audioflamingo.training.feature_cache import FeatureCache
 from audioflamingo.training.training_config import CTC_ALPHABET, AugmentationConfig
 

@@ -122,7 +122,8 @@ def estimate_step_s(
         config: of the run.
         model: as `select_parameters` left it.
         stage: of the run.
-        tokens, windows: of a step.
+        tokens: of a step.
+        windows: of a step.
         speed: multiplications and additions a second, of `measure_speed`.
     """
     sizes: Counter[str] = Counter()

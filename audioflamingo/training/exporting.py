@@ -50,7 +50,8 @@ def export(
     Args:
         folder: where to.
         module: the trainer's module, wrapped or not.
-        model, processor: for their configurations.
+        model: for its configuration.
+        processor: saved beside it.
         is_main_process: of this process.
         dtype: of the saved weights; None keeps theirs.
         notes: written to `training.json`.

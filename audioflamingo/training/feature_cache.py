@@ -231,7 +231,7 @@ class FeatureCache:
         self._files.save()
 
 
-class _ClipLoader(torch.utils.data.Dataset):
+class _ClipLoader(torch.utils.data.Dataset[Any]):
     """Groups of clips -> log-mel windows; runs in worker processes."""
 
     def __init__(
