@@ -44,7 +44,7 @@ def unwrap(source: Any, sampling_rate: float | None = None) -> tuple[Any, float 
     if isinstance(source, np.ma.MaskedArray):
         if np.ma.is_masked(source):
             raise AudioError(
-                f"{np.ma.count_masked(source)} samples of the array are masked; fill them (.filled(0)) or cut them out."
+                f"{int(np.ma.getmaskarray(source).sum())} samples of the array are masked; fill them (.filled(0)) or cut them out."
             )
         source = source.data
     if stated is not None and sampling_rate is not None and stated != sampling_rate:
