@@ -42,9 +42,10 @@ def unwrap(source: Any, sampling_rate: float | None = None) -> tuple[Any, float 
     if hasattr(source, "data") and hasattr(source, "sample_rate"):
         source, stated = source.data, source.sample_rate
     if isinstance(source, np.ma.MaskedArray):
-        if np.ma.is_masked(source):
+        num_masked = int(np.ma.getmaskarray(source).sum())
+        if num_masked:
             raise AudioError(
-                f"{int(np.ma.getmaskarray(source).sum())} samples of the array are masked; fill them (.filled(0)) or cut them out."
+                f"{num_masked} samples of the array are masked; fill them (.filled(0)) or cut them out."
             )
         source = source.data
     if stated is not None and sampling_rate is not None and stated != sampling_rate:
