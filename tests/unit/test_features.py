@@ -144,9 +144,9 @@ def test_features_of_a_device_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPat
     lengths = [1, 399, 400, 16000, 16001, 479_999, 480_000]
     windows = [generator.standard_normal(n).astype(np.float32) for n in lengths]
     extractor = AudioFlamingo3FeatureExtractor()
-    expected, expected_mask = extractor(windows)
+    expected, expected_mask = extractor.extract(windows)
     extractor.device = torch.device("cpu")
-    found, mask = extractor(windows)
+    found, mask = extractor.extract(windows)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert torch.equal(mask, expected_mask)
     assert mask.dtype == expected_mask.dtype
