@@ -195,7 +195,35 @@ class AudioFlamingo3FeatureExtractor:
             "return_attention_mask": self.return_attention_mask,
         }
 
-    def __call__(self, windows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str = "pt"
+    ) -> dict[str, torch.Tensor]:
+        """The features of clips of one window each, in the words of transformers' feature extractors.
+
+        Args:
+            raw_speech: a waveform (samples,) or a list of them, 16 kHz.
+            sampling_rate: Hz of the waveforms, to be checked.
+            return_tensors: only "pt".
+
+        Returns:
+            `input_features` float32 (W, M, num_frames) and `attention_mask` int32 (W, num_frames).
+
+        Raises:
+            AudioError: another rate, or waveforms that `extract` refuses.
+            ArgumentError: another kind of tensors.
+        """
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise AudioError(
+                f"sampling_rate={sampling_rate}: resample to {self.sampling_rate} Hz (load_audio does)."
+            )
+        if return_tensors != "pt":
+            raise ArgumentError(f"return_tensors={return_tensors!r}: only 'pt' (torch tensors) is supported.")
+        is_one = isinstance(raw_speech, np.ndarray | torch.Tensor) and raw_speech.ndim == 1
+        clips = [raw_speech] if is_one else list(raw_speech)
+        features, mask = self.extract([np.asarray(clip, dtype=np.float32) for clip in clips])
+        return {"input_features": features, "attention_mask": mask}
+
+    def extract(self, windows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes the features of W windows, each padded with zeros to `num_samples`.
 
         Args:

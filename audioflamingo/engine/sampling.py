@@ -7,14 +7,17 @@ no global random state: random numbers come from a `Uniforms` that the caller bu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from audioflamingo.errors import ArgumentError
 from audioflamingo.kernels.host import to_device, to_host
 
+# One of transformers' kind: ids (1, L) of prompt and answer, scores (1, V) -> scores (1, V).
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 NO_TOKEN = -1  # in a history: a place without a token; as a choice: the row has no valid distribution
 
 
@@ -143,6 +146,7 @@ class LogitsRules:
         min_tokens_to_keep: candidates that top-k, top-p and min-p leave at least.
         frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
         logit_bias: token ids and what is added to their logits, before everything else.
+        processors: the caller's own rules, each called for one row at a time; behind all but those that shape a draw.
     """
 
     repetition_penalty: float = 1.0
@@ -158,11 +162,12 @@ class LogitsRules:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
 
     @property
     def needs_history(self) -> bool:
         """Whether a rule looks at the tokens so far."""
-        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0 or bool(self.processors)
 
     @property
     def needs_answers(self) -> bool:
@@ -198,7 +203,22 @@ class LogitsRules:
                 logits = ban_repeated_ngrams(logits, history, self.no_repeat_ngram_size)
         if num_new_tokens < self.min_new_tokens and self.eos_token_ids:
             logits = ban_tokens(logits, self.eos_token_ids)
+        if self.processors:
+            assert history is not None
+            logits = torch.cat([self._process(ids, row) for ids, row in zip(history, logits, strict=True)])
         return self._shape(logits) if self.do_sample else logits
+
+    def _process(self, history: Tensor, logits: Tensor) -> Tensor:
+        """The caller's own rules, for the history `(L,)` and the logits `(V,)` of a row: `(1, V)`."""
+        ids, scores = history[history != NO_TOKEN][None], logits[None]
+        for processor in self.processors:
+            scores = processor(ids, scores)
+            if not isinstance(scores, Tensor) or scores.shape != (1, len(logits)):
+                found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ArgumentError(
+                    f"logits_processor {type(processor).__name__} must return scores (1, {len(logits)}), got {found}."
+                )
+        return scores.float()
 
     def _shape(self, logits: Tensor) -> Tensor:
         if self.temperature != 1:

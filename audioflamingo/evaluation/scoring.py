@@ -1,8 +1,8 @@
 """Scores of one answer, and of many: word error rate, multiple choice, exact match.
 
 Normalisation, for all of them: Unicode NFKC, lower case, typographic apostrophes made plain, everything that is not a
-letter, a digit or an apostrophe inside a word becomes a space, runs of space become one. Numbers stay as they are:
-"12" and "twelve" differ. No words are mapped to others.
+letter, a digit or an apostrophe inside a word becomes a space, runs of space become one. Commas between
+thousands go, otherwise numbers stay as they are: "12" and "twelve" differ. No words are mapped to others.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?=[).:,]|\s*$))")
 _LETTER_INSIDE = re.compile(r"\(([A-Z])\)|\b(?:answer|option|choice)\W+(?:is\W+)?([A-Z])\b")
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 _NOT_WORD = re.compile(r"[^\w']|_")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 
 
@@ -119,6 +120,7 @@ class Summary:
 def normalize(text: str) -> str:
     """Applies the module's normalisation."""
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'")
+    text = _THOUSANDS.sub("", text)
     text = _LOOSE_APOSTROPHE.sub(" ", _NOT_WORD.sub(" ", text))
     return " ".join(text.split())
 

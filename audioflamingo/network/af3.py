@@ -122,6 +122,10 @@ class AudioFlamingo3Model(nn.Module):
             is_decode_step and audio_embeds is None
         ):  # an answer may hold <sound>
             inputs_embeds = self._merge(input_ids, inputs_embeds, audio_embeds)
+        if not isinstance(past_key_values, KVCache | None):
+            raise ArgumentError(
+                f"past_key_values must be a KVCache (model.new_cache), got {type(past_key_values).__name__}."
+            )
         if use_cache and past_key_values is None:
             text_config, (batch_size, num_columns, _) = self.config.text_config, inputs_embeds.shape
             context = text_config.max_position_embeddings

@@ -227,9 +227,9 @@ def test_features_of_the_card_are_those_of_the_cpu() -> None:
     generator = np.random.default_rng(0)
     windows = [generator.standard_normal(n).astype(np.float32) for n in (5000, 480_000, 77_777)]
     extractor = AudioFlamingo3FeatureExtractor()
-    expected, mask = extractor(windows)
+    expected, mask = extractor.extract(windows)
     extractor.device = CUDA
-    found, found_mask = extractor(windows)
+    found, found_mask = extractor.extract(windows)
     assert found.device == found_mask.device == CUDA
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
     assert torch.equal(found_mask.cpu(), mask)
