@@ -10,13 +10,14 @@ import torch
 
 from audioflamingo.checkpoint.pretrained import read_config
 from audioflamingo.config import AUDIO_TOKENS_PER_S, CHUNK_LENGTH_S, IGNORED_LABEL
-from audioflamingo.datasets.conversations import DataRow, Dataset, read_dataset
+from audioflamingo.datasets.conversations import DataRow, Dataset, count_reasons
 from audioflamingo.hub import resolve_folder
 from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
 from audioflamingo.training.display import clock
 from audioflamingo.training.estimate import empty_model, estimate_memory, estimate_step_s, measure_speed
 from audioflamingo.training.learning_rate import Schedule
 from audioflamingo.training.precision import resolve_precision
+from audioflamingo.training.reading_data import read_data
 from audioflamingo.training.steps import StageData
 from audioflamingo.training.training_config import StageConfig, TrainingConfig
 
@@ -59,11 +60,12 @@ class TrainingCheck:
     def __str__(self) -> str:
         rows = [row for dataset in self.datasets for row in dataset.rows]
         hours = sum(row.duration_s for row in rows) / 3600
-        num_left_out = sum(dataset.num_bad + dataset.num_filtered for dataset in self.datasets)
+        skipped = [item for dataset in self.datasets for item in dataset.skipped]
         lines = [
-            f"data: {len(rows)} rows, {hours:.2f} h of audio; {num_left_out} left out",
+            f"data: {len(rows)} rows, {hours:.2f} h of audio; {len(skipped)} left out",
             f"tokens: {self.num_audio_tokens} of audio, {self.num_text_tokens} of text, of which {self.num_labels} are "
             "learned",
+            *(f"  left out: {number} {reason}" for reason, number in count_reasons(skipped)),
             f"longest row: {self.longest[0]} tokens, {self.longest[1]}",
         ]
         for stage in self.stages:
@@ -90,11 +92,7 @@ def check_training(config: TrainingConfig) -> TrainingCheck:
     folder = resolve_folder(config.model)
     model_config = read_config(folder)
     processor = AutoProcessor.from_pretrained(folder)
-    data = config.data
-    bounds = (data.on_bad_row, data.min_duration_s, data.max_duration_s, config.seed)
-    datasets = [read_dataset(item, *bounds) for item in data.train]
-    for item in data.validation:
-        read_dataset(item, *bounds)
+    datasets, _ = read_data(config, processor, model_config)
     check = _count(datasets, processor)
     is_cpu = config.device == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if is_cpu else "cuda")

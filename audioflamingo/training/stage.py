@@ -214,6 +214,9 @@ class StageRun:
             self.stage,
         )
         self._set_training_mode()
+        if self.shared.log is not None:
+            self.shared.log.write("validation", self.progress.step, {"stage": self.name, **scores})
+            self.shared.log.plot()
         value = scores.get(self.config.best_metric)
         if value is not None and self.stage.answer_weight > 0:
             best = self.progress.best
@@ -221,9 +224,6 @@ class StageRun:
             if best is None or sign * value < sign * best:
                 self.progress.best, self.progress.best_step = value, self.progress.step
                 self.shared.save_model("best", self.module)
-        if self.shared.log is not None:
-            self.shared.log.write("validation", self.progress.step, {"stage": self.name, **scores})
-            self.shared.log.plot()
         bar.show(scores)
 
     def _set_training_mode(self) -> None:

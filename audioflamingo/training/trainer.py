@@ -6,18 +6,13 @@ killed goes on exactly as if it had not been (a cosine over minutes follows the 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
-from audioflamingo.files import to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
@@ -25,24 +20,16 @@ from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
 from audioflamingo.training.precision import resolve_precision
-from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
+from audioflamingo.training.reading_data import read_data
+from audioflamingo.training.resume import LoadedCheckpoint, read_state
+from audioflamingo.training.run_folder import RunFolder
 from audioflamingo.training.stage import StageRun
 from audioflamingo.training.training_config import TrainingConfig
-from audioflamingo.training.training_run import CHECKPOINTS_FOLDER, Run
+from audioflamingo.training.training_run import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-CONFIG_FILE = "config.json"
-# Keys that may differ between a run and its continuation: they do not change what is learned.
-_FREE_KEYS = (
-    "output_dir",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "tensorboard",
-    "device",
-)
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -87,9 +74,11 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
             accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         ],
     )
+    folder = RunFolder(config, accelerator)
     try:
-        return Trainer(config, accelerator, fresh, show_progress).run()
+        return Trainer(config, accelerator, folder, fresh, show_progress).run()
     finally:
+        folder.close()
         accelerator.end_training()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
@@ -99,14 +88,18 @@ class Trainer:
     """One run; see `train`."""
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, fresh: bool, show_progress: bool
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        fresh: bool,
+        show_progress: bool,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
-        self.output_dir = Path(config.output_dir).expanduser()
+        self.folder = folder
         self._check_processes()
-        fingerprint = _fingerprint(config)
-        self.checkpoint = self._open_output(fingerprint, fresh)
+        self.checkpoint = self.folder.open(fresh)
         torch.manual_seed(config.seed)
         model = _load_model(config)
         processor = AutoProcessor.from_pretrained(config.model)
@@ -115,18 +108,19 @@ class Trainer:
             model.gradient_checkpointing_enable()
         module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
         module.to(accelerator.device)
-        data = config.data
-        bounds = (data.on_bad_row, data.min_duration_s, data.max_duration_s, config.seed)
+        datasets, validation = read_data(config, processor, model.config)
+        self.folder.check_data(datasets, validation, is_begun=self.checkpoint is not None)
+        self.folder.report_skipped([*datasets, *validation], show_progress)
         self.shared = Run(
             config=config,
-            fingerprint=fingerprint,
+            fingerprint=self.folder.fingerprint,
             accelerator=accelerator,
             show_progress=show_progress and accelerator.is_main_process,
             processor=processor,
             module=module,
             adapter=adapter,
-            datasets=[read_dataset(item, *bounds) for item in data.train],
-            validation_rows=[row for item in data.validation for row in read_dataset(item, *bounds).rows],
+            datasets=datasets,
+            validation_rows=[row for dataset in validation for row in dataset.rows],
         )
 
     def _check_processes(self) -> None:
@@ -146,25 +140,6 @@ class Trainer:
                 "FSDP shards float weights and plain AdamW: leave quantization and optimizer out."
             )
 
-    def _open_output(self, fingerprint: str, fresh: bool) -> Path | None:
-        """Makes the output folder; returns the checkpoint to go on from."""
-        folder = self.output_dir / CHECKPOINTS_FOLDER
-        if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                _remove_run(self.output_dir)
-        self.accelerator.wait_for_everyone()
-        checkpoints = list_checkpoints(folder)
-        if checkpoints and read_state(checkpoints[-1])[1] != fingerprint:
-            difference = _difference(self.output_dir, self.config)
-            raise ConfigError(
-                f"{str(self.output_dir)!r} holds a run of another config ({difference}); choose another output_dir, "
-                "or start again with --fresh."
-            )
-        if self.accelerator.is_main_process:
-            write_text(self.output_dir / CONFIG_FILE, to_json(self.config.to_dict()))
-        return checkpoints[-1] if checkpoints else None
-
     def run(self) -> TrainingResult:
         """Runs the stages that are left."""
         run, loaded = self.shared, None
@@ -173,7 +148,7 @@ class Trainer:
             loaded = LoadedCheckpoint(self.checkpoint)
             loaded.restore_weights(run.module, run.stored_names(run.progress.stage))
         if self.accelerator.is_main_process:
-            run.log = MetricsLog(self.output_dir, run.progress.step, self.config.tensorboard)
+            run.log = MetricsLog(self.folder.path, run.progress.step, self.config.tensorboard)
         with run.stop_signal:
             for index in range(run.progress.stage, len(self.config.stages)):
                 StageRun(run, index, loaded if loaded is not None and loaded.has_optimizer else None).run()
@@ -181,7 +156,7 @@ class Trainer:
         if run.log is not None:
             run.log.plot()
             run.log.close()
-        best_dir, last_dir = self.output_dir / "best", self.output_dir / "last"
+        best_dir, last_dir = self.folder.path / "best", self.folder.path / "last"
         return TrainingResult(
             run.progress.step, run.progress.best, run.progress.best_step, best_dir, last_dir
         )
@@ -200,30 +175,3 @@ def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneratio
     if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
         raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
     return model
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
-    return {**kept, "data": {key: value for key, value in config["data"].items() if key != "num_workers"}}
-
-
-def _fingerprint(config: TrainingConfig) -> str:
-    return hashlib.sha256(json.dumps(_comparable(config.to_dict()), sort_keys=True).encode()).hexdigest()
-
-
-def _difference(output_dir: Path, config: TrainingConfig) -> str:
-    """Keys in which the stored config differs."""
-    try:
-        stored = _comparable(json.loads((output_dir / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError):
-        return "its config is gone"
-    ours = json.loads(json.dumps(_comparable(config.to_dict())))
-    differing = [key for key in ours if stored.get(key) != ours[key]]
-    return f"different: {', '.join(differing)}" if differing else "of another version"
-
-
-def _remove_run(output_dir: Path) -> None:
-    for name in (CHECKPOINTS_FOLDER, "tensorboard"):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
-    (output_dir / "log.jsonl").unlink(missing_ok=True)
-    (output_dir / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)

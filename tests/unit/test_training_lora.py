@@ -81,6 +81,14 @@ def test_lora_learns_on_a_quantized_base(base: Path, scheme: str) -> None:
     assert (merged - own).norm() < 0.3 * change  # activations are rounded in one of the two
     config = json.loads((result.last_dir / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config
+    card = (result.last_dir / "adapter" / "README.md").read_text(encoding="utf-8")
+    last = [e for e in read_log(base / scheme / "log.jsonl") if e["kind"] == "validation"][-1]
+    assert f"| 12 | {last['loss']:.4f} |" in card
+    assert "| train.jsonl | 12 |" in card
+    assert f"base in {scheme}" in card
+    assert str(base) not in card.replace(str(base / "wide"), "")  # no paths but the model that was named
+    assert "library_name: audioflamingo" in (result.last_dir / "README.md").read_text(encoding="utf-8")
+    assert (result.last_dir / "adapter" / "curves.png").exists()
 
 
 def test_a_quantized_folder_is_trained_as_it_is(base: Path) -> None:
