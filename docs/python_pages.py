@@ -13,6 +13,8 @@ FURTHER = {
         "transcription.transcriber.transcribe_all",
     ),
     "Answers": (
+        "engine.generate.generate",
+        "engine.generate.stream",
         "engine.generate_options.GenerateOptions",
         "engine.generate.GenerateOutput",
         "engine.generate.GenerationStep",
@@ -29,7 +31,7 @@ FURTHER = {
 }
 
 
-# Their methods are all their bases'.
+# Its methods are its bases', but for `generate` and `stream`, which are functions of the engine.
 MODELS = ("AudioFlamingo3ForConditionalGeneration",)
 
 

@@ -107,8 +107,11 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     for name in audioflamingo.__all__:
         if name != "errors":
             assert f'id="audioflamingo.{audioflamingo._MODULE_OF[name]}.{name}"' in text, name
-    for method in ("from_pretrained", "generate", "stream", "save_pretrained", "load_adapter"):
+    for method in ("from_pretrained", "save_pretrained", "load_adapter", "forward"):
         assert f'AudioFlamingo3ForConditionalGeneration.{method}"' in text, method
+    options = (site / "reference" / "options.html").read_text(encoding="utf-8")
+    for name in ("engine.generate.generate", "engine.generate.stream", "training.trainer.train"):
+        assert f'id="audioflamingo.{name}"' in options, name
 
 
 def test_every_command_and_route_is_in_the_reference(site: Path) -> None:
