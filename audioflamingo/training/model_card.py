@@ -27,7 +27,7 @@ def model_card(
     Args:
         config: of the run.
         datasets: what was read. Only names of files are shown, not where they lie.
-        validation_rows: likewise.
+        validation_rows: what was validated on.
         entries: lines of the run's log.
         step: of the weights that it is about.
         is_adapter: whether what is saved needs the base model.
