@@ -67,7 +67,7 @@ def rows(tmp_path: Path) -> Path:
         content = [{"type": "text", "text": "Transcribe the input speech."}, {"type": "audio", "path": clip}]
         answer = f"The spoken content of the audio is '{text}'."
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"id": str(number), "conversations": turns}))
+        lines.append(json.dumps({"id": str(number), "messages": turns}))
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
