@@ -227,7 +227,7 @@ class AudioFlamingo3Config(JsonConfig):
         except (OSError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise ConfigError(f"{path}: {error}") from error
-            raise ConfigError(f"cannot read {path}: {error}") from error
+            raise ConfigError(f"cannot read {path}: {error}{_hint(path)}") from error
 
 
 @dataclass
@@ -323,6 +323,13 @@ def _which_instead(model_type: Any) -> str:
     return f"this package runs {known} only, and another model's weights would give plausible nonsense."
 
 
+def _hint(path: Path) -> str:
+    """What is behind a configuration that cannot be read: transformers' Trainer saves weights alone."""
+    if path.exists() or not (path.parent / "training_args.bin").exists():
+        return ""
+    return ". It is a checkpoint of transformers' Trainer: pass config=model.config, or save with save_pretrained"
+
+
 def read_model_config(folder: str | Path) -> AudioFlamingo3Config:
     """Reads `config.json` of a local checkpoint folder, whichever model of the family it is.
 
@@ -337,7 +344,7 @@ def read_model_config(folder: str | Path) -> AudioFlamingo3Config:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from error
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}{_hint(path)}") from error
     return kind.from_pretrained(folder)
 
 

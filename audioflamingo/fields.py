@@ -26,6 +26,7 @@ class Option:
         is_flag: whether the command line has a flag for it.
         group: heading of the flag in the help.
         short: a second, short name of the flag.
+        flag: its first name, where that is not the field's.
         metavar: stands for the value in the help.
         envvar: environment variable that the flag's value may come from.
     """
@@ -37,6 +38,7 @@ class Option:
     is_flag: bool = True
     group: str | None = None
     short: str | None = None
+    flag: str | None = None
     metavar: str | None = None
     envvar: str | None = None
 

@@ -47,6 +47,7 @@ class ScriptedModel:
 
     device = torch.device("cpu")
     dtype = torch.float32
+    compiles_steps = False
 
     def __init__(self, processor: AudioFlamingo3Processor, script: Script) -> None:
         self._tokenizer = processor.tokenizer

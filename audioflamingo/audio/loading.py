@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.decoding import decode_blocks, to_float32
+from audioflamingo.audio.forms import unwrap
 from audioflamingo.audio.mixing import Mixer
 from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.audio.sources import open_source
@@ -44,6 +45,7 @@ MIN_SAMPLING_RATE = 1000  # Hz; below it, resampling would turn a small file int
 MAX_SAMPLING_RATE = 10_000_000
 LOUD_PEAK = 4.0  # float samples beyond +-1 by this much were not scaled to [-1, 1]
 LARGEST_PEAK = 1e12  # beyond every integer format; the power of samples beyond 1e16 would leave float32
+USUAL_CHANNELS = 2  # of an array; more are likelier a batch of clips
 FAINT_PEAK = 1 << 16  # 32-bit samples that stay below this were recorded with 16
 ARRAY_BLOCK = 1 << 18  # samples of an array that are resampled at once
 
@@ -78,9 +80,10 @@ def load_audio(
 
     Args:
         source: a path (`str` or `os.PathLike`; `~` is the home folder), an http(s) URL, a `data:` URI, bytes,
-            a binary file object, a `StoredAudio` (a part of a file), a NumPy array or a torch tensor. Arrays
-            are (samples,) or two-dimensional with channels on the shorter axis; integers are scaled by their full
-            range, floats are taken as they are.
+            a binary file object, a `StoredAudio` (a part of a file), a NumPy array or a torch tensor; or any of
+            these as other libraries hand them over (a row of `datasets`, an `AudioDecoder`, a rate and samples), see
+            `audio.forms`. Arrays are (samples,) or two-dimensional with channels on the shorter axis; integers are
+            scaled by their full range, floats are taken as they are.
         sampling_rate: Hz of an array or tensor (default: `target_rate`). A file states its own: leave it out.
         target_rate: Hz of the result.
         track: which audio track of a file, counted from 1; by default the one that it marks as its default.
@@ -141,6 +144,7 @@ def stream_channels(
         float32 blocks (channels, samples).
     """
     target_rate = _check_rate(target_rate, "target_rate")
+    source, sampling_rate = unwrap(source, sampling_rate)
     if isinstance(source, StoredAudio):
         whole = stream_channels(
             source.source(), sampling_rate=sampling_rate, target_rate=target_rate, reading=reading
@@ -238,6 +242,11 @@ def _float_channels(array: np.ndarray, name: str) -> np.ndarray:
         )
     if not array.size:
         return np.zeros((1, 0), np.float32)
+    if min(array.shape) > USUAL_CHANNELS:
+        warn(
+            f"{name}: this is heard as one clip of {min(array.shape)} channels, which are averaged. Several clips "
+            "are a list of arrays: list(array)."
+        )
     return to_float32(array if array.shape[0] < array.shape[1] else array.T)
 
 

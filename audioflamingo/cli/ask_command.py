@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audioflamingo.audio.reading import Reading
 from audioflamingo.cli.flags import ScreenOptions, with_flags
 from audioflamingo.cli.inputs import AUDIO_SUFFIXES, STDIN
 from audioflamingo.cli.model_loading import ModelOptions, find_think_adapter, load
@@ -86,6 +87,23 @@ class AnswerOptions:
         return Chat(loaded, processor, system=self.system, on_long=self.on_long.value, adapter=name)
 
 
+@dataclass(frozen=True)
+class HowOptions:
+    """What `af3 ask` may ask for besides."""
+
+    think: bool = option(
+        False,
+        "Let the model reason first, with the adapter for it that lies in its folder, or with --adapter.",
+        group=_ANSWER,
+    )
+    schema: Path | None = option(
+        None,
+        "Answer with JSON that meets the JSON schema in this file; no thoughts.",
+        metavar="FILE",
+        group=_ANSWER,
+    )
+
+
 def _show_tasks(is_asked: bool) -> None:
     if is_asked:
         for name, task in TASKS.items():
@@ -124,24 +142,9 @@ def ask(
             rich_help_panel=_ANSWER,
         ),
     ] = False,
-    think: Annotated[
-        bool,
-        typer.Option(
-            "--think",
-            help="Let the model reason first, with the adapter for it that lies in its folder, or with --adapter.",
-            rich_help_panel=_ANSWER,
-        ),
-    ] = False,
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            "--schema",
-            help="Answer with JSON that meets the JSON schema in this file; no thoughts.",
-            metavar="FILE",
-            rich_help_panel=_ANSWER,
-        ),
-    ] = None,
+    how: HowOptions,
     answer: AnswerOptions,
+    reading: Reading,
     model: ModelOptions,
     screen: ScreenOptions,
 ) -> None:
@@ -158,16 +161,16 @@ def ask(
     """
     clips, question = split_arguments(arguments, task)
     options = answer.generate_options()
-    if schema is not None:
-        options["constraint"] = {"json_schema": _read_schema(schema)}
+    if how.schema is not None:
+        options["constraint"] = {"json_schema": _read_schema(how.schema)}
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
     adapter = None
-    if think:
+    if how.think:
         question = f"{question}\n{THINK_SUFFIX}"
         adapter = find_think_adapter(model.model) if answer.adapter is None else None
     chat = answer.chat(model, screen.verbose, adapter)
     for source in sources:
-        chat.add_audio(source)
+        chat.add_audio(source, reading)
     pieces = chat.ask(question, **options)
     if task == "transcribe":  # the sentence around the transcript is only known when it is complete
         from audioflamingo.processor.conversation import strip_framing
@@ -175,7 +178,7 @@ def ask(
         Terminal.show(strip_framing("".join(pieces)) + "\n")
     else:
         print_answer(pieces, answer.show_thoughts)
-    if schema is not None and chat.finish_reason == "length":
+    if how.schema is not None and chat.finish_reason == "length":
         raise ArgumentError(
             "the answer reached its longest length before the JSON was complete; raise --max-new-tokens."
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audioflamingo.audio.reading import Reading
 from audioflamingo.cli.ask_command import AnswerOptions, print_answer
 from audioflamingo.cli.failures import is_expected, report
 from audioflamingo.cli.flags import ScreenOptions, with_flags
@@ -39,6 +40,7 @@ def chat(
     ] = None,
     *,
     answer: AnswerOptions,
+    reading: Reading,
     model: ModelOptions,
     screen: ScreenOptions,
 ) -> None:
@@ -53,7 +55,7 @@ def chat(
     """
     conversation = answer.chat(model, screen.verbose)
     for name in audio or []:
-        _add(conversation, name)
+        _add(conversation, name, reading)
     if not screen.quiet and sys.stdin.isatty():
         Terminal.say("Ask something. /help shows the commands.")
     options = answer.generate_options()
@@ -61,7 +63,7 @@ def chat(
         if not line.strip():
             continue
         if line.startswith("/"):
-            if not _run_command(ctx, conversation, line):
+            if not _run_command(ctx, conversation, line, reading):
                 return
             continue
         _answer(ctx, conversation, line, options, answer.show_thoughts)
@@ -88,7 +90,7 @@ def _answer(
         report(ctx, error)  # the conversation is as it was before the question
 
 
-def _run_command(ctx: typer.Context, conversation: Chat, line: str) -> bool:
+def _run_command(ctx: typer.Context, conversation: Chat, line: str, reading: Reading) -> bool:
     """Obeys a line that starts with a slash. Returns whether the conversation goes on."""
     command, _, rest = line.strip().partition(" ")
     rest = rest.strip()
@@ -96,7 +98,7 @@ def _run_command(ctx: typer.Context, conversation: Chat, line: str) -> bool:
         return False
     try:
         if command == "/add" and rest:
-            _add(conversation, _unquote(rest))
+            _add(conversation, _unquote(rest), reading)
         elif command == "/save" and rest:
             _save(conversation, Path(_unquote(rest)).expanduser())
         elif command == "/help":
@@ -121,8 +123,8 @@ def _unquote(text: str) -> str:
     return parts[0] if len(parts) == 1 else text
 
 
-def _add(conversation: Chat, name: str) -> None:
-    duration_s = conversation.add_audio(name)
+def _add(conversation: Chat, name: str, reading: Reading) -> None:
+    duration_s = conversation.add_audio(name, reading)
     Terminal.say(f"clip {conversation.num_clips}: {name} ({duration_s:.1f} s)")
 
 

@@ -25,6 +25,7 @@ from audioflamingo.corpus import (
     CorpusWatcher,
     transcribe_corpus,
 )
+from audioflamingo.errors import AudioError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 
@@ -34,7 +35,7 @@ def check_cluster_output(output: OutputOptions, is_format_given: bool) -> Path:
     Raises:
         typer.BadParameter: there is none, or another format is asked for.
     """
-    if is_format_given and output.format != "jsonl":
+    if is_format_given and output.formats != ("jsonl",):
         raise typer.BadParameter("--engine ray writes jsonl.", param_hint="--format")
     if output.output_dir is None:
         raise typer.BadParameter("--engine ray needs a folder for its records.", param_hint="--output-dir")
@@ -51,6 +52,10 @@ def corpus_files(inputs: Sequence[Input]) -> list[CorpusFile]:
     for item in inputs:
         if item.error is not None:
             raise item.error
+        if item.stretch is not None:
+            raise AudioError(
+                f"{item.name}: the workers hear files whole; leave offset and duration out of the list."
+            )
         if item.name == STDIN:
             raise typer.BadParameter(
                 "the workers cannot read this command's standard input.", param_hint="PATH"

@@ -110,7 +110,7 @@ def _parameters(kind: type) -> Iterator[inspect.Parameter]:
 
 def _typer_option(field: dataclasses.Field[Any], hint: Any, about: Option) -> Any:
     name = field.name.removesuffix("s") if _is_list(hint) else field.name
-    flag = f"--{name.replace('_', '-')}"
+    flag = about.flag or f"--{name.replace('_', '-')}"
     if hint is bool and field.default:
         flag += f"/--no-{name.removeprefix('use_').replace('_', '-')}"
     return typer.Option(

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import codecs
 import glob
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from audioflamingo.errors import ArgumentError, AudioError
+from audioflamingo.errors import ArgumentError, AudioError, DataError
+
+if TYPE_CHECKING:
+    from audioflamingo.audio.stored import StoredAudio
 
 STDIN = "-"
 _SUFFIX_NAMES = """
 wav wave w64 rf64 aif aiff aifc caf au snd sph voc flac wv tta ogg oga opus mp3 mp2 m4a m4b mp4 aac ac3 eac3 webm mka
 mkv mov amr 3gp ts mts m2ts mpg mpeg vob avi flv wma wmv asf
 """
-MANIFEST_SUFFIX = ".jsonl"
-MANIFEST_KEYS = ("path", "audio_filepath")  # the second is NeMo's
+MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 ROUNDING_S = 0.1  # by which a list may state a file shorter than it is
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIX_NAMES.split())
 
@@ -36,16 +37,20 @@ class Input:
         output_stem: path of its outputs below the output folder, without the ending of the format.
         path: the file; None for a URL or standard input.
         error: why there is nothing to work on.
+        stretch: the part of the file that is meant; None for all of it.
     """
 
     name: str
     output_stem: PurePosixPath
     path: Path | None = None
     error: AudioError | None = None
+    stretch: StoredAudio | None = None
 
     @property
     def source(self) -> Any:
         """What `load_audio` takes."""
+        if self.stretch is not None:
+            return self.stretch
         if self.path is not None:
             return self.path
         return sys.stdin.buffer if self.name == STDIN else self.name
@@ -62,7 +67,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
     found: dict[str, Input] = {}
     for argument in arguments:
         for item in _expand(argument):
-            key = item.name if item.path is None else os.path.abspath(item.path)
+            key = item.name if item.path is None or item.stretch else os.path.abspath(item.path)
             found.setdefault(key, item)
     return _with_distinct_outputs(list(found.values()))
 
@@ -79,7 +84,7 @@ def _expand(argument: str) -> Iterator[Input]:
     path = Path(argument).expanduser()
     if path.is_dir():
         yield from _expand_folder(path)
-    elif path.suffix.lower() == MANIFEST_SUFFIX or _is_json(path):
+    elif path.suffix.lower() in MANIFEST_SUFFIXES or _is_json(path):
         yield from _expand_manifest(path)
     elif path.exists() or not glob.has_magic(argument):
         yield Input(argument, PurePosixPath(path.name), path)  # a file that is not there is found out later
@@ -117,58 +122,73 @@ def _is_json(path: Path) -> bool:
 
 
 def _expand_manifest(manifest: Path) -> Iterator[Input]:
-    """The files of a list: a JSON object a line, paths relative to the list's own folder."""
+    """The recordings of a list: an object a row (JSON Lines, a JSON list, CSV), paths relative to its own folder."""
+    from audioflamingo.datasets.dataset_config import DatasetConfig
+    from audioflamingo.datasets.row_files import read_entries
+    from audioflamingo.datasets.row_forms import AUDIO_COLUMNS
+
     try:
-        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"cannot read the list of files {str(manifest)!r}: {error}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        entry = _manifest_entry(line)
-        if entry is None:
-            raise ArgumentError(
-                f"line {number} of {str(manifest)!r} must be a JSON object with the path of a file under "
-                f"{' or '.join(map(repr, MANIFEST_KEYS))}, got {line[:80]!r}."
+        for entry in read_entries(DatasetConfig(path=str(manifest))):
+            row = entry.value if isinstance(entry.value, dict) else {}
+            name = next(
+                (row[key] for key in AUDIO_COLUMNS if isinstance(row.get(key), str) and row[key]), None
             )
-        name, values = entry
-        path = None if "://" in name else manifest.parent / Path(name).expanduser()
-        if (part := _part_of(path, values)) is not None:
-            place = f"{manifest}:{number}"
-            refusal = AudioError(
-                f"{place}: the row is about a part of {name!r} ({part}), and files are transcribed whole. Cut it "
-                "out into a file of its own, or leave offset and duration out of the row."
-            )
-            yield Input(place, PurePosixPath(f"line-{number}"), None, refusal)
-        elif path is None:
-            yield from _expand(name)
-        else:
-            yield Input(str(path), PurePosixPath(path.name), path)
+            if name is None:
+                raise ArgumentError(
+                    f"line {entry.place} of {str(manifest)!r} must be a JSON object with the path of a file under "
+                    f"{' or '.join(map(repr, AUDIO_COLUMNS))}, got {str(entry.value)[:80]!r}."
+                )
+            if "://" in name:
+                yield from _expand_address(name, row, f"{manifest}:{entry.place}")
+            else:
+                yield _row_input(manifest.parent / Path(name).expanduser(), row, f"{manifest}:{entry.place}")
+    except DataError as error:
+        raise ArgumentError(f"cannot read the list of files {str(manifest)!r}: {error}") from error
 
 
-def _part_of(path: Path | None, values: dict[str, Any]) -> str | None:
-    """What says that a row of NeMo's form is about a part of its file; None if it is about the whole."""
-    offset, duration = values.get("offset"), values.get("duration")
-    if offset:
-        return f"offset {offset}"
-    if path is None or isinstance(duration, bool) or not isinstance(duration, int | float):
-        return None
+def _expand_address(name: str, row: Mapping[str, Any], place: str) -> Iterator[Input]:
+    if _number(row, "offset", place):
+        refusal = AudioError(
+            f"{place}: the row is about a part of {name!r}, and addresses are heard whole; fetch it first."
+        )
+        yield Input(place, PurePosixPath("part"), None, refusal)
+    else:
+        yield from _expand(name)
+
+
+def _row_input(path: Path, row: Mapping[str, Any], place: str) -> Input:
+    """A file, or the stretch of it that `offset` and `duration` state, as NeMo's lists do."""
     from audioflamingo.audio.decoding import read_audio_info
+    from audioflamingo.audio.stored import StoredAudio
 
-    info = read_audio_info(path) if path.is_file() else None
-    if info is None or info.duration_s is None or duration >= info.duration_s - ROUNDING_S:
-        return None
-    return f"duration {duration} of {info.duration_s:.2f} s"
-
-
-def _manifest_entry(line: str) -> tuple[str, dict[str, Any]] | None:
-    """The path that a line of a list names, and all that it says; None if there is none."""
+    whole = Input(str(path), PurePosixPath(path.name), path)
+    start_s, duration_s = _number(row, "offset", place) or 0.0, _number(row, "duration", place)
+    if duration_s is not None and not start_s:
+        info = read_audio_info(path) if path.is_file() else None
+        if info is None or info.duration_s is None or duration_s >= info.duration_s - ROUNDING_S:
+            return whole
+    elif not start_s:
+        return whole
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    names = [entry[key] for key in MANIFEST_KEYS if key in entry] if isinstance(entry, dict) else []
-    return (names[0], entry) if names and isinstance(names[0], str) and names[0] else None
+        stretch = StoredAudio(str(path), start_s, duration_s)
+    except ArgumentError as error:
+        return Input(place, PurePosixPath("part"), None, AudioError(f"{place}: {error}"))
+    ends = [start_s] if duration_s is None else [start_s, start_s + duration_s]
+    times = "-".join(f"{round(end_s * 1000):09d}" for end_s in ends)
+    return Input(str(stretch), PurePosixPath(f"{path.stem}_{times}{path.suffix}"), path, stretch=stretch)
+
+
+def _number(row: Mapping[str, Any], key: str, place: str) -> float | None:
+    """A number of a row, which CSV has as text.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    value = row.get(key)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{place}: {key} must be a number of seconds, got {value!r:.40}.") from None
 
 
 def _expand_pattern(pattern: str) -> Iterator[Input]:
@@ -198,5 +218,5 @@ def _with_distinct_outputs(inputs: list[Input]) -> list[Input]:
         while str(unique).casefold() in taken:
             unique, number = name.with_name(f"{name.name}-{number}"), number + 1
         taken.add(str(unique).casefold())
-        chosen.append(Input(item.name, unique, item.path, item.error))
+        chosen.append(replace(item, output_stem=unique))
     return chosen

@@ -70,7 +70,7 @@ def _log_mel(waveform: np.ndarray, num_mels: int) -> np.ndarray:
     extractor = AudioFlamingo3FeatureExtractor(feature_size=num_mels)
     parts = []
     for window in split_windows(waveform):
-        features, mask = extractor([window])
+        features, mask = extractor.extract([window])
         parts.append(features[0, :, : int(mask.sum())].numpy())
     return np.concatenate(parts, axis=1)
 

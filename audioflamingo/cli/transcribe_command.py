@@ -31,7 +31,7 @@ def transcribe(
         typer.Argument(
             metavar="PATH",
             help="Files, folders (with all below them), quoted patterns such as 'calls/**/*.wav', URLs, lists of files "
-            "(.jsonl or .json, see above), or - for standard input.",
+            "(.jsonl, .json, .csv, .tsv, see above), or - for standard input.",
             show_default=False,
         ),
     ],
@@ -57,29 +57,33 @@ def transcribe(
     After an interruption the same command goes on where it was. A file that cannot be read is reported, the
     others go on, and the exit code is 1.
 
-    A list of files holds one JSON object a line, {"path": "a.wav"} or {"audio_filepath": "a.wav"}, relative to
-    its own folder. A row about a part of its file (offset, duration) is refused.
+    A list of files (.jsonl, .json, .csv, .tsv) holds one row a file, {"path": "a.wav"} or {"audio_filepath": "a.wav"},
+    relative to its own folder. A row with offset and duration in seconds, as NeMo's lists have, is about that part of
+    its file, with times from its start.
 
     \b
     Examples:
       af3 transcribe meeting.mp3
-      af3 transcribe recordings/ -f srt -o subtitles/
+      af3 transcribe recordings/ -f srt -f json -o subtitles/
+      af3 transcribe lecture.mp4 --start 90 --end 300
       af3 transcribe 'calls/2024-*/*.wav' -f jsonl -o calls-json/ --batch-size 16
       ffmpeg -i film.mkv -f wav - | af3 transcribe - -f vtt > film.vtt
       af3 transcribe corpus.jsonl -o corpus-out/ --engine ray --address 10.0.0.1:6379
     """
     inputs = find_inputs(paths)
     if engine is Engine.RAY:
-        folder = check_cluster_output(output, is_given(ctx, "format"))
+        folder = check_cluster_output(output, is_given(ctx, "formats"))
         ClusterJob(corpus_files(inputs), folder, screen).run(model, options, cluster, output.overwrite)
         return
     for name in flag_names(ClusterOptions):
         if is_given(ctx, name):
             raise typer.BadParameter("it needs --engine ray.", param_hint=f"--{name.replace('_', '-')}")
-    is_whole = output.format not in ("txt", "jsonl")
+    if output.output_dir is None and len(output.formats) > 1:
+        raise typer.BadParameter("several formats need --output-dir.", param_hint="--format")
+    is_whole = output.formats[0] not in ("txt", "jsonl")
     if output.output_dir is None and len(inputs) > 1 and is_whole:
         raise typer.BadParameter(
-            f"{len(inputs)} transcripts as {output.format.value} cannot share one output; add --output-dir, "
+            f"{len(inputs)} transcripts as {output.formats[0]} cannot share one output; add --output-dir, "
             "or use --format txt or jsonl.",
             param_hint="--format",
         )

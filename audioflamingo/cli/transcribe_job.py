@@ -6,9 +6,8 @@ import errno
 import itertools
 import tempfile
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -36,19 +35,35 @@ if TYPE_CHECKING:
 # After these no other output can be written either.
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _OUTPUT = "Output"
-
-FormatName = StrEnum("FormatName", {name.upper(): name for name in FORMATS})  # type: ignore[misc]
+DEFAULT_FORMAT = "txt"
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Where transcripts go, and how they look."""
 
-    format: FormatName = option(FormatName("txt"), "Format of the transcripts.", short="-f", group=_OUTPUT)
+    formats: tuple[str, ...] = option(
+        (DEFAULT_FORMAT,),
+        f"Format of the transcripts: {', '.join(FORMATS)}; may be repeated. By default {DEFAULT_FORMAT}.",
+        short="-f",
+        metavar="FORMAT",
+        group=_OUTPUT,
+    )
     output_dir: Path | None = option(
         None, "Write one file for each audio here, in place of printing.", short="-o", group=_OUTPUT
     )
     overwrite: bool = option(False, "Transcribe again what has its output already.", group=_OUTPUT)
+
+    @classmethod
+    def from_flags(cls, formats: tuple[str, ...], **values: Any) -> Self:
+        """Formats may also be given as `srt,json`."""
+        names = [name.strip().lower() for given in formats for name in given.split(",")]
+        for name in names:
+            if name not in FORMATS:
+                raise typer.BadParameter(
+                    f"{name!r} is not one of {', '.join(FORMATS)}.", param_hint="--format"
+                )
+        return cls(tuple(dict.fromkeys(names)) or (DEFAULT_FORMAT,), **values)
 
 
 class TranscribeJob:
@@ -68,7 +83,7 @@ class TranscribeJob:
     ) -> None:
         self._ctx = ctx
         self._inputs = inputs
-        self._format = output.format.value
+        self._formats = output.formats
         self._output_dir = output.output_dir
         self._overwrite = output.overwrite
         self._options = options
@@ -112,20 +127,25 @@ class TranscribeJob:
         for item in self._inputs:
             if item.error is not None:
                 self._fail(item, item.error)
-            elif not self._overwrite and (path := self._output_path(item)) is not None and path.exists():
+            elif (
+                not self._overwrite
+                and (paths := self._output_paths(item))
+                and all(path.exists() for path in paths.values())
+            ):
                 self.num_skipped += 1
                 if self._verbose:
-                    Terminal.say(f"{item.name}: {path} exists, skipped.")
+                    Terminal.say(f"{item.name}: {', '.join(map(str, paths.values()))} exists, skipped.")
             else:
                 self._todo.append(item)
         if self.num_skipped and not self._quiet:
             Terminal.say(f"{self.num_skipped} already transcribed; --overwrite does them again.")
 
-    def _output_path(self, item: Input) -> Path | None:
+    def _output_paths(self, item: Input) -> dict[str, Path]:
+        """The file of each format; none where transcripts are printed."""
         if self._output_dir is None:
-            return None
+            return {}
         stem = self._output_dir / item.output_stem
-        return stem.with_name(f"{stem.name}.{self._format}")
+        return {name: stem.with_name(f"{stem.name}.{name}") for name in self._formats}
 
     def _transcribe(
         self, model: AudioFlamingo3ForConditionalGeneration, processor: AudioFlamingo3Processor
@@ -159,8 +179,14 @@ class TranscribeJob:
             return []
         from audioflamingo.audio.decoding import read_audio_info
 
-        infos = (None if item.path is None else read_audio_info(item.path) for item in self._todo)
-        return [0.0 if info is None or info.duration_s is None else info.duration_s for info in infos]
+        durations = []
+        for item in self._todo:
+            info = None if item.path is None else read_audio_info(item.path)
+            duration_s = 0.0 if info is None or info.duration_s is None else info.duration_s
+            if item.stretch is not None and item.stretch.duration_s is not None:
+                duration_s = item.stretch.duration_s
+            durations.append(self._options.part_s(duration_s))
+        return durations
 
     def _show_progress(self, bar: ProgressBar, completed: float, index: int) -> None:
         place = f"{index + 1}/{len(self._todo)} " if len(self._todo) > 1 else ""
@@ -169,11 +195,11 @@ class TranscribeJob:
     def _start(self, item: Input) -> None:
         self._segments = []
         self._has_speech = False
-        if self._output_dir is not None or FORMATS[self._format].is_whole:
+        if self._output_dir is not None or FORMATS[self._formats[0]].is_whole:
             self._formatter = None
             return
-        self._formatter = Formatter(self._format, item.name)
-        if self._format == "txt" and len(self._inputs) > 1:
+        self._formatter = Formatter(self._formats[0], item.name)
+        if self._formats[0] == "txt" and len(self._inputs) > 1:
             Terminal.show(f"==> {item.name} <==\n")
         if self._formatter.head:
             Terminal.show(self._formatter.head)
@@ -199,14 +225,14 @@ class TranscribeJob:
         if end.error is not None:
             self._fail(item, end.error)
             return
-        path = self._output_path(item)
+        paths = self._output_paths(item)
         name = "stdin" if item.name == STDIN else item.name
         try:
-            if path is not None:
+            for form, path in paths.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_transcript(path, self._segments, self._format, name, end.duration_s)
-            elif self._formatter is None:
-                Terminal.show(format_transcript(self._segments, self._format, name, end.duration_s))
+                write_transcript(path, self._segments, form, name, end.duration_s)
+            if not paths and self._formatter is None:
+                Terminal.show(format_transcript(self._segments, self._formats[0], name, end.duration_s))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -218,8 +244,8 @@ class TranscribeJob:
         self.num_done += 1
         if not self._has_speech and not self._quiet:
             Terminal.say(f"{item.name}: no speech was found in {end.duration_s:.1f} s of audio.")
-        if path is not None and not self._quiet:
-            Terminal.say(f"{item.name} -> {path}")
+        if paths and not self._quiet:
+            Terminal.say(f"{item.name} -> {', '.join(map(str, paths.values()))}")
 
     def _fail(self, item: Input, error: Exception) -> None:
         self.num_failed += 1

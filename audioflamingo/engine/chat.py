@@ -6,10 +6,12 @@ is new goes through the model, and the audio of earlier turns is encoded once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
 from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, load_audio
+from audioflamingo.audio.reading import Reading
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.generate import evaluation_mode
@@ -67,13 +69,17 @@ class Chat:
         """Clips in the conversation, those for the next question included."""
         return len(self._waveforms)
 
-    def add_audio(self, source: Any) -> float:
+    def add_audio(self, source: Any, reading: Reading | None = None) -> float:
         """Adds a clip to the next question, and returns its length in seconds.
+
+        Args:
+            source: what `load_audio` takes.
+            reading: track, channel, and whether damage is allowed.
 
         Raises:
             AudioError: it cannot be read, or is too short.
         """
-        waveform = load_audio(source)
+        waveform = load_audio(source, **dataclasses.asdict(reading or Reading()))
         check_waveform(waveform, source if isinstance(source, str) else "audio")
         self._waveforms.append(waveform)
         self._pending.append({"type": "audio", "audio": waveform})

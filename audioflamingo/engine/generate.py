@@ -5,7 +5,7 @@ What differs on purpose: padding may stand on either side and never changes an a
 leave the batch, and nothing ends or is ignored silently (finish reasons, errors for unknown keywords,
 warnings).
 
-Left out on purpose: assisted and contrastive decoding, custom logits processors, decoding without a cache.
+Left out on purpose: assisted and contrastive decoding, decoding without a cache.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def generate(
             adapter, for all prompts or (a list) one for each, None for the model itself. `constraint` (with
             `tokenizer`) is what answers must be: `{"json_schema": ...}`, `{"json_object": True}`, `{"choices": [...]}`
             or `{"regex": ...}`, see `compile_constraint`; `logit_bias` is added to the
-            logits of token ids. `past_key_values`
+            logits of token ids. `logits_processor` and `stopping_criteria` are lists of callables as transformers has
+            them; each is called for one row at a time, without its padding, a criterion with None for the scores.
+            `past_key_values`
             is a cache to continue, without beams: `input_ids` are then the new tokens only, rules that look at
             earlier tokens do not see what is in it, and afterwards it holds all but the last token of each
             answer.
@@ -227,6 +229,7 @@ def _stream(model: AudioFlamingo3WithHead, call: GenerateCall) -> Generator[Gene
             if call.config.num_beams == 1:
                 yield _column(call, rows, column)
                 column += 1
+        engine.close()
         for rest in range(column, max(len(row.new_ids) for row in rows)):
             yield _column(call, rows, rest)
 
@@ -308,6 +311,7 @@ def _search(model: AudioFlamingo3WithHead, call: GenerateCall, streamer: Streame
         engine, groups = _engine(model, call)
         while engine.has_work:
             _step(engine, groups)
+        engine.close()
     rows = _answers(groups)
     if streamer is not None:
         for column in range(max(len(row.new_ids) for row in rows)):

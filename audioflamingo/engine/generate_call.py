@@ -103,7 +103,7 @@ def prepare_call(
     requests = [
         Request(
             prompt,
-            replace(params, max_new_tokens=limit),
+            _for_prompt(params, prompt, limit),
             uniforms=uniforms,
             first_row=index * rows_each,
             audio=tuple(embeds),
@@ -130,7 +130,7 @@ def prepare_one(
     if config.num_return_sequences > 1 or options.get("past_key_values") is not None:
         raise ArgumentError("one answer is given here: leave num_return_sequences and past_key_values out.")
     (limit,) = _limits(config, [prompt], None, model.config.text_config.max_position_embeddings, len(prompt))
-    params = _params(model, config, len(prompt), limit, options)
+    params = _for_prompt(_params(model, config, len(prompt), limit, options), prompt, limit)
     (adapter,) = _adapters(model, options.get("adapter"), 1)
     return Request(prompt, params, on_output, uniforms=_uniforms(config, options, 1), adapter=adapter)
 
@@ -148,7 +148,28 @@ def _params(
             raise ArgumentError(
                 f"logit_bias must be a dict of token ids below {vocab_size} and numbers, got {token_id!r}: {bias!r}."
             )
-    return params_of(config, num_columns, limit, options.get("tokenizer"), options.get("constraint"), biases)
+    own: dict[str, tuple[Any, ...]] = {}
+    for name in ("logits_processor", "stopping_criteria"):
+        given = options.get(name) or ()
+        if not isinstance(given, list | tuple) or not all(map(callable, given)):
+            raise ArgumentError(f"{name} must be a list of callables, got {given!r:.80}.")
+        own[name] = tuple(given)
+    params = params_of(
+        config, num_columns, limit, options.get("tokenizer"), options.get("constraint"), biases
+    )
+    return replace(
+        params,
+        rules=replace(params.rules, processors=own["logits_processor"]),
+        stop=replace(params.stop, criteria=own["stopping_criteria"]),
+    )
+
+
+def _for_prompt(params: SamplingParams, prompt: Prompt, limit: int) -> SamplingParams:
+    """The same for one prompt of a call."""
+    stop = params.stop
+    if stop.criteria:
+        stop = replace(stop, prompt_ids=tuple(prompt.token_ids))
+    return replace(params, max_new_tokens=limit, stop=stop)
 
 
 def _adapters(model: AudioFlamingo3WithHead, given: Any, batch_size: int) -> list[str | None]:

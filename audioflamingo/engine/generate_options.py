@@ -20,11 +20,13 @@ from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.beam_search import BeamOptions
 from audioflamingo.engine.constraints import compile_constraint
 from audioflamingo.engine.request import SamplingParams
-from audioflamingo.engine.sampling import LogitsRules
-from audioflamingo.engine.stopping import Decodes, StopRules
+from audioflamingo.engine.sampling import LogitsProcessor, LogitsRules
+from audioflamingo.engine.stopping import Decodes, StoppingCriterion, StopRules
 from audioflamingo.errors import ArgumentError, unknown_arguments, warn
 from audioflamingo.network.kv import KVCache
 
+# What a GenerationConfig of transformers holds besides options of an answer.
+NO_OPTIONS = ("transformers_version", "_from_model_config", "use_cache", "cache_implementation")
 CONFIG_FIELDS = tuple(f.name for f in dataclasses.fields(GenerationConfig) if f.name != "extra")
 SPECIAL_IDS = ("bos_token_id", "pad_token_id", "eos_token_id")
 DEFAULT_MAX_NEW_TOKENS = GenerationConfig.max_new_tokens
@@ -59,13 +61,11 @@ NOT_IMPLEMENTED_KEYWORDS = {
     "assistant_model": None,
     "cache_implementation": None,
     "custom_generate": None,
-    "logits_processor": None,
     "negative_prompt_ids": None,
     "output_attentions": False,
     "output_hidden_states": False,
     "prefix_allowed_tokens_fn": None,
     "prompt_lookup_num_tokens": None,
-    "stopping_criteria": None,
     "synced_gpus": False,
 }
 
@@ -107,6 +107,8 @@ class GenerateOptions(TypedDict, total=False):
     use_cache: bool | None
     constraint: Mapping[str, Any] | None
     logit_bias: Mapping[int, float] | None
+    logits_processor: Sequence[LogitsProcessor] | None
+    stopping_criteria: Sequence[StoppingCriterion] | None
     output_scores: bool | None
     output_logits: bool | None
     output_logprobs: bool | None
@@ -207,6 +209,10 @@ def _defaults(
             raise unknown_arguments("generation_config", unknown, CONFIG_FIELDS)
         changes = {name: value for name, value in given.items() if value is not None}
         found = dataclasses.replace(model_defaults, **{**changes, **_length_limit(model_defaults, changes)})
+    elif hasattr(given, "to_diff_dict"):  # transformers': what it does not say is the model's
+        values = {name: value for name, value in given.to_diff_dict().items() if name not in NO_OPTIONS}
+        _check_names({name: value for name, value in values.items() if name not in CONFIG_FIELDS})
+        return _defaults(model_defaults, {name: v for name, v in values.items() if name in CONFIG_FIELDS})
     else:
         raise ArgumentError(
             f"generation_config must be a GenerationConfig or a dict, got {type(given).__name__}."

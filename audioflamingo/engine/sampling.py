@@ -7,14 +7,17 @@ no global random state: random numbers come from a `Uniforms` that the caller bu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from audioflamingo.kernels.host import to_host
+from audioflamingo.errors import ArgumentError
+from audioflamingo.kernels.host import to_device, to_host
 
+# One of transformers' kind: ids (1, L) of prompt and answer, scores (1, V) -> scores (1, V).
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 NO_TOKEN = -1  # in a history: a place without a token; as a choice: the row has no valid distribution
 
 
@@ -84,7 +87,7 @@ def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
 
 def ban_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     """Forbids the listed tokens in every row of `(B, V)`."""
-    index = torch.tensor(list(token_ids), device=logits.device, dtype=torch.long)
+    index = to_device(list(token_ids), logits.device, torch.long)
     return logits.index_fill(1, index, -torch.inf)
 
 
@@ -143,6 +146,7 @@ class LogitsRules:
         min_tokens_to_keep: candidates that top-k, top-p and min-p leave at least.
         frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
         logit_bias: token ids and what is added to their logits, before everything else.
+        processors: the caller's own rules, each called for one row at a time; behind all but those that shape a draw.
     """
 
     repetition_penalty: float = 1.0
@@ -158,11 +162,12 @@ class LogitsRules:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
 
     @property
     def needs_history(self) -> bool:
         """Whether a rule looks at the tokens so far."""
-        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0 or bool(self.processors)
 
     @property
     def needs_answers(self) -> bool:
@@ -185,8 +190,8 @@ class LogitsRules:
         """
         if self.logit_bias:
             ids, biases = zip(*self.logit_bias, strict=True)
-            index = torch.tensor(ids, device=logits.device)
-            logits = logits.index_add(1, index, logits.new_tensor(biases).expand(len(logits), -1))
+            index, added = to_device(ids, logits.device), to_device(biases, logits.device, logits.dtype)
+            logits = logits.index_add(1, index, added.expand(len(logits), -1))
         if self.needs_answers:
             assert answers is not None
             logits = penalize_frequency(logits, answers, self.frequency_penalty, self.presence_penalty)
@@ -198,7 +203,22 @@ class LogitsRules:
                 logits = ban_repeated_ngrams(logits, history, self.no_repeat_ngram_size)
         if num_new_tokens < self.min_new_tokens and self.eos_token_ids:
             logits = ban_tokens(logits, self.eos_token_ids)
+        if self.processors:
+            assert history is not None
+            logits = torch.cat([self._process(ids, row) for ids, row in zip(history, logits, strict=True)])
         return self._shape(logits) if self.do_sample else logits
+
+    def _process(self, history: Tensor, logits: Tensor) -> Tensor:
+        """The caller's own rules, for the history `(L,)` and the logits `(V,)` of a row: `(1, V)`."""
+        ids, scores = history[history != NO_TOKEN][None], logits[None]
+        for processor in self.processors:
+            scores = processor(ids, scores)
+            if not isinstance(scores, Tensor) or scores.shape != (1, len(logits)):
+                found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ArgumentError(
+                    f"logits_processor {type(processor).__name__} must return scores (1, {len(logits)}), got {found}."
+                )
+        return scores.float()
 
     def _shape(self, logits: Tensor) -> Tensor:
         if self.temperature != 1:
@@ -340,6 +360,11 @@ class Uniforms:
         if seed is not None:
             seeds = [row_seed(seed, row) for row in range(num_rows)] if isinstance(seed, int) else seed
             self._row_generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether each row has its own generator."""
+        return self._row_generators is not None
 
     def draw(self, rows: Sequence[int], count: int = 1) -> Tensor:
         """Draws `count` numbers in [0, 1) for each of `rows`: float32 `(len(rows), count)`."""

@@ -6,9 +6,11 @@ an answer is shown as it grows. The length limit is not here: it belongs to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
 
 SPARE_TOKENS = (
     4  # tokens decoded ahead of the longest stop string, for decoders that treat a text's start specially
@@ -23,6 +25,10 @@ class Decodes(Protocol):
         ...
 
 
+# One of transformers' kind: ids (1, L) of prompt and answer, scores (which are None here) -> a bool, or (1,) of them.
+StoppingCriterion = Callable[[torch.Tensor, Any], Any]
+
+
 @dataclass(frozen=True)
 class StopRules:
     """Tells whether an answer is complete after its last token.
@@ -32,11 +38,15 @@ class StopRules:
         stop_strings: texts any of which ends an answer; special tokens count with the text they are written
             as.
         tokenizer: turns ids into text; needed for stop strings only.
+        criteria: the caller's own rules, asked for one row at a time.
+        prompt_ids: the prompt that they see before the answer.
     """
 
     eos_token_ids: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     tokenizer: Decodes | None = None
+    criteria: tuple[StoppingCriterion, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
 
     def is_complete(self, new_ids: Sequence[int]) -> bool:
         """Whether the last of `new_ids` ends the answer; to be asked after every token.
@@ -46,6 +56,10 @@ class StopRules:
         """
         if new_ids[-1] in self.eos_token_ids:
             return True
+        if self.criteria:
+            ids = torch.tensor([[*self.prompt_ids, *new_ids]], device="cpu")
+            if any(bool(criterion(ids, None)) for criterion in self.criteria):
+                return True
         if not self.stop_strings:
             return False
         assert self.tokenizer is not None

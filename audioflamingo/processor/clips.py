@@ -57,10 +57,11 @@ def load_windows(
     """
     loaded: dict[Any, np.ndarray] = {}
     windows = []
+    rates = options.rates(len(clips))
     for index, clip in enumerate(clips):
         rate = clip.sampling_rate
         if rate is None and isinstance(clip.source, np.ndarray | Tensor):
-            rate = options.sampling_rate
+            rate = rates[index]
         key = (clip.source if isinstance(clip.source, str) else id(clip.source), rate)
         if key not in loaded:
             loaded[key] = load_audio(
@@ -87,7 +88,7 @@ def encode_windows(
     """Log-mel features of windows of samples, and how many of their frames are valid."""
     if not windows:
         return []
-    features, _ = feature_extractor(windows)
+    features, _ = feature_extractor.extract(windows)
     return [(row, math.ceil(len(window) / HOP_LENGTH)) for row, window in zip(features, windows, strict=True)]
 
 

@@ -17,7 +17,7 @@ from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.thoughts import split_thoughts
 
 ROLES = ("system", "user", "assistant")
-AUDIO_SOURCE_KEYS = ("path", "url", "audio")
+AUDIO_SOURCE_KEYS = ("path", "url", "audio", "audio_url")  # the last in Qwen2-Audio's conversations
 TRANSCRIPTION_PREFIXES = (
     "The spoken content of the audio is",
     "The transcription of the audio is",

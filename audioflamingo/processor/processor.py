@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor
+from audioflamingo.audio.forms import as_sources
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import ArgumentError, CheckpointError, unknown_arguments
 from audioflamingo.files import read_json, to_json, write_text
@@ -205,7 +206,7 @@ class AudioFlamingo3Processor(PromptMaker):
             ids = np.array(self.tokenizer.encode_prompt(prompt), dtype=np.int32)
             labels = ids if output_labels else None
             texts.append(PromptText(ids, self.audio_token_id, labels, self.marks))
-        clips = [Clip(source) for source in _as_list(audio)]
+        clips = [Clip(source) for source in as_sources(audio)]
         return collate(self.complete(texts, clips, audio_options), self.tokenizer.pad_token_id, text_options)
 
     def apply_chat_template(
@@ -311,7 +312,7 @@ class AudioFlamingo3Processor(PromptMaker):
             if name in options:
                 raise ArgumentError(f"apply_transcription_request() sets {name} itself.")
         conversations = transcription_conversations(
-            _as_list(audio), prompt, self.default_transcription_prompt
+            as_sources(audio), prompt, self.default_transcription_prompt
         )
         return self.apply_chat_template(
             conversations, tokenize=tokenize, add_generation_prompt=True, return_dict=True, **options
@@ -348,9 +349,3 @@ class AudioFlamingo3Processor(PromptMaker):
     def batch_decode(self, token_ids: TokenIds, *args: Any, **options: Any) -> str | list[str]:
         """The same as `decode`."""
         return self.decode(token_ids, *args, **options)
-
-
-def _as_list(audio: Any) -> list[Any]:
-    if audio is None:
-        return []
-    return list(audio) if isinstance(audio, list | tuple) else [audio]

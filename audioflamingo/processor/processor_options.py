@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from audioflamingo.errors import ArgumentError, unknown_arguments
 
@@ -61,17 +61,29 @@ class AudioOptions:
     """How clips become features.
 
     Attributes:
-        sampling_rate: Hz of arrays and tensors that state none themselves; None means 16000. Files state
-            their own.
+        sampling_rate: Hz of arrays and tensors that state none themselves, one for all or a list with one for each
+            clip; None means 16000. Files state their own.
         on_long: "truncate" keeps the start of a clip that is too long, with a warning; "error" refuses it.
     """
 
-    sampling_rate: float | None = None
+    sampling_rate: float | Sequence[float | None] | None = None
     on_long: str = "truncate"
 
     def __post_init__(self) -> None:
         if self.on_long not in ("truncate", "error"):
             raise ArgumentError(f"on_long={self.on_long!r}: it must be 'truncate' or 'error'.")
+
+    def rates(self, num_clips: int) -> list[float | None]:
+        """The rate of each clip.
+
+        Raises:
+            ArgumentError: another number of rates than of clips.
+        """
+        if not isinstance(self.sampling_rate, list | tuple):
+            return [cast("float | None", self.sampling_rate)] * num_clips
+        if len(self.sampling_rate) != num_clips:
+            raise ArgumentError(f"sampling_rate has {len(self.sampling_rate)} entries for {num_clips} clips.")
+        return list(self.sampling_rate)
 
 
 def collect_options(

@@ -11,7 +11,7 @@ from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, stream_ch
 from audioflamingo.audio.reading import Reading
 from audioflamingo.audio.sources import decode_data_uri
 from audioflamingo.errors import AudioError, AudioTooLongError
-from audioflamingo.server.chat_schema import AudioUrlPart, InputAudioPart
+from audioflamingo.server.chat_schema import AudioUrlPart, InputAudio, InputAudioPart
 from audioflamingo.server.error_replies import bad_request
 
 
@@ -71,11 +71,12 @@ def load_clip(
         max_seconds: longest clip.
         policy: what may be fetched.
     """
-    url = part.input_audio.data if isinstance(part, InputAudioPart) else part.audio_url.url
-    if isinstance(part, InputAudioPart) or url[:5].lower() == "data:":
+    clip = part.input_audio if isinstance(part, InputAudioPart) else part.audio_url
+    url = clip.data if isinstance(clip, InputAudio) else clip.url
+    if isinstance(clip, InputAudio) or url[:5].lower() == "data:":
         data = decode_base64(url, field)
     else:
         data = fetch(url, policy).read()
-    waveform = np.concatenate([block[0] for block in limited_audio(data, max_seconds, Reading())])
+    waveform = np.concatenate([block[0] for block in limited_audio(data, max_seconds, clip.reading)])
     check_waveform(waveform, field)
     return waveform

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from audioflamingo.audio.reading import Reading
 from audioflamingo.server.error_replies import ApiError, bad_request
 from audioflamingo.server.extra_fields import check_extra
 
@@ -35,7 +36,20 @@ class TextPart(Strict):
     text: str
 
 
-class InputAudio(Strict):
+class ClipReading(Strict):
+    """How a clip is read; these fields are ours."""
+
+    track: Annotated[int, Field(ge=1)] | None = None
+    channel: Literal["mix", "left", "right"] = "mix"
+    allow_damaged: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """The same for the library."""
+        return Reading(self.track, self.channel, self.allow_damaged)
+
+
+class InputAudio(ClipReading):
     """A clip within the request; `format` is not trusted."""
 
     data: str
@@ -49,7 +63,7 @@ class InputAudioPart(Strict):
     input_audio: InputAudio
 
 
-class AudioUrl(Strict):
+class AudioUrl(ClipReading):
     """Where a clip is: a `data:` address, or http(s) if the server allows the host."""
 
     url: str

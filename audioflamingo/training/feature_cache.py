@@ -260,7 +260,7 @@ class _ClipLoader(torch.utils.data.Dataset[Any]):
             done.append((path, variant))
         if not windows:
             return _Group([], torch.empty(0, 0, 0), torch.empty(0), [], errors)
-        features, mask = self.processor.feature_extractor(windows)
+        features, mask = self.processor.feature_extractor.extract(windows)
         frames = mask.sum(-1)
         return _Group(done, features[:, :, : int(frames.max())].clone(), frames, num_windows, errors)
 

@@ -91,6 +91,16 @@ class TranscriptionOptions:
         at_least=1.0,
         is_flag=False,
     )
+    start_s: float | None = option(
+        None,
+        "Begin at this second of the recording; times stay those of the recording.",
+        at_least=0.0,
+        flag="--start",
+        group="Audio",
+    )
+    end_s: float | None = option(
+        None, "End at this second of the recording.", above=0.0, flag="--end", group="Audio"
+    )
     track: int | None = same_option(Reading, "track")
     channel: ChannelChoice = same_option(Reading, "channel")
     allow_damaged: bool = same_option(Reading, "allow_damaged")
@@ -98,7 +108,16 @@ class TranscriptionOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check_value(isinstance(self.vad, VadOptions), "vad", self.vad, "VadOptions")
+        if self.end_s is not None:
+            check_value(
+                self.end_s > (self.start_s or 0), "end_s", self.end_s, f"above start_s={self.start_s}"
+            )
         _ = self.reading  # checks itself
+
+    def part_s(self, duration_s: float) -> float:
+        """Seconds of a recording of this length that are transcribed."""
+        end_s = duration_s if self.end_s is None else min(self.end_s, duration_s)
+        return max(0.0, end_s - (self.start_s or 0.0))
 
     @property
     def reading(self) -> Reading:

@@ -15,10 +15,34 @@ import numpy as np
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.audio.reading import channel_names
 from audioflamingo.audio.vad import VAD_FRAME, SoundDetector, SpeechDetector, frame_levels, frames_of
+from audioflamingo.errors import AudioError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 
 SMOOTHING_FRAMES = 7  # a cut needs 0.2 s of quiet, not one quiet frame
 MIN_WINDOW_SAMPLES = SAMPLING_RATE // 10  # shorter windows are filled with silence: the model needs 20 ms
+
+
+def between(blocks: Iterable[np.ndarray], start_s: float | None, end_s: float | None) -> Iterator[np.ndarray]:
+    """The part of blocks (channels, n) between two times; reads no further than its end.
+
+    Raises:
+        AudioError: the recording ends before the part begins.
+    """
+    first = round((start_s or 0.0) * SAMPLING_RATE)
+    end = None if end_s is None else round(end_s * SAMPLING_RATE)
+    position = 0
+    for block in blocks:
+        piece = block[:, max(0, first - position) : None if end is None else end - position]
+        position += block.shape[1]
+        if piece.shape[1]:
+            yield piece
+        if end is not None and position >= end:
+            return
+    if first and position <= first:
+        raise AudioError(
+            f"the recording lasts {position / SAMPLING_RATE:.2f} s, and was to begin at {start_s:g} s."
+        )
+
 
 Detector = Callable[[np.ndarray], np.ndarray]
 

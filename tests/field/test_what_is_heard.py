@@ -72,7 +72,7 @@ def test_only_where_they_cancel():
     np.testing.assert_allclose(mixed, clip, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:audio array of shape .* this is heard as one clip of")
 @pytest.mark.parametrize("num_channels", [2, 6, 12])
 def test_ordinary_channels_are_averaged(num_channels):
     """Unlike ones, alike ones, and one alone among silent ones, whose mean is weak but all there is."""

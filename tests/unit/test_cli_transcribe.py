@@ -18,6 +18,7 @@ import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.cli import inputs, transcribe_job
+from audioflamingo.transcription import windows
 from tests.cli_runs import af3, af3_process, write_tiny_model
 from tests.scripted_model import ScriptedModel, framed, tiny_processor
 
@@ -169,19 +170,127 @@ def test_lists_with_a_byte_order_mark_and_by_the_name_of_json(folder: Path) -> N
         ]
 
 
-def test_rows_about_parts_of_a_file_are_refused(folder: Path, model: ScriptedModel) -> None:
-    """The whole file was transcribed, once, without a word."""
-    rows = [{"offset": 1.0, "duration": 1.0}, {"offset": 0, "duration": 1.0}, {"duration": 3.0}]
+def test_rows_about_parts_of_a_file(folder: Path, tmp_path: Path, model: ScriptedModel) -> None:
+    """The whole file was transcribed, once, without a word; later they were refused."""
+    rows = [
+        {"offset": 1.0, "duration": 1.0},
+        {"offset": 0, "duration": 1.0},
+        {"duration": 3.0},
+        {"offset": 2.5},
+    ]
     lines = [json.dumps({"audio_filepath": "a.wav", **row}) for row in rows]
     (folder / "list.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    result = af3("transcribe", folder / "list.jsonl", "-f", "json", "-o", out, "--no-vad")
+    assert result.exit_code == 0, result.stderr
+    lengths = {path.stem: json.loads(path.read_text())["duration_s"] for path in out.iterdir()}
+    assert lengths == {
+        "a": 3.0,
+        "a_000000000-000001000": 1.0,
+        "a_000001000-000002000": 1.0,
+        "a_000002500": 0.5,
+    }
+    heard = sorted(seconds for call in model.calls for seconds in call)
+    assert heard == pytest.approx([0.5, 1.0, 1.0, 3.0], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"offset": 9.0}, "the recording lasts 3.00 s only"),
+        ({"offset": -1}, "begins at 0 s or later"),
+        ({"offset": "soon"}, "offset must be a number of seconds"),
+        ({"duration": 0}, "lasts more than 0 s"),
+    ],
+)
+def test_parts_that_are_not_there(
+    folder: Path, model: ScriptedModel, row: dict[str, Any], message: str
+) -> None:
+    (folder / "list.jsonl").write_text(json.dumps({"path": "a.wav", **row}))
     result = af3("transcribe", folder / "list.jsonl")
     assert result.exit_code == 1
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 2
-    assert "list.jsonl:1: " in errors[0]
-    assert "(offset 1.0)" in errors[0]
-    assert "(duration 1.0 of 3.00 s)" in errors[1]
-    assert result.stdout.count(TEXT) == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.json", '[{"audio": "a.wav", "text": "x"}, {"path": "c.flac", "offset": 1, "duration": 1}]'),
+        ("list.csv", "file_name,transcription,offset,duration\na.wav,x,,\nc.flac,,1,1\n"),
+        ("list.tsv", "wav\toffset\tduration\na.wav\t0\t\nc.flac\t1.0\t1.0\n"),
+    ],
+)
+def test_other_kinds_of_lists(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, encoding="utf-8-sig")
+    whole, part = inputs.find_inputs([str(folder / name)])
+    assert (whole.path, whole.stretch) == (folder / "a.wav", None)
+    assert part.stretch is not None
+    assert (part.stretch.start_s, part.stretch.duration_s) == (1.0, 1.0)
+    assert part.name == f"{folder / 'c.flac'} from 1 s for 1 s"
+
+
+def test_a_part_on_a_cluster_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "list.jsonl").write_text('{"path": "a.wav", "offset": 1}')
+    result = af3("transcribe", folder / "list.jsonl", "--engine", "ray", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the workers hear files whole" in result.stderr
+
+
+class TestStartAndEnd:
+    def test_times_are_those_of_the_recording(self, folder: Path, model: ScriptedModel) -> None:
+        result = af3("transcribe", folder / "a.wav", "-f", "json", "--start", 1, "--end", "2.5", "--no-vad")
+        content = json.loads(result.stdout)
+        assert content["duration_s"] == 1.5
+        (segment,) = content["segments"]
+        assert (segment["start_s"], segment["end_s"]) == pytest.approx((1.0, 2.5), abs=0.001)
+
+    def test_what_is_heard(self, speech: np.ndarray, model: ScriptedModel) -> None:
+        """Reads no further than the end; the samples are those between."""
+        blocks = [speech[None, :20000], speech[None, 20000:40000], np.full((1, 1), np.nan, np.float32)]
+        (first, second) = windows.between(iter(blocks), 1.0, 2.5)
+        assert np.array_equal(np.concatenate([first[0], second[0]]), speech[16000:40000])
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (("--start", 5), "the recording lasts 3.00 s, and was to begin at 5 s"),
+            (("--start", 2, "--end", 1), "end_s must be above start_s=2"),
+        ],
+    )
+    def test_nothing_between(
+        self, folder: Path, model: ScriptedModel, flags: tuple[Any, ...], message: str
+    ) -> None:
+        result = af3("transcribe", folder / "a.wav", *flags)
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+    def test_an_end_behind_the_end(self, folder: Path, model: ScriptedModel) -> None:
+        result = af3("transcribe", folder / "a.wav", "--end", 100)
+        assert (result.exit_code, result.stdout) == (0, TEXT + "\n")
+
+
+class TestSeveralFormats:
+    @pytest.mark.parametrize("flags", [("-f", "srt", "-f", "json"), ("-f", "srt,JSON")])
+    def test_one_run_writes_them_all(
+        self, folder: Path, tmp_path: Path, model: ScriptedModel, flags: tuple[str, ...]
+    ) -> None:
+        out = tmp_path / "out"
+        assert af3("transcribe", folder / "a.wav", "-o", out, *flags).exit_code == 0
+        assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.srt"]
+        assert len(model.calls) == 1
+        (out / "a.srt").unlink()
+        assert af3("transcribe", folder / "a.wav", "-o", out, *flags).exit_code == 0
+        assert (out / "a.srt").exists()
+
+    def test_they_need_a_folder(self, folder: Path, model: ScriptedModel) -> None:
+        result = af3("transcribe", folder / "a.wav", "-f", "srt", "-f", "json")
+        assert result.exit_code == 2
+        assert "several formats need --output-dir" in result.stderr
+
+    def test_one_that_there_is_not(self, folder: Path, model: ScriptedModel) -> None:
+        result = af3("transcribe", folder / "a.wav", "-f", "docx")
+        assert result.exit_code == 2
+        assert "'docx' is not one of txt, json" in result.stderr
 
 
 def test_urls_and_stdin_have_names() -> None:

@@ -653,7 +653,7 @@ class TestWhatIsRefused:
             ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
             ({"labels": torch.ones(1, 2)}, "generate.* got unknown argument.* 'labels'"),
             ({"use_cache": False}, "use_cache=False: generate always keeps a cache"),
-            ({"stopping_criteria": [len]}, r"generate\(stopping_criteria=...\) is not implemented"),
+            ({"assistant_model": [len]}, r"generate\(assistant_model=...\) is not implemented"),
             ({"guidance_scale": 2.0}, "not implemented"),
             ({"output_attentions": True}, "not implemented"),
             ({"generation_config": {"temprature": 1}}, "did you mean 'temperature'"),

@@ -305,7 +305,7 @@ def test_the_cache_holds_the_encoders_rows_in_variants_and_finds_them_again(part
     cache = make_cache(tmp_path, model, processor, rows, augmentation, augmented_copies=2, shard_clips=4)
     path = rows[0].audio[0]
     assert cache.variants == [0, 1, 2]
-    features, mask = processor.feature_extractor([load_audio(path)])
+    features, mask = processor.feature_extractor.extract([load_audio(path)])
     with torch.no_grad():
         expected = model.model.audio_tower(features, mask).audio_tokens
     torch.testing.assert_close(

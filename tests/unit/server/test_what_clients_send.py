@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.audio_files import encode
+from tests.audio_files import encode, tone
 from tests.server_runs import RunningServer, audio_part, chat_body, wav
 
 SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
@@ -200,3 +200,23 @@ def test_a_stream_says_that_there_was_no_speech(server: RunningServer) -> None:
         lines = client.post(FORM, data=form, files={"file": silence}).text.splitlines()
     done = json.loads(lines[0].removeprefix("data: "))
     assert (done["type"], done["text"], done["no_speech"]) == ("transcript.text.done", "", True)
+
+
+@pytest.mark.parametrize("channel", ["left", "right", "mix"])
+def test_a_channel_of_a_clip(server: RunningServer, channel: str) -> None:
+    """The answer about one side of a call is that about a file of this side alone."""
+    sides = np.stack([tone(1.0)[:, 0], tone(1.0, channels=2)[:, 1]], axis=1)
+    alone = {"left": sides[:, :1], "right": sides[:, 1:], "mix": sides.mean(axis=1, keepdims=True)}[channel]
+    part = audio_part(encode(sides, 16000, "wav"))
+    part["input_audio"]["channel"] = channel
+    wanted = chat_body("What is", audio_part(encode(alone, 16000, "wav")))
+    assert answer(server, chat_body("What is", part)) == answer(server, wanted)
+
+
+def test_a_track_that_is_not_there(server: RunningServer) -> None:
+    part = audio_part(wav())
+    part["input_audio"]["track"] = 2
+    with server.client() as client:
+        reply = client.post(CHAT, json=chat_body("What is", part))
+    assert reply.status_code == 400
+    assert "track" in reply.json()["error"]["message"]
