@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench | clean: each sets up .venv first, with all that it needs.
+# make demo | test | lint | docs | format | coverage | bench | clean: each sets up .venv first, with all that it needs.
 
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) || command -v python3)
@@ -6,7 +6,7 @@ BIN := .venv/bin
 # One thread a worker: two workers on two cores are faster than four threads that fight.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint docs format coverage bench clean
 
 .venv/installed: pyproject.toml constraints.txt setup.py $(wildcard audioflamingo/kernels/csrc/*)
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
+
+coverage: .venv/installed
+	$(TEST_ENV) $(BIN)/coverage run -m pytest -q tests/unit
+	$(BIN)/coverage report --skip-covered --show-missing
+
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -34,4 +41,4 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/load.py
 
 clean:
-	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache audioflamingo/kernels/*.so
+	rm -rf .venv .demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache audioflamingo/kernels/*.so
