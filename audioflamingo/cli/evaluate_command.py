@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
-from audioflamingo.cli.model_loading import ModelOptions, load
+from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 
@@ -40,6 +40,7 @@ def evaluate(
     ] = None,
     options: EvaluationOptions,
     model: ModelOptions,
+    adapter: AdapterOptions,
     screen: QuietOptions,
 ) -> None:
     """Measure a model: word error rate, multiple-choice accuracy, exact match.
@@ -60,12 +61,15 @@ def evaluate(
         if is_given(ctx, "model"):
             raise typer.BadParameter(f"two models: {arguments[0]!r} and --model {model.model!r}.")
         model = dataclasses.replace(model, model=arguments[0])
+    loaded, processor, name = load_with_adapter(model, adapter)
     with Terminal.progress(None, not screen.quiet) as bar:
         result = run_evaluation(
-            *load(model),
+            loaded,
+            processor,
             DatasetConfig(arguments[-1], audio_dir=audio_dir, max_rows=max_rows),
             output_dir=output_dir,
             progress=lambda done, total: bar.update(done, f"{done}/{total}", total),
+            adapter=name,
             **dataclasses.asdict(options),
         )
     Terminal.show(format_scores(result))

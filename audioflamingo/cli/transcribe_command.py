@@ -10,7 +10,7 @@ import typer
 from audioflamingo.cli.cluster_job import ClusterJob, check_cluster_output, corpus_files
 from audioflamingo.cli.flags import ScreenOptions, flag_names, is_given, with_flags
 from audioflamingo.cli.inputs import find_inputs
-from audioflamingo.cli.model_loading import ModelOptions
+from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions
 from audioflamingo.cli.transcribe_job import OutputOptions, TranscribeJob
 from audioflamingo.corpus import ClusterOptions
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -38,6 +38,7 @@ def transcribe(
     *,
     output: OutputOptions,
     model: ModelOptions,
+    adapter: AdapterOptions,
     options: TranscriptionOptions,
     engine: Annotated[
         Engine,
@@ -71,7 +72,9 @@ def transcribe(
     inputs = find_inputs(paths)
     if engine is Engine.RAY:
         folder = check_cluster_output(output, is_given(ctx, "format"))
-        ClusterJob(corpus_files(inputs), folder, screen).run(model, options, cluster, output.overwrite)
+        ClusterJob(corpus_files(inputs), folder, screen).run(
+            model, adapter, options, cluster, output.overwrite
+        )
         return
     for name in flag_names(ClusterOptions):
         if is_given(ctx, name):
@@ -83,4 +86,4 @@ def transcribe(
             "or use --format txt or jsonl.",
             param_hint="--format",
         )
-    TranscribeJob(ctx, inputs, output, options, screen).run(model)
+    TranscribeJob(ctx, inputs, output, options, screen).run(model, adapter)

@@ -65,7 +65,7 @@ def evaluate(
         max_new_tokens: longest answer.
         overwrite: start again where `output_dir` holds another run.
         progress: called with the number of rows that are done and of all, after each.
-        **options: further keywords of `generate`.
+        **options: further keywords of `generate`, among them `adapter`.
 
     Raises:
         DataError: the data set cannot be used.
@@ -178,6 +178,9 @@ def _fingerprint(
         flat = parameter.detach().flatten()
         step = max(1, flat.numel() // 16)
         digest.update(f"{name}{to_host(flat[::step].float())}".encode())
+    if (adapter := options.get("adapter")) is not None:
+        for name, tensor in model.adapters[adapter].tensors():
+            digest.update(f"{name}{to_host(tensor.float().sum())}".encode())
     for row in rows:
         digest.update(json.dumps([row.place, row.messages], sort_keys=True).encode())
     digest.update(json.dumps(options, sort_keys=True, default=str).encode())

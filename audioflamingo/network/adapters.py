@@ -69,6 +69,15 @@ class AdapterWeights:
         """Names of the modules that it touches."""
         return sorted({*self.lora, *self.replaced})
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of its tensors, in a fixed order."""
+        for name in self.modules:
+            if name in self.lora:
+                yield f"{name}.down", self.lora[name].down
+                yield f"{name}.up", self.lora[name].up * self.lora[name].scale
+            for leaf, tensor in sorted(self.replaced.get(name, {}).items()):
+                yield f"{name}.{leaf}", tensor
+
     @property
     def changes_audio(self) -> bool:
         """Whether audio is encoded differently with it."""

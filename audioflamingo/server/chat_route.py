@@ -16,6 +16,7 @@ from audioflamingo.engine.generate_options import params_of, resolve_options, sa
 from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob, Uniforms
 from audioflamingo.processor.prompt import Prompt
+from audioflamingo.processor.stretches import LongQuestion, Stretch, long_question
 from audioflamingo.processor.thoughts import ThoughtSplitter, split_thoughts
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
@@ -38,27 +39,30 @@ class ChatRoute(ApiRoute[ChatRequest]):
     async def answer(self, parsed: ChatRequest, call: Call) -> None:
         """Answers it, whole or as a stream."""
         service = self.service
-        requests = await self._prepare(parsed)
-        reply = ChatReply(parsed, requests[0].prompt, service.processor.tokenizer)
-        answers = Answers(service.worker, requests, call.share)
+        reply = ChatReply(parsed, service.processor.tokenizer)
         try:
+            # Stretches take their time: a stream shows signs of life meanwhile.
+            is_late = parsed.stream and parsed.on_long == "windows"
+            requests = None if is_late else await self._prepare(parsed, reply, call)
             if parsed.stream:
-                await send_events(call.send, self._events(answers, reply, call))
+                await send_events(call.send, self._events(parsed, requests, reply, call))
                 return
-            outputs = await answers.complete()
+            assert requests is not None
+            outputs = await Answers(service.worker, requests, call.share).complete()
             for output in outputs:
                 reply.add(output)
                 service.note_answer(call.arrived, output)
             await call.reply(JsonResponse(reply.whole(outputs)))
         finally:
-            answers.cancel()
             call.log(**reply.usage, model_s=round(call.share.service_s, 4))
 
     async def _events(
-        self, answers: Answers, reply: ChatReply, call: Call
+        self, parsed: ChatRequest, requests: list[Request] | None, reply: ChatReply, call: Call
     ) -> AsyncGenerator[dict[str, Any], None]:
+        if requests is None:
+            requests = await self._prepare(parsed, reply, call)
         has_begun = False
-        async for output in answers:
+        async for output in Answers(self.service.worker, requests, call.share):
             if not has_begun:
                 has_begun = True
                 for choice in range(reply.num_choices):
@@ -70,28 +74,50 @@ class ChatRoute(ApiRoute[ChatRequest]):
         if reply.is_usage_wanted:
             yield reply.usage_chunk()
 
-    async def _prepare(self, chat: ChatRequest) -> list[Request]:
+    async def _prepare(self, chat: ChatRequest, reply: ChatReply, call: Call) -> list[Request]:
+        """What the engine is asked for one answer; the stretches of clips that are too long are asked here."""
         service = self.service
-
-        def build(clips: list[np.ndarray]) -> list[Request]:
-            prompt = service.processor.prompt(conversation_of(chat, clips))
-            _ = prompt.identity  # hashes the audio here, not in the engine's thread
-            requests = engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
-            for request in requests:
-                request.adapter = service.adapter_of(chat.model)
-            return requests
-
+        is_any_length = chat.on_long == "windows"
         if not chat.audio_parts:
-            return await service.prepare(build, [])
-        async with service.loading:  # few requests at a time hold the waveforms of their clips
-            return await service.prepare(build, await self._load_clips(chat))
+            requests = await service.prepare(self._build, chat, conversation_of(chat, []))
+        else:
+            # Few requests at a time hold the waveforms of their clips.
+            async with service.long_questions if is_any_length else service.loading:
+                messages = conversation_of(chat, await self._load_clips(chat))
+                longest_s = service.processor.max_clip_s
+                question = long_question(messages, longest_s) if is_any_length else None
+                if question is not None:
+                    messages = await self._ask_stretches(chat, question, reply, call)
+                requests = await service.prepare(self._build, chat, messages)
+        reply.add_prompt(requests[0].prompt)
+        return requests
+
+    def _build(self, chat: ChatRequest, messages: list[dict[str, Any]]) -> list[Request]:
+        service = self.service
+        prompt = service.processor.prompt(messages)
+        _ = prompt.identity  # hashes the audio here, not in the engine's thread
+        requests = engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
+        for request in requests:
+            request.adapter = service.adapter_of(chat.model)
+        return requests
+
+    async def _ask_stretches(
+        self, chat: ChatRequest, question: LongQuestion, reply: ChatReply, call: Call
+    ) -> list[dict[str, Any]]:
+        """Asks each stretch of clips that are too long; returns the conversation that is left to answer."""
+        alone = chat.model_copy(update={"n": 1, "stream": False, "logprobs": None, "top_logprobs": None})
+        for index, messages in enumerate(question.conversations()):
+            requests = await self.service.prepare(self._build, alone, messages)
+            (output,) = await Answers(self.service.worker, requests, call.share).complete()
+            reply.add_stretch(question.stretch(index, output.text), requests[0].prompt, output)
+        return question.final(reply.stretches)
 
     async def _load_clips(self, chat: ChatRequest) -> list[np.ndarray]:
         """The waveforms of all clips, in order."""
         service, clips = self.service, []
         left_s = service.settings.max_audio_seconds
         for field, part in chat.audio_parts:
-            longest_s = min(left_s, service.processor.max_audio_len)
+            longest_s = left_s if chat.on_long == "windows" else min(left_s, service.processor.max_audio_len)
             clip = await service.decode(load_clip, part, field, longest_s, service.fetch_policy)
             duration_s = len(clip) / service.processor.feature_extractor.sampling_rate
             left_s -= duration_s
@@ -174,20 +200,21 @@ class ChatReply:
 
     Args:
         chat: the request.
-        prompt: what its answers continue.
         tokenizer: turns ids into text, for log-probabilities.
 
     Attributes:
         num_choices: answers that are asked for.
+        stretches: parts of long clips with their answers, from which the answers are made.
         is_usage_wanted: whether a stream ends with the usage.
     """
 
-    def __init__(self, chat: ChatRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: ChatRequest, tokenizer: Tokenizer) -> None:
         self.num_choices = chat.n or 1
         self.is_usage_wanted = chat.stream_options is not None and chat.stream_options.include_usage
         self._has_logprobs = bool(chat.logprobs)
-        self._prompt = prompt
         self._tokenizer = tokenizer
+        self._num_prompt_tokens = self._num_audio_tokens = 0
+        self.stretches: list[Stretch] = []
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -197,6 +224,17 @@ class ChatReply:
         self._num_completion_tokens = 0
         self._num_reused: list[int | None] = [None] * self.num_choices
 
+    def add_prompt(self, prompt: Prompt) -> None:
+        """Counts what the model reads."""
+        self._num_prompt_tokens += len(prompt.token_ids)
+        self._num_audio_tokens += prompt.num_audio_tokens
+
+    def add_stretch(self, stretch: Stretch, prompt: Prompt, output: Output) -> None:
+        """Takes a part of a long clip that was asked."""
+        self.stretches.append(stretch)
+        self.add_prompt(prompt)
+        self._num_completion_tokens += len(output.token_ids)
+
     def add(self, output: Output) -> None:
         """Counts an output of an answer."""
         self._num_completion_tokens += len(output.token_ids)
@@ -204,14 +242,13 @@ class ChatReply:
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens of prompt and answers."""
-        num_prompt = len(self._prompt.token_ids)
+        """Tokens of prompts and answers, those of stretches included."""
         return {
-            "prompt_tokens": num_prompt,
+            "prompt_tokens": self._num_prompt_tokens,
             "completion_tokens": self._num_completion_tokens,
-            "total_tokens": num_prompt + self._num_completion_tokens,
+            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
             "prompt_tokens_details": {
-                "audio_tokens": self._prompt.num_audio_tokens,
+                "audio_tokens": self._num_audio_tokens,
                 "cached_tokens": min((n for n in self._num_reused if n is not None), default=0),
             },
         }
@@ -227,11 +264,18 @@ class ChatReply:
             }
             for output in outputs
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
+        head = {**self._head, **self._stretches, "object": "chat.completion"}
+        return {**head, "choices": choices, "usage": self.usage}
+
+    @property
+    def _stretches(self) -> dict[str, Any]:
+        """The parts of a long clip, where there was one."""
+        return {"stretches": [stretch.to_dict() for stretch in self.stretches]} if self.stretches else {}
 
     def first_chunk(self, index: int) -> dict[str, Any]:
         """Opens an answer."""
-        return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+        chunk = self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+        return {**chunk, **self._stretches}
 
     def chunk(self, output: Output) -> dict[str, Any]:
         """What an answer has grown by."""

@@ -38,6 +38,7 @@ class Service:
 
     Attributes:
         loading: held while a request's clips are decoded and prepared, because their waveforms take memory.
+        long_questions: held in its place by requests whose clips may be of any length, until all of a clip is heard.
         num_windows: windows of all transcriptions that are prepared, wait for the model or are answered.
         max_windows: windows beyond which a transcription reads no further ahead than one, because they take memory.
     """
@@ -68,6 +69,7 @@ class Service:
             advice="Send the audio as base64.",
         )
         self.loading = asyncio.Semaphore(settings.decode_threads + PREPARE_THREADS)
+        self.long_questions = asyncio.Semaphore(PREPARE_THREADS)
         self.num_windows = 0
         self.max_windows = WINDOWS_PER_ROW * settings.max_rows
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.engine.request import Request, Share
@@ -45,9 +46,8 @@ class Transcription:
         self._requests = WindowRequests(
             service.processor,
             service.generation_config,
-            request.options,
+            replace(request.options, adapter=service.adapter_of(request.model)),
             request.temperature,
-            service.adapter_of(request.model),
         )
         self._share = share
         self._arrived = arrived

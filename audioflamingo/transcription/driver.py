@@ -36,16 +36,14 @@ class WindowRequests:
     Attributes:
         processor: makes prompts.
         defaults: the checkpoint's generation config, for what the options leave open.
-        options: instruction, length, beams.
+        options: instruction, length, beams, adapter.
         temperature: 0 takes the most likely tokens.
-        adapter: name of the adapter that answers; None for the model itself.
     """
 
     processor: AudioFlamingo3Processor
     defaults: GenerationConfig
     options: TranscriptionOptions
     temperature: float = 0.0
-    adapter: str | None = None
 
     def request(self, window: Window, no_repeat_ngram_size: int, seed: int = 0) -> Request:
         """The request for one window, its log-mel features made; `on_output` is the caller's to set.
@@ -69,7 +67,7 @@ class WindowRequests:
             replace(params, num_answers=1, stops_at_loops=True, num_top_logprobs=0),
             is_streamed=False,
             uniforms=Uniforms(1, [seed]) if params.rules.do_sample else None,
-            adapter=self.adapter,
+            adapter=self.options.adapter,
         )
 
     @staticmethod
@@ -134,6 +132,9 @@ class WindowTranscriber:
         model: answers.
         processor: its processor.
         options: see `TranscriptionOptions`.
+
+    Raises:
+        ArgumentError: no adapter has the name that the options give.
     """
 
     def __init__(
@@ -142,6 +143,8 @@ class WindowTranscriber:
         processor: AudioFlamingo3Processor,
         options: TranscriptionOptions,
     ) -> None:
+        if options.adapter is not None:
+            _ = model.adapters[options.adapter]
         self._model = model
         self._processor = processor
         self._options = options

@@ -71,6 +71,9 @@ class TranscriptionOptions:
         at_least=1,
         group=_MODEL,
     )
+    adapter: str | None = option(
+        None, "Name of the loaded adapter that answers; None for the model itself.", is_flag=False
+    )
     use_vad: bool = option(
         True,
         "Only what is speech. Otherwise all but digital silence, cut at its quietest places: for singing, whispering, "
