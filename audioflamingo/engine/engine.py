@@ -52,6 +52,7 @@ class Engine:
         clip_cache: encoded audio; counts windows.
         pool: keys and values.
         scheduler: who waits, whose prompt is read, who is answered.
+        model: answers.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Engine:
         cache: KVCache | None = None,
     ) -> None:
         self.options = options or EngineOptions()
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         text_config = model.config.text_config
         self._context = text_config.max_position_embeddings
@@ -110,7 +111,7 @@ class Engine:
         if self._cache is not None:
             span = self._cache.spans[self._num_continued]
             self._num_continued += 1
-        salt = 0 if request.adapter is None else self._model.adapters.salt(request.adapter)
+        salt = 0 if request.adapter is None else self.model.adapters.salt(request.adapter)
         return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span, salt)
 
     @property
@@ -123,9 +124,9 @@ class Engine:
         """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen."""
         span = self.pool.allocate(1)
         assert span is not None
-        ids = torch.zeros(1, dtype=torch.long, device=self._model.device)
+        ids = torch.zeros(1, dtype=torch.long, device=self.model.device)
         view = self.pool.view([span], [1], ids.device)
-        self._model.packed_logits(self._model.embed(ids), view, ids)
+        self.model.packed_logits(self.model.embed(ids), view, ids)
         self.pool.free(span)
 
     @torch.no_grad()
@@ -195,13 +196,13 @@ class Engine:
             if not sequence.new_ids:
                 sequence.group.forget_audio()
         with routed(adapters, counts):
-            logits = self._model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
+            logits = self.model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
         return self._fork(rows, logits)
 
     def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:
         """Embeddings of the next tokens of some sequences, one after the other, `(N, D)`."""
         ids = [token for sequence, count in chunks for token in sequence.next_ids(count)]
-        x = self._model.embed(torch.tensor(ids, device=self._model.device))
+        x = self.model.embed(torch.tensor(ids, device=self.model.device))
         offset = 0
         for sequence, count in chunks:
             if not sequence.new_ids:
@@ -312,7 +313,7 @@ class Engine:
                 target += range(sequence.used_span.start + first, sequence.used_span.start + length)
             sequence.new_ids = beam.token_ids
         if source:
-            device = self._model.device
+            device = self.model.device
             self.pool.store.move(torch.tensor(source, device=device), torch.tensor(target, device=device))
 
 

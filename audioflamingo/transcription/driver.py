@@ -27,6 +27,7 @@ from audioflamingo.transcription.mending import Answer, Ask, mend
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
+from audioflamingo.transcription.word_times import WordTimer
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ def transcribe_window(
     return (yield from mend(window, answer, options, processor))
 
 
+def finished(
+    segments: list[Segment], options: TranscriptionOptions, timer: WordTimer | None
+) -> list[Segment]:
+    """Segments with their words, where these are asked for, and without the audio."""
+    if timer is not None and options.word_timestamps:
+        return [timer.time(segment, options) for segment in segments]
+    return [replace(segment, window=None, logprobs=()) for segment in segments]
+
+
 @dataclass(eq=False)
 class WindowJob:
     """One window on its way.
@@ -153,6 +163,9 @@ class WindowTranscriber:
         self._num_windows = options.batch_size
         self._jobs: list[WindowJob] = []  # that are not done
         self._waiting: list[WindowJob] = []  # of them, those that failed beside others, to be tried alone
+        # Timing words hears each window again: it is kept until then.
+        self._clip_cache = ClipCache() if options.word_timestamps else ClipCache(max_bytes=0)
+        self._timer = WordTimer(model, processor, self._clip_cache) if options.word_timestamps else None
         self._engine = self._new_engine()
 
     @property
@@ -186,7 +199,7 @@ class WindowTranscriber:
 
     def _new_engine(self) -> Engine:
         options = EngineOptions.alone(self._num_windows * self._num_beams)
-        return Engine(self._model, self._processor.tokenizer, options, ClipCache(max_bytes=0))
+        return Engine(self._model, self._processor.tokenizer, options, self._clip_cache)
 
     def _ask(self, job: WindowJob, ask: Ask) -> None:
         """Sends the requests of an ask."""
@@ -218,7 +231,7 @@ class WindowTranscriber:
         try:
             ask = job.steps.send([job.answers[i] for i in range(num_wanted)])
         except StopIteration as done:
-            job.segments = done.value
+            job.segments = finished(done.value, self._options, self._timer)
             return
         self._ask(job, ask)
 

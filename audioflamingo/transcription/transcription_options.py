@@ -82,6 +82,12 @@ class TranscriptionOptions:
     adapter: str | None = option(
         None, "Name of the loaded adapter that answers; None for the model itself.", is_flag=False
     )
+    word_timestamps: bool = option(
+        False,
+        "Say when each word was said, and cut subtitles at words: 42 characters a line, 7 s. From the model's own "
+        "attention; words_certainty says how clear it is.",
+        group=_MODEL,
+    )
     use_vad: bool = option(
         True,
         "Only what is speech. Otherwise all but digital silence, cut at its quietest places: for singing, whispering, "
