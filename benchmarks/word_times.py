@@ -1,6 +1,6 @@
 """Are words timed where they are said? Sentences that Festival speaks, which knows the time of each word.
 
-Needs Debian's `festival` with `festvox-kallpc16k` (or another voice, `--voice`). Words that the model hears right count.
+Needs Debian's `festival` with `festvox-kallpc16k` (or another voice, `--voice`). Words that are heard right count.
 
     python benchmarks/word_times.py DATA/test_sentences.jsonl --model nano --sentences 40
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,8 @@ REACH = 2  # audio tokens around the path that count as on it
 UNSURE = 0.4  # share below which times are said to be rough
 QUIET = 0.05  # of the loudest frames' level: not part of a word at its ends
 MIN_TOKENS = 4  # fewer say nothing about a head
+
+Look = Callable[[Collection[int]], Iterator[tuple[int, np.ndarray]]]  # attention (H, T, A) of layers
 
 
 @dataclass(frozen=True)
@@ -111,39 +114,40 @@ class WordTimer:
         model = self._model
         prompt = self._processor.transcription_prompt(window.model_input, options.prompt)
         ids = [*prompt.token_ids, *segment.tokens[:last]]
-        adapter = options.adapter
-        with routed([adapter]):
-            with torch.no_grad():
-                x = model.embed(torch.tensor(ids, device=model.device))
-                for part, tokens in zip(
-                    prompt.windows, self._encoder.encode(prompt.windows, adapter), strict=True
-                ):
-                    x[part.start : part.end] = tokens.to(x.device, x.dtype)
-            audio = slice(prompt.windows[0].start, prompt.windows[-1].end)
-            # The token before is the one that looks for the next.
-            query = len(prompt.token_ids) + first - 1
-            language_model = model.model.language_model
-            heads = self.heads
-            if heads is None:
-                layers = range(model.config.text_config.num_hidden_layers)
-                shares: dict[tuple[int, int], float] = {}
-                for layer, weights in audio_attention(language_model, x, audio, query, layers):
-                    found = path_shares(weights[:, : last - first].cpu().numpy())
-                    shares |= {(layer, head): share for head, share in enumerate(found.tolist())}
-                heads = choose_heads(shares)
-                if last - first >= MIN_TOKENS:
-                    self.heads = heads
-                    if heads.share < UNSURE:
-                        warn(
-                            f"no head of this model looks clearly at what it writes down (share {heads.share:.2f} of "
-                            "its attention): the times of words are rough."
-                        )
-            layers = {layer for layer, _ in heads.heads}
+        audio = slice(prompt.windows[0].start, prompt.windows[-1].end)
+        query = len(prompt.token_ids) + first - 1  # the token before is the one that looks for the next
+        with routed([options.adapter]), torch.no_grad():
+            x = model.embed(torch.tensor(ids, device=model.device))
+            encoded = self._encoder.encode(prompt.windows, options.adapter)
+            for part, tokens in zip(prompt.windows, encoded, strict=True):
+                x[part.start : part.end] = tokens.to(x.device, x.dtype)
+
+            def look(layers: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+                found = audio_attention(model.model.language_model, x, audio, query, layers)
+                return ((layer, weights[:, : last - first].cpu().numpy()) for layer, weights in found)
+
+            heads = self.heads or self._find_heads(look, last - first)
             chosen = [
-                weights[[head for own, head in heads.heads if own == layer], : last - first]
-                for layer, weights in audio_attention(language_model, x, audio, query, layers)
+                weights[[head for own, head in heads.heads if own == layer]]
+                for layer, weights in look({layer for layer, _ in heads.heads})
             ]
-            return torch.cat([weights.cpu() for weights in chosen]).mean(0).numpy()
+        mean: np.ndarray = np.concatenate(chosen).mean(0)
+        return mean
+
+    def _find_heads(self, look: Look, num_tokens: int) -> AlignmentHeads:
+        """The heads of the model, from one answer; kept if it was long enough to tell."""
+        shares: dict[tuple[int, int], float] = {}
+        for layer, weights in look(range(self._model.config.text_config.num_hidden_layers)):
+            shares |= {(layer, head): share for head, share in enumerate(path_shares(weights).tolist())}
+        heads = choose_heads(shares)
+        if num_tokens >= MIN_TOKENS:
+            self.heads = heads
+            if heads.share < UNSURE:
+                warn(
+                    f"no head of this model looks clearly at what it writes down (share {heads.share:.2f} of its "
+                    "attention): the times of words are rough."
+                )
+        return heads
 
 
 @dataclass(frozen=True)
