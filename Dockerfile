@@ -8,7 +8,7 @@ ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY . /source
 RUN python -m venv /opt/af3 \
-    && /opt/af3/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[server]'
+    && /opt/af3/bin/pip install --no-cache-dir --constraint /source/constraints.txt '/source[server,structured]'
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home af3

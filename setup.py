@@ -1,5 +1,6 @@
 """The compiled kernels: a shared library with a plain C interface, which needs neither torch nor Python to build.
 
+So one wheel serves every Python from 3.11 on (tag `cp311-abi3`).
 Optional: without a C++ compiler the package installs all the same, and quantized layers run in plain torch.
 """
 
@@ -21,6 +22,8 @@ setup(
             libraries=["dl"],
             language="c++",
             optional=True,
+            py_limited_api=True,
         )
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

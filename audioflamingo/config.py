@@ -171,6 +171,7 @@ class Qwen2Config(JsonConfig):
         return values
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields, named as in `config.json`."""
         values = super().to_dict()
         theta = values.pop("rope_theta")
         return {**values, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
@@ -290,6 +291,7 @@ class MusicFlamingoConfig(AudioFlamingo3Config):
         return values
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields, named as in `config.json`."""
         derived = {
             "max_position_embeddings": self.rope_parameters["rope_theta"],
             "head_dim": self.audio_config.hidden_size,

@@ -70,6 +70,7 @@ class JsonConfig:
 
 
 def require_positive(config: JsonConfig, *names: str) -> None:
+    """Raises ConfigError unless these fields are whole numbers of at least 1."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -79,6 +80,7 @@ def require_positive(config: JsonConfig, *names: str) -> None:
 
 
 def require_probability(config: JsonConfig, *names: str) -> None:
+    """Raises ConfigError unless these fields lie in [0, 1)."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 <= value < 1:
@@ -86,6 +88,7 @@ def require_probability(config: JsonConfig, *names: str) -> None:
 
 
 def require_equal(config: JsonConfig, name: str, only: Any) -> None:
+    """Raises ConfigError unless a field has the one value that is implemented."""
     value = getattr(config, name)
     if value != only:
         raise ConfigError(f"{type(config).__name__}.{name} = {value!r} is not implemented; only {only!r} is.")

@@ -7,7 +7,6 @@ that model's.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from audioflamingo.cli.commands import app
@@ -36,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,6 +20,7 @@ from audioflamingo.audio.decoding import decode_blocks, to_float32
 from audioflamingo.audio.mixing import Mixer
 from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.audio.sources import open_source
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import (
     ArgumentError,
@@ -77,9 +78,9 @@ def load_audio(
 
     Args:
         source: a path (`str` or `os.PathLike`; `~` is the home folder), an http(s) URL, a `data:` URI, bytes,
-            a binary file object, a NumPy array or a torch tensor. Arrays are (samples,) or two-dimensional
-            with channels on the shorter axis; integers are scaled by their full range, floats are taken as
-            they are.
+            a binary file object, a `StoredAudio` (a part of a file), a NumPy array or a torch tensor. Arrays
+            are (samples,) or two-dimensional with channels on the shorter axis; integers are scaled by their full
+            range, floats are taken as they are.
         sampling_rate: Hz of an array or tensor (default: `target_rate`). A file states its own: leave it out.
         target_rate: Hz of the result.
         track: which audio track of a file, counted from 1; by default the one that it marks as its default.
@@ -112,7 +113,9 @@ def stream_audio(
     the end of a file shows (cut short, NaN count) after the last block.
 
     Args:
-        source, sampling_rate, target_rate: see `load_audio`.
+        source: see `load_audio`.
+        sampling_rate: likewise.
+        target_rate: likewise.
         reading: track, channel, and whether damage is allowed.
 
     Yields:
@@ -138,6 +141,12 @@ def stream_channels(
         float32 blocks (channels, samples).
     """
     target_rate = _check_rate(target_rate, "target_rate")
+    if isinstance(source, StoredAudio):
+        whole = stream_channels(
+            source.source(), sampling_rate=sampling_rate, target_rate=target_rate, reading=reading
+        )
+        yield from source.cut(whole, target_rate)
+        return
     if isinstance(source, np.ndarray | torch.Tensor):
         if reading.track is not None:
             raise ArgumentError(f"track={reading.track} was given for an array, which has no tracks.")

@@ -125,6 +125,7 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             cache_dir: where downloads are kept.
             local_files_only: use what is downloaded already, never the network.
             torch_dtype: older name of `dtype`.
+            **unknown: words of transformers that change nothing are taken, others refused.
 
         Returns:
             The model, in eval mode.
@@ -226,6 +227,7 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         Args:
             folder: where to; made if it is not there.
             max_shard_size: largest weight file, in bytes or as text such as `"5GB"`.
+            **unknown: refused.
 
         Raises:
             CheckpointError: the folder cannot be written to, or the model holds adapter layers or offloaded

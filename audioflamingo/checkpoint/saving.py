@@ -1,8 +1,7 @@
-"""Writes a checkpoint folder that transformers, vLLM and this package read: hub layout, safetensors, shards,
-configs.
+"""Writes a checkpoint folder that transformers, vLLM and this package read.
 
-Tensors are written one at a time, so saving takes the memory of the largest tensor. File format:
-https://huggingface.co/docs/safetensors.
+Hub layout, safetensors, shards, configs. Tensors are written one at a time, so saving takes the memory of the largest
+tensor. File format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from audioflamingo.cli.model_loading import (
     load_with_adapter,
 )
 from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import ArgumentError
 from audioflamingo.fields import option
 from audioflamingo.tasks import GENERATION_PRESETS, TASKS, THINK_SUFFIX
 
@@ -147,6 +148,15 @@ def ask(
             rich_help_panel="Output",
         ),
     ] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            help="Answer with JSON that meets the JSON schema in this file; no thoughts.",
+            metavar="FILE",
+            rich_help_panel=_ANSWER,
+        ),
+    ] = None,
     answer: AnswerOptions,
     model: ModelOptions,
     adapter: AdapterOptions,
@@ -159,11 +169,15 @@ def ask(
       af3 ask bird.wav "What is this?"
       af3 ask first.wav second.wav "Which one is speech?"
       af3 ask song.mp3 --task music
+      af3 ask call.wav "Who calls, and why?" --schema call.json
       af3 ask talk.wav "Who is right?" --think --model ./audio-flamingo-3-hf
       af3 ask lecture.mp3 "What is it about?" --on-long windows
       af3 ask talk.flac "What is it about? (A) Sport (B) Music (C) Politics" --max-new-tokens 50
     """
     clips, question = split_arguments(arguments, task)
+    options = answer.generate_options()
+    if schema is not None:
+        options["constraint"] = {"json_schema": _read_schema(schema)}
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
     if think:
         question = f"{question}\n{THINK_SUFFIX}"
@@ -172,7 +186,7 @@ def ask(
     chat = answer.chat(model, adapter, screen)
     for source in sources:
         chat.add_audio(source)
-    pieces = chat.ask(question, **answer.generate_options())
+    pieces = chat.ask(question, **options)
     if as_json:
         Terminal.show(_json_answer(chat, "".join(pieces), task == "transcribe"))
     elif task == "transcribe":  # the sentence around the transcript is only known when it is complete
@@ -181,6 +195,18 @@ def ask(
         Terminal.show(strip_framing("".join(pieces)) + "\n")
     else:
         print_answer(pieces, answer.show_thoughts)
+    if schema is not None and chat.finish_reason == "length":
+        raise ArgumentError(
+            "the answer reached its longest length before the JSON was complete; raise --max-new-tokens."
+        )
+
+
+def _read_schema(path: Path) -> Any:
+    """The JSON schema in a file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--schema {path}: {error}") from None
 
 
 def _json_answer(chat: Chat, text: str, is_transcript: bool) -> str:

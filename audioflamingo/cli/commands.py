@@ -13,9 +13,9 @@ from audioflamingo.cli.failures import FriendlyGroup
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
+        from audioflamingo import __version__
 
-        typer.echo(f"af3 {version('audioflamingo')}")
+        typer.echo(f"af3 {__version__}")
         raise typer.Exit
 
 

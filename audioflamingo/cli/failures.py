@@ -25,6 +25,7 @@ class FriendlyGroup(TyperGroup):
     """Turns what a command raises into one line on the error stream and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other libraries' advice to programmers
             warnings.simplefilter("default", AudioFlamingoWarning)

@@ -24,6 +24,13 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget an earlier run in the output folder.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Train nothing: read the data, count tokens, estimate memory and time, show three rows.",
+        ),
+    ] = False,
     screen: QuietOptions,
 ) -> None:
     """Train a model from a configuration file.
@@ -35,12 +42,17 @@ def train(
     Examples:
       af3 train recipes/stages.yaml
       af3 train my.yaml --set stages.0.max_minutes=20
+      af3 train my.yaml --check
     """
+    from audioflamingo.training.checking import check_training
     from audioflamingo.training.trainer import train as run_training
     from audioflamingo.training.training_config import load_config
 
     logging.basicConfig(format="%(levelname)s %(message)s")
     settings = load_config(str(config), overrides or [])
+    if check:
+        Terminal.show(str(check_training(settings)))
+        return
     try:
         result = run_training(settings, fresh=fresh, show_progress=not screen.quiet)
     except KeyboardInterrupt:

@@ -145,7 +145,9 @@ def plan_workers(
 
     Args:
         nodes: resources of each, with the keys `"CPU"` and `"GPU"`.
-        num_workers, cpus_per_worker, gpus_per_worker: what is asked for; None leaves it open.
+        num_workers: how many are asked for; None leaves it open.
+        cpus_per_worker: of each; None leaves it open.
+        gpus_per_worker: likewise; a part of one is a number below 1.
 
     Raises:
         ArgumentError: there is no room for that.

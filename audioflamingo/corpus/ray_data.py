@@ -56,6 +56,7 @@ class ShardWorker:
             self._load_error = _describe(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Transcribes a shard."""
         result = {"index": row["index"], "records": "", "failure": "", "load_error": self._load_error}
         if self._load_error:
             return result

@@ -1,35 +1,32 @@
-"""Data sets of conversations: JSONL in the seed page's message format, and NVIDIA's JSON.
+"""Data sets of conversations: rows of any form in any file that is known, checked and in one form.
 
 Bad rows are reported with file and line. Audio is only checked to be there; whether it decodes shows when it is read.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import io
 import logging
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
+from audioflamingo.audio.stored import StoredAudio
 from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.datasets.row_files import Entry, read_entries
+from audioflamingo.datasets.row_forms import AUDIO_COLUMNS, form_of, messages_of
 from audioflamingo.errors import AudioFlamingoError, DataError
 from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, parse_conversations, strip_framing
 
 logger = logging.getLogger(__name__)
-_MARKER = re.compile(r"<sound(?:-(\d+))?>\n?")
-_SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
 MAX_REPORTED = 20
+AudioOfRow = str | StoredAudio
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,9 @@ class DataRow:
     """One conversation.
 
     Attributes:
-        id: unique within its file.
-        messages: the processor's format; audio parts hold absolute paths under `path`.
-        audio: those paths in order.
+        id: unique within its data set.
+        messages: the processor's format; audio parts hold under `path` what `audio` lists.
+        audio: its recordings in order: absolute paths, or parts of files.
         duration_s: seconds of audio in all.
         place: file and line, for messages.
         task: what the file says the row is (`transcription`, ...), or None.
@@ -48,7 +45,7 @@ class DataRow:
 
     id: str
     messages: list[dict[str, Any]]
-    audio: tuple[str, ...]
+    audio: tuple[AudioOfRow, ...]
     duration_s: float
     place: str
     task: str | None = None
@@ -71,14 +68,32 @@ class DataRow:
         return sum(len(text_of(message)) for message in self.messages)
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was left out: where it is, and why. `is_bad` tells faults from rows that were not wanted."""
+
+    place: str
+    reason: str
+    is_bad: bool
+
+
 @dataclass
 class Dataset:
-    """Rows of one file, its weight in the mix, and how many were left out."""
+    """Rows of one data set, its weight in the mix, and what was left out."""
 
     rows: list[DataRow]
     weight: float = 1.0
-    num_bad: int = 0
-    num_filtered: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def num_bad(self) -> int:
+        """Rows that could not be used."""
+        return sum(item.is_bad for item in self.skipped)
+
+    @property
+    def num_filtered(self) -> int:
+        """Rows that are too short or too long."""
+        return len(self.skipped) - self.num_bad
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -94,42 +109,43 @@ def read_dataset(
     max_duration_s: float = float("inf"),
     seed: int = 0,
 ) -> Dataset:
-    """Reads one file of conversations.
+    """Reads a data set.
 
     Raises:
-        DataError: the file cannot be read, has no usable row, or has a bad row and `on_bad_row` is `error`.
+        DataError: it cannot be read, has no usable row, or has a bad row and `on_bad_row` is `error`.
+        MissingDependencyError: a table, and pyarrow is not installed.
     """
     path = Path(config.path).expanduser()
-    folder = Path(config.audio_dir).expanduser() if config.audio_dir else path.parent
     dataset = Dataset([], config.weight)
     seen: set[str] = set()
-    for line, value in _entries(path):
-        place = f"{path}:{line}"
+    for entry in read_entries(config):
+        place = f"{entry.file}:{entry.place}"
         try:
-            if isinstance(value, ValueError):
-                raise DataError(f"not valid JSON ({value})")
-            row = _parse_row(value, config, folder, place)
+            row = _parse_row(entry, config, place)
             if row.id in seen:
                 raise DataError(f"the id {row.id!r} occurs twice")
             seen.add(row.id)
-        except (AudioFlamingoError, KeyError, TypeError, AttributeError) as error:
+        except (AudioFlamingoError, KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
-            message = f"{place}: {reason}."
             if on_bad_row == "error":
-                raise DataError(f"{message} Repair the row, or set on_bad_row: skip.") from error
-            dataset.num_bad += 1
+                raise DataError(f"{place}: {reason}. Repair the row, or set on_bad_row: skip.") from error
+            dataset.skipped.append(Skipped(place, reason, is_bad=True))
             if dataset.num_bad <= MAX_REPORTED:
-                logger.warning("skipped %s", message)
+                logger.warning("skipped %s: %s.", place, reason)
             continue
         if not min_duration_s <= row.duration_s <= max_duration_s:
-            dataset.num_filtered += 1
+            reason = f"{row.duration_s:g} s of audio, not {min_duration_s:g} to {max_duration_s:g} s"
+            dataset.skipped.append(Skipped(place, reason, is_bad=False))
             continue
         dataset.rows.append(row)
     if dataset.num_bad > MAX_REPORTED:
         logger.warning("skipped %d bad rows of %s in all", dataset.num_bad, path)
     if not dataset.rows:
+        first = (
+            f"; the first: {dataset.skipped[0].place}: {dataset.skipped[0].reason}" if dataset.skipped else ""
+        )
         raise DataError(
-            f"{path} has no usable row ({dataset.num_bad} bad, {dataset.num_filtered} too short or long)."
+            f"{path} has no usable row ({dataset.num_bad} bad, {dataset.num_filtered} too short or long{first})."
         )
     if config.max_rows is not None and config.max_rows < len(dataset.rows):
         chosen = np.random.default_rng([seed, 7]).permutation(len(dataset.rows))[: config.max_rows]
@@ -137,51 +153,79 @@ def read_dataset(
     return dataset
 
 
-def _entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line, value) of JSONL, or (item, value) of one JSON list; a line that does not parse yields the error."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # Windows puts a byte order mark ahead
-            start = file.read(1)
-            while start.isspace():
-                start = file.read(1)
-            file.seek(0)
-            if start == "[":
-                try:
-                    yield from enumerate(json.load(file), start=1)
-                except ValueError as error:
-                    raise DataError(f"{path} is not valid JSON: {error}.") from error
-                return
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    try:
-                        yield line, json.loads(text)
-                    except ValueError as error:
-                        yield line, error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}.") from error
+def count_reasons(skipped: Sequence[Skipped]) -> list[tuple[str, int]]:
+    """Kinds of reasons and how often each occurs, the most frequent first; names and numbers are left out of a kind."""
+    kinds: Counter[str] = Counter()
+    for item in skipped:
+        words = [word for word in item.reason.split() if not any(mark in word for mark in "'\"/0123456789")]
+        kinds[" ".join(words)] += 1
+    return kinds.most_common()
 
 
-def _parse_row(value: Any, config: DatasetConfig, folder: Path, place: str) -> DataRow:
+def _parse_row(entry: Entry, config: DatasetConfig, place: str) -> DataRow:
+    value = entry.value
+    if isinstance(value, Exception):
+        raise DataError(f"not valid JSON ({value})" if entry.file.suffix.startswith(".json") else str(value))
     if not isinstance(value, dict):
         raise DataError(f"a row is a JSON object, this is a {type(value).__name__}")
-    is_nvidia = config.format == "nvidia" or (config.format == "auto" and "conversations" in value)
-    messages = _nvidia_messages(value) if is_nvidia else value["messages"]
-    messages, audio = _resolve_audio(messages, folder)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError("there is no answer (assistant message) to learn")
+    if "error" in value and isinstance(value["error"], Exception):
+        raise DataError(f"its text cannot be read ({value['error']})")
+    value = _with_members(value, entry.members)
+    form = form_of(value) if config.format == "auto" else config.format
+    folder = Path(config.audio_dir).expanduser() if config.audio_dir else entry.file.parent
+    messages, audio = _resolve_audio(messages_of(value, form, config.prompt), folder, entry.members)
     duration = value.get("duration", value.get("duration_s")) if audio else 0.0
-    if isinstance(duration, list):
-        duration = sum(duration)
-    duration = sum(map(_probe_duration, audio)) if duration is None else float(duration)
-    return DataRow(
-        str(value["id"]), messages, tuple(audio), duration, place, value.get("task"), config.answer_weight
+    duration = (
+        float(sum(duration) if isinstance(duration, list) else duration) if duration is not None else None
     )
+    if value.get("offset") is not None or (form == "columns" and duration is not None):
+        if len(audio) != 1:
+            raise DataError(
+                f"offset belongs to one recording, the row has {len(audio)}; put it into the audio parts"
+            )
+        stretch = _stretch(audio[0], value.get("offset"), duration)
+        messages = [_replaced(message, stretch) for message in messages]
+        audio = [stretch]
+    _check_answers(messages)
+    if duration is None:
+        duration = sum(map(audio_duration_s, audio))
+    name = str(value["id"]) if form in ("conversations", "nvidia") else str(value.get("id", place))
+    return DataRow(name, messages, tuple(audio), duration, place, value.get("task"), config.answer_weight)
 
 
-def _resolve_audio(messages: Any, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Makes audio paths absolute and checks that the files are there."""
-    parse_conversations(messages)
-    audio: list[str] = []
+def _check_answers(messages: Sequence[dict[str, Any]]) -> None:
+    answers = [text_of(message) for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise DataError("there is no answer (assistant message) to learn")
+    if not all(answer.strip() for answer in answers):
+        raise DataError("the answer is empty")
+
+
+def _with_members(value: dict[str, Any], members: Mapping[str, StoredAudio]) -> dict[str, Any]:
+    """A row of a shard with the recordings beside it, where it does not name them itself."""
+    beside = list(dict.fromkeys(members.values()))
+    if not beside:
+        return value
+    if "conversations" in value:
+        return value if "sound" in value else {**value, "sound": beside}
+    if "messages" in value:
+        return value if "audios" in value or form_of(value) != "swift" else {**value, "audios": beside}
+    if any(name in value for name in AUDIO_COLUMNS):
+        return value
+    if len(beside) > 1:
+        raise DataError(
+            f"there are {len(beside)} recordings beside it; the row must name the one it is about"
+        )
+    return {**value, "audio": beside[0]}
+
+
+def _resolve_audio(
+    messages: list[dict[str, Any]], folder: Path, members: Mapping[str, StoredAudio]
+) -> tuple[list[dict[str, Any]], list[AudioOfRow]]:
+    """Makes audio paths absolute, checks that the files are there, and turns `offset` and `duration` into stretches."""
+    plain = [_replaced(message, None) for message in messages]
+    parse_conversations(plain)
+    audio: list[AudioOfRow] = []
     resolved = []
     for message in messages:
         content = message["content"]
@@ -191,69 +235,63 @@ def _resolve_audio(messages: Any, folder: Path) -> tuple[list[dict[str, Any]], l
                 if part["type"] == "audio":
                     if "path" not in part:
                         raise DataError("audio parts of a data set need a 'path'")
-                    path = folder / part["path"]
-                    if not path.is_file():
-                        raise DataError(f"there is no audio file {str(path)!r}")
-                    audio.append(str(path))
-                    part = {**part, "path": str(path)}
+                    found = _find(part["path"], folder, members)
+                    if part.get("offset") is not None or part.get("duration") is not None:
+                        found = _stretch(found, part.get("offset"), part.get("duration"))
+                    audio.append(found)
+                    part = {"type": "audio", "path": found}
                 parts.append(part)
             content = parts
         resolved.append({"role": message["role"], "content": content})
     return resolved, audio
 
 
-def _nvidia_messages(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Turns `conversations` into messages: `<sound>` is the next clip, `<sound-2>` the second of the list.
-
-    A row without markers has its clips in front of the first question, as NVIDIA's own loader does.
-    """
-    sound = value.get("sound")
-    clips = [sound] if isinstance(sound, str) else list(sound or [])
-    turns = value["conversations"]
-    has_markers = any(
-        _MARKER.search(turn["value"]) for turn in turns if _SPEAKERS.get(turn["from"]) == "user"
-    )
-    used: set[int] = set()
-    num_plain = 0
-    messages: list[dict[str, Any]] = []
-    for turn in turns:
-        if turn["from"] not in _SPEAKERS:
-            raise DataError(f"the speaker {turn['from']!r} is not one of {', '.join(_SPEAKERS)}")
-        role, text = _SPEAKERS[turn["from"]], turn["value"]
-        if role != "user":
-            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-            continue
-        parts: list[dict[str, Any]] = []
-        if not has_markers and not any(message["role"] == "user" for message in messages):
-            parts += [{"type": "audio", "path": clip} for clip in clips]
-            used.update(range(len(clips)))
-        end = 0
-        for match in _MARKER.finditer(text):
-            parts.append({"type": "text", "text": text[end : match.start()]})
-            end = match.end()
-            index = int(match[1]) - 1 if match[1] else num_plain
-            num_plain += not match[1]
-            if not 0 <= index < len(clips):
-                raise DataError(
-                    f"{match[0].strip()} is number {index + 1}, but the row has {len(clips)} clip(s)"
-                )
-            used.add(index)
-            parts.append({"type": "audio", "path": clips[index]})
-        parts.append({"type": "text", "text": text[end:].rstrip("\n") if end else text})
-        messages.append({"role": role, "content": [part for part in parts if part.get("text") != ""]})
-    if len(used) != len(clips):
-        raise DataError(f"{len(clips)} clips, of which only {len(used)} are named by a <sound> marker")
-    return messages
+def _find(path: Any, folder: Path, members: Mapping[str, StoredAudio]) -> AudioOfRow:
+    if isinstance(path, StoredAudio):
+        return path
+    if not isinstance(path, str):
+        raise DataError(f"a recording is named by its path, got {path!r:.80}")
+    if path in members:
+        return members[path]
+    if "://" in path:
+        raise DataError(f"{path!r} is an address; data sets are read from files, so fetch it first")
+    if not (folder / path).is_file():
+        raise DataError(f"there is no audio file {str(folder / path)!r}")
+    return str(folder / path)
 
 
-def _probe_duration(path: str) -> float:
-    """Seconds of an audio file, from its header."""
+def _stretch(audio: AudioOfRow, offset: Any, duration: Any) -> StoredAudio:
+    whole = StoredAudio(audio) if isinstance(audio, str) else audio
+    length = None if duration is None else float(duration)
+    return dataclasses.replace(whole, start_s=float(offset or 0.0), duration_s=length)
+
+
+def _replaced(message: dict[str, Any], audio: AudioOfRow | None) -> dict[str, Any]:
+    """A message with another recording in its audio parts, or with nothing but the path in them."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
+        return message
+    parts = [
+        {key: value for key, value in part.items() if key not in ("offset", "duration")}
+        | ({} if audio is None else {"path": audio})
+        if isinstance(part, Mapping) and part.get("type") == "audio"
+        else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def audio_duration_s(audio: AudioOfRow) -> float:
+    """Seconds of a recording, from its header, or of the stretch of it."""
     import av
 
+    stored = StoredAudio(audio) if isinstance(audio, str) else audio
+    if stored.duration_s is not None:
+        return stored.duration_s
+    source = stored.source()
     try:
-        with av.open(path) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, mode="r") as container:
             if container.duration:
-                return float(container.duration) / 1_000_000
+                return max(0.0, float(container.duration) / 1_000_000 - stored.start_s)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path!r} cannot be opened as audio: {error}") from error
-    return len(load_audio(path)) / SAMPLING_RATE
+        raise DataError(f"{str(stored)!r} cannot be opened as audio: {error}") from error
+    return len(load_audio(stored)) / SAMPLING_RATE

@@ -10,12 +10,18 @@ from audioflamingo.errors import check
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """One file of conversations.
+    """One data set.
 
     Attributes:
-        path: JSONL of conversations, or NVIDIA's JSON.
+        path: JSON or JSONL, CSV or TSV, Parquet or Arrow, tar shards (WebDataset), or a folder of such files as Hugging
+            Face's `datasets` writes it. `*` and `{000..015}` stand for several files.
         audio_dir: what audio paths are relative to; by default the file's folder.
-        format: `auto` looks at the first row.
+        format: what a row is. `conversations`: our messages. `nvidia`: NVIDIA's. `swift`: ms-swift's messages or query
+            and response. `columns`: one recording and its answer, as NeMo's manifests and tables have them. `auto`
+            looks at the keys of each row.
+        split: of a folder that holds several, such as `train`.
+        prompt: what rows of columns without a question are asked, and their answer is learned as it is. Without it they
+            are to be transcribed, and learned in the model's own sentence around a transcript.
         weight: how often each row is seen in an epoch; 0.25 takes another random quarter each time.
         max_rows: take this many rows, chosen once at random by the run's seed.
         answer_weight: how much each token of this set's answers counts in the loss. A class name is one token in a
@@ -24,7 +30,9 @@ class DatasetConfig:
 
     path: str
     audio_dir: str | None = None
-    format: Literal["auto", "conversations", "nvidia"] = "auto"
+    format: Literal["auto", "conversations", "nvidia", "swift", "columns"] = "auto"
+    split: str | None = None
+    prompt: str | None = None
     weight: float = 1.0
     max_rows: int | None = None
     answer_weight: float = 1.0

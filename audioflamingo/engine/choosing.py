@@ -22,12 +22,26 @@ from audioflamingo.kernels.host import to_host
 
 def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor) -> Tensor:
     """Scores `(R, V)` of sequences that share the rules, and on which side of `min_new_tokens` they are."""
+    logits = keep_grammatical(sequences, logits)
     history = answers = None
     if rules.needs_history:
         history = stack_right([sequence.history() for sequence in sequences], logits.device)
     if rules.needs_answers:
         answers = stack_right([np.array(s.new_ids, dtype=np.int64) for s in sequences], logits.device)
     return rules(logits, history, len(sequences[0].new_ids), answers)
+
+
+def keep_grammatical(sequences: Rows[Sequence], logits: Tensor) -> Tensor:
+    """Forbids, in `(R, V)`, what the grammars of the sequences do not allow next; those without one keep everything."""
+    if all(sequence.grammar is None for sequence in sequences):
+        return logits
+    is_allowed = np.ones(tuple(logits.shape), dtype=bool)
+    for row, sequence in zip(is_allowed, sequences, strict=True):
+        if sequence.grammar is not None:
+            allowed = sequence.grammar.allowed()[: len(row)]
+            row[: len(allowed)] = allowed
+            row[len(allowed) :] = False
+    return logits.masked_fill(~torch.from_numpy(is_allowed).to(logits.device), -torch.inf)
 
 
 def stack_right(rows: Rows[np.ndarray], device: torch.device) -> Tensor:

@@ -32,7 +32,7 @@ from audioflamingo.processor.tokenizer import Tokenizer
 
 NOTHING_TO_SAY = (
     "no token can be chosen. Either the model's logits are not finite (NaN in weights or input, an overflow of "
-    "float16), or no_repeat_ngram_size forbids all tokens."
+    "float16), or min_new_tokens, no_repeat_ngram_size and constraint together forbid all tokens."
 )
 
 
@@ -305,6 +305,7 @@ class Engine:
         first = group.offset + len(group.prompt.token_ids)
         source: list[int] = []
         target: list[int] = []
+        grammars = [sequence.grammar for sequence in group.sequences]
         for sequence, beam in zip(group.sequences, group.search.running, strict=True):
             origin = group.sequences[beam.origins[-1]]
             if origin is not sequence:
@@ -312,6 +313,10 @@ class Engine:
                 source += range(origin.used_span.start + first, origin.used_span.start + length)
                 target += range(sequence.used_span.start + first, sequence.used_span.start + length)
             sequence.new_ids = beam.token_ids
+            grammar = grammars[beam.origins[-1]]
+            if grammar is not None:
+                sequence.grammar = grammar.fork()
+                sequence.grammar.accept(beam.token_ids[-1])
         if source:
             device = self.model.device
             self.pool.store.move(torch.tensor(source, device=device), torch.tensor(target, device=device))

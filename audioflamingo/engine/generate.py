@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.generate_call import GenerateCall, ModelInputs, prepare_call
 from audioflamingo.engine.generate_options import GenerateInputs, GenerateOptions
 from audioflamingo.engine.limits import EngineOptions
-from audioflamingo.engine.request import FinishReason
 from audioflamingo.engine.sequence import Sequence as Row
 from audioflamingo.engine.sequence import SequenceGroup
 from audioflamingo.errors import warn
@@ -70,8 +70,7 @@ class GenerationStep:
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """Result of `generate(return_dict_in_generate=True)` for R rows: the answers to the first prompt, then
-    the next.
+    """Result of `generate(return_dict_in_generate=True)` for R rows: first prompt's answers first.
 
     Attributes:
         sequences: int64 `(R, S + T)`: the prompt as it was given, then the answer, then padding ids.
@@ -141,6 +140,7 @@ def generate(
     in order.
 
     Args:
+        model: what answers.
         input_ids: `(B, S)` prompts, padded on either side.
         attention_mask: `(B, S)`, 0 on padding. Without it, ids equal to the padding id are taken as
             padding, unless that id also ends answers.
@@ -151,7 +151,10 @@ def generate(
             the search ends.
         return_dict_in_generate: return a `GenerateOutput` in place of the ids.
         **options: see `GenerateOptions` and `GenerationConfig`; None takes the default. `adapter` names a loaded
-            adapter, for all prompts or (a list) one for each, None for the model itself. `past_key_values`
+            adapter, for all prompts or (a list) one for each, None for the model itself. `constraint` (with
+            `tokenizer`) is what answers must be: `{"json_schema": ...}`, `{"json_object": True}`, `{"choices": [...]}`
+            or `{"regex": ...}`, see `compile_constraint`; `logit_bias` is added to the
+            logits of token ids. `past_key_values`
             is a cache to continue, without beams: `input_ids` are then the new tokens only, rules that look at
             earlier tokens do not see what is in it, and afterwards it holds all but the last token of each
             answer.

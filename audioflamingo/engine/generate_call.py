@@ -95,7 +95,8 @@ def prepare_call(
     outputs = frozenset(
         name for name in ("output_scores", "output_logits", "output_logprobs") if options.get(name)
     )
-    params = _with_outputs(params_of(config, num_columns, max(limits), options.get("tokenizer")), outputs)
+    params = _params(model, config, num_columns, max(limits), options)
+    params = _with_outputs(params, outputs)
     if stop_texts(config) and pad_id(config) is None and batch_size * config.num_return_sequences > 1:
         raise ArgumentError("stop_strings with several rows need pad_token_id to fill the shorter ones.")
     rows_each = config.num_return_sequences if config.num_beams == 1 else 1
@@ -129,9 +130,25 @@ def prepare_one(
     if config.num_return_sequences > 1 or options.get("past_key_values") is not None:
         raise ArgumentError("one answer is given here: leave num_return_sequences and past_key_values out.")
     (limit,) = _limits(config, [prompt], None, model.config.text_config.max_position_embeddings, len(prompt))
-    params = params_of(config, len(prompt), limit, options.get("tokenizer"))
+    params = _params(model, config, len(prompt), limit, options)
     (adapter,) = _adapters(model, options.get("adapter"), 1)
     return Request(prompt, params, on_output, uniforms=_uniforms(config, options, 1), adapter=adapter)
+
+
+def _params(
+    model: AudioFlamingo3WithHead,
+    config: GenerationConfig,
+    num_columns: int,
+    limit: int,
+    options: Mapping[str, Any],
+) -> SamplingParams:
+    biases, vocab_size = options.get("logit_bias") or {}, model.config.text_config.vocab_size
+    for token_id, bias in biases.items():
+        if not (isinstance(token_id, int) and 0 <= token_id < vocab_size and isinstance(bias, int | float)):
+            raise ArgumentError(
+                f"logit_bias must be a dict of token ids below {vocab_size} and numbers, got {token_id!r}: {bias!r}."
+            )
+    return params_of(config, num_columns, limit, options.get("tokenizer"), options.get("constraint"), biases)
 
 
 def _adapters(model: AudioFlamingo3WithHead, given: Any, batch_size: int) -> list[str | None]:

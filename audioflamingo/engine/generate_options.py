@@ -18,6 +18,7 @@ from torch import Tensor
 
 from audioflamingo.config import GenerationConfig
 from audioflamingo.engine.beam_search import BeamOptions
+from audioflamingo.engine.constraints import compile_constraint
 from audioflamingo.engine.request import SamplingParams
 from audioflamingo.engine.sampling import LogitsRules
 from audioflamingo.engine.stopping import Decodes, StopRules
@@ -104,6 +105,8 @@ class GenerateOptions(TypedDict, total=False):
     generator: torch.Generator | None
     past_key_values: KVCache | None
     use_cache: bool | None
+    constraint: Mapping[str, Any] | None
+    logit_bias: Mapping[int, float] | None
     output_scores: bool | None
     output_logits: bool | None
     output_logprobs: bool | None
@@ -355,7 +358,12 @@ def stop_texts(config: GenerationConfig) -> tuple[str, ...]:
 
 
 def params_of(
-    config: GenerationConfig, num_columns: int, max_new_tokens: int, tokenizer: Decodes | None
+    config: GenerationConfig,
+    num_columns: int,
+    max_new_tokens: int,
+    tokenizer: Decodes | None,
+    constraint: Mapping[str, Any] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
 ) -> SamplingParams:
     """How the answers to a prompt are chosen and when they end, from options that are all decided.
 
@@ -363,10 +371,12 @@ def params_of(
         config: see `resolve_options`.
         num_columns: the length of the prompt that `min_length` counts.
         max_new_tokens: longest answer.
-        tokenizer: for stop strings.
+        tokenizer: for stop strings and the constraint.
+        constraint: what answers must be, see `compile_constraint`.
+        logit_bias: what is added to the logits of tokens.
 
     Raises:
-        ArgumentError: stop strings without a tokenizer.
+        ArgumentError: stop strings without a tokenizer, or a constraint that cannot be met.
     """
     eos, texts, is_drawn = eos_ids(config), stop_texts(config), draws(config)
     if texts and not hasattr(tokenizer, "decode"):
@@ -386,6 +396,7 @@ def params_of(
         min_tokens_to_keep=max(2, num_kept) if has_beams else 1,
         frequency_penalty=config.frequency_penalty,
         presence_penalty=config.presence_penalty,
+        logit_bias=tuple(sorted((logit_bias or {}).items())),
     )
     beams = BeamOptions(
         num_beams=config.num_beams,
@@ -401,4 +412,5 @@ def params_of(
         max_new_tokens=max_new_tokens,
         num_answers=config.num_return_sequences,
         beams=beams if has_beams else None,
+        grammar=None if constraint is None else compile_constraint(constraint, tokenizer, eos),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from audioflamingo.engine.beam_search import BeamOptions
+from audioflamingo.engine.constraints import Grammar
 from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.sampling import LogitsRules, TokenLogprob, Uniforms
 from audioflamingo.engine.stopping import StopRules
@@ -28,6 +29,7 @@ class SamplingParams:
         num_top_logprobs: None for no log-probabilities, else how many alternatives are reported beside each token.
         keeps_scores: keep what tokens were chosen by, `(V,)` a token.
         keeps_logits: keep the model's logits, `(V,)` a token.
+        grammar: what answers must be, at its beginning; None for anything.
     """
 
     rules: LogitsRules = field(default_factory=LogitsRules)
@@ -39,6 +41,7 @@ class SamplingParams:
     num_top_logprobs: int | None = None
     keeps_scores: bool = False
     keeps_logits: bool = False
+    grammar: Grammar | None = None
 
     @property
     def num_sequences(self) -> int:

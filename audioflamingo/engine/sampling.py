@@ -124,8 +124,9 @@ def keep_min_p(logits: Tensor, min_p: float, min_tokens: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitsRules:
-    """What is done to the logits before a token is chosen: `frequency_penalty` and `presence_penalty` first, then the
-    others in the order of the fields.
+    """What is done to the logits before a token is chosen.
+
+    `logit_bias`, `frequency_penalty` and `presence_penalty` come first, then the others in the order of the fields.
 
     The fields from `temperature` to `min_tokens_to_keep` shape only a draw; beam search hands in log-probabilities.
 
@@ -141,6 +142,7 @@ class LogitsRules:
         min_p: see `keep_min_p`; None is off.
         min_tokens_to_keep: candidates that top-k, top-p and min-p leave at least.
         frequency_penalty, presence_penalty: see `penalize_frequency`; 0 is off.
+        logit_bias: token ids and what is added to their logits, before everything else.
     """
 
     repetition_penalty: float = 1.0
@@ -155,6 +157,7 @@ class LogitsRules:
     min_tokens_to_keep: int = 1
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def needs_history(self) -> bool:
@@ -180,6 +183,10 @@ class LogitsRules:
         Returns:
             Scores, float32 `(B, V)`, -inf on forbidden tokens.
         """
+        if self.logit_bias:
+            ids, biases = zip(*self.logit_bias, strict=True)
+            index = torch.tensor(ids, device=logits.device)
+            logits = logits.index_add(1, index, logits.new_tensor(biases).expand(len(logits), -1))
         if self.needs_answers:
             assert answers is not None
             logits = penalize_frequency(logits, answers, self.frequency_penalty, self.presence_penalty)

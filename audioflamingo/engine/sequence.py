@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from audioflamingo.engine.beam_search import BeamSearch
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.loops import find_loop
-from audioflamingo.engine.request import FinishReason, Output, Request
+from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob
 from audioflamingo.engine.stopping import StopText
 from audioflamingo.network.kv import Span
@@ -58,6 +59,7 @@ class Sequence:
         new_ids: the answer so far.
         logprobs: of its tokens, where they are asked for.
         scores, logits: one `(V,)` a token, where they are to be kept.
+        grammar: where the answer stands in what it must be, if it must be something.
         finish_reason: why it is complete.
     """
 
@@ -69,6 +71,8 @@ class Sequence:
         self.logprobs: list[TokenLogprob] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
+        grammar = group.request.params.grammar
+        self.grammar = None if grammar is None else grammar.fork()
         self.finish_reason: FinishReason | None = None
         self._detokenizer = detokenizer
         self._news = Output(index)
@@ -105,6 +109,8 @@ class Sequence:
         """Takes the next token of the answer; sets `finish_reason` if that completes it."""
         params = self.group.request.params
         self.new_ids.append(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
         if logprob is not None:
             self.logprobs.append(logprob)
         text = "" if self._detokenizer is None else self._add_text(token)
@@ -287,7 +293,7 @@ class SequenceGroup:
         """Makes the answers that a beam search found those of the first sequences, and hands them out."""
         assert self.search is not None
         for sequence, beam in zip(self.sequences, self.search.best(), strict=False):
-            sequence.new_ids, sequence.logprobs = [], []
+            sequence.new_ids, sequence.logprobs, sequence.grammar = [], [], None
             for token, logprob in zip(beam.token_ids, beam.logprobs, strict=True):
                 sequence.add_token(token, logprob)
         for sequence in self.running:

@@ -57,7 +57,8 @@ def evaluate(
     option chosen, by letter or by text, and all others by exact match. See `scoring` for the normalisation.
 
     Args:
-        model, processor: what is evaluated.
+        model: what is evaluated.
+        processor: of the model.
         dataset: a file of conversations, or rows.
         output_dir: for `items.jsonl`, written as answers come, `summary.json` and `confusion.png`. A run that was
             stopped goes on there.
@@ -182,6 +183,6 @@ def _fingerprint(
         for name, tensor in model.adapters[adapter].tensors():
             digest.update(f"{name}{to_host(tensor.float().sum())}".encode())
     for row in rows:
-        digest.update(json.dumps([row.place, row.messages], sort_keys=True).encode())
+        digest.update(json.dumps([row.place, row.messages], sort_keys=True, default=str).encode())
     digest.update(json.dumps(options, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -53,7 +53,7 @@ def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, 
         out = reference.linear_int8(rows, packed, scales, bias, shape).view(*x.shape[:-1], shape[0])
     else:
         out = _run(x, packed, scales, bias, shape, group=0)
-    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
+    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out  # type: ignore[no-untyped-call]
 
 
 def linear_int4(
@@ -85,7 +85,7 @@ def linear_int4(
         out = reference.linear_int4(rows, packed, scales, bias, shape, group).view(*x.shape[:-1], shape[0])
     else:
         out = _run(x, packed, scales, bias, shape, group)
-    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out
+    return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out  # type: ignore[no-untyped-call]
 
 
 def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,8 +9,11 @@ from audioflamingo.kernels.bfloat16 import is_slow
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`. In bfloat16 on a CPU, up to 16 rows, as in decoding, read the weights once and at memory speed, and
-    more rows take the way through float32 where that is faster."""
+    """`nn.Linear`, fast in bfloat16 on a CPU.
+
+    Up to 16 rows, as in decoding, read the weights once and at memory speed, and more rows take the way through
+    float32 where that is faster.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` -> `(..., out_features)`."""

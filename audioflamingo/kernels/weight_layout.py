@@ -127,6 +127,7 @@ def gather_int8(
         indices: integers of any shape, within 0..N-1.
         packed: uint8 of `packed_int8_shape(shape)`.
         scales: float32 (N,), per row.
+        shape: (N, K) of the table.
         dtype: of the result.
 
     Returns:

@@ -227,6 +227,7 @@ class AudioFlamingo3WithHead(nn.Module):
             return_dict: False for a plain tuple of the fields that are not None.
             num_items_in_batch: labels of all batches of an optimizer step, by which the sum of this batch's losses is
                 then divided; by default the loss is the mean over this batch.
+            **unknown: refused.
 
         Raises:
             ArgumentError: inputs that do not fit each other, or an unknown keyword.
@@ -364,7 +365,8 @@ class AudioFlamingo3WithHead(nn.Module):
         Args:
             gradient_checkpointing_kwargs: as transformers' Trainer passes it; `{"use_reentrant": False}`, which is how
                 it works, or None.
-            every_n_layers, offload: Trainer passes these too; every layer, and nothing moved to the CPU.
+            every_n_layers: Trainer passes it too; every layer.
+            offload: likewise; nothing is moved to the CPU.
 
         Raises:
             ArgumentError: another way is asked for.

@@ -169,7 +169,8 @@ class AudioFlamingo3Encoder(nn.Module):
         """The convolutions and so many layers: what need not be computed again while later layers are trained.
 
         Args:
-            input_features, input_features_mask: as for `forward`.
+            input_features: as for `forward`.
+            input_features_mask: likewise.
             num_layers: how many layers.
 
         Returns:

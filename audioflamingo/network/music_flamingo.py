@@ -138,7 +138,8 @@ class MusicFlamingoModel(AudioFlamingo3Model):
         """Encodes and projects audio windows; see `AudioFlamingo3Model.get_audio_features`.
 
         Args:
-            input_features, input_features_mask: the windows.
+            input_features: the windows, `(W, M, T)`.
+            input_features_mask: `(W, T)`, 1 on valid frames.
             input_ids: `(B, S)`, the prompts that the windows belong to: a clip is a run of `<sound>`.
             window_index: number of each window in its clip, in place of `input_ids`.
 

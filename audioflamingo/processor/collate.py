@@ -40,6 +40,7 @@ class BatchFeature(dict[str, Any]):
             *args: a device, a dtype, or both, in any order.
             device: where to, for example `model.device`.
             dtype: for floating-point tensors; ids and masks keep theirs.
+            **unknown: torch's `non_blocking` and the like; others are refused.
 
         Returns:
             A new batch; this one is unchanged.
@@ -118,9 +119,10 @@ def unbatch(
     Args:
         input_ids: whole numbers (B, S).
         audio_token_id: id of `<sound>`.
-        attention_mask, pad_token_id: see `unpad`.
+        attention_mask: see `unpad`.
         input_features: log-mel windows (W, M, T) of all rows in order.
         input_features_mask: (W, T), 1 on each window's valid frames, which come first; None when all are valid.
+        pad_token_id: see `unpad`.
         hears_time: whether the model wants to know which window of its clip each one is; a clip is then a run of
             `<sound>`.
 

@@ -175,8 +175,8 @@ class AudioFlamingo3Processor(PromptMaker):
             audio: the clips of all prompts in order: one source or a list. See `load_audio` for what a source
                 is.
             output_labels: add `labels`, equal to the ids, with audio and padding positions set to -100.
-            text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
-                keywords.
+            text_kwargs: see `TextOptions`; its fields can also be given as keywords.
+            audio_kwargs: see `AudioOptions`; likewise.
             **options: those fields.
 
         Returns:
@@ -242,8 +242,8 @@ class AudioFlamingo3Processor(PromptMaker):
                 assistant says and the control token that ends it, which is what the model was trained on.
             preset: "nvidia" sets clips off from the text with line feeds, as NVIDIA's own scripts do, and puts them
                 where the text has `<sound>` or `<sound-k>`; None leaves it to the template.
-            text_kwargs, audio_kwargs: see `TextOptions` and `AudioOptions`; their fields can also be given as
-                keywords.
+            text_kwargs: see `TextOptions`; its fields can also be given as keywords.
+            audio_kwargs: see `AudioOptions`; likewise.
             **options: those fields.
 
         Returns:
@@ -333,6 +333,7 @@ class AudioFlamingo3Processor(PromptMaker):
             skip_special_tokens: leave out end, padding and the like.
             strip_prefix: reduce an answer such as `The spoken content of the audio is "...".` to the
                 transcript.
+            **unknown: refused.
 
         Returns:
             The text of the row, or a list with one text a row.

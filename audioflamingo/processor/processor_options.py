@@ -86,7 +86,8 @@ def collect_options(
     Args:
         where: what was called, for messages.
         flat: options given as keywords of the call.
-        text_kwargs, audio_kwargs: options given in groups.
+        text_kwargs: options given as a group.
+        audio_kwargs: likewise.
         other_arguments: further keywords of the call, to propose where one is misspelt.
 
     Raises:

@@ -149,6 +149,10 @@ class Tokenizer:
         write_text(folder / "tokenizer_config.json", to_json(config))
         save_chat_template(folder, chat_template or self.chat_template)
 
+    def to_json(self) -> str:
+        """What `tokenizer.json` holds, the control tokens of the configuration included."""
+        return self._backend.to_str()
+
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 

@@ -1,7 +1,7 @@
 """Layers with packed integer weights: what a linear layer and the token embeddings become.
 
 The packed bytes are what the kernels read (`kernels.weight_layout`), so a saved layer is mapped from its file and used
-as it is. Such layers run on the CPU, forward only.
+as it is. Such layers run on the CPU. Their weights are not trained, but gradients pass through them, to adapters.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import gather_int8, linear_int4, linear_int8, unpack_int4, unpack_int8
+from audioflamingo.kernels.weight_layout import BLOCK_ROWS
 from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer, packed_shape
 from audioflamingo.quantization.schemes import LayerFormat
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+_BACKWARD_WEIGHTS = 1 << 24  # weights that are dequantized at one time: 64 MiB in float32
 
 
 class PackedWeight(nn.Module):
@@ -49,18 +51,35 @@ class PackedWeight(nn.Module):
         assert packed is not None
         return packed
 
+    @property
+    def qweight(self) -> Tensor:
+        """The integers, under the name by which peft finds where a quantized layer is."""
+        return self.packed
+
     def fill(self, weight: Tensor, name: str, inputs: LayerInputs | None = None) -> None:
         """Takes over a matrix; see `pack_layer`."""
         for leaf, tensor in pack_layer(weight, self.format, name, inputs).items():
             self._buffers[leaf] = tensor.to(weight.dtype) if leaf == SMOOTHING else tensor
 
-    def dequantize(self) -> Tensor:
-        """The matrix that the integers and their scales stand for, float32 `(N, K)`."""
+    def dequantize(self, start: int = 0, end: int | None = None) -> Tensor:
+        """The matrix that the integers and their scales stand for, float32 `(N, K)`, or rows of it.
+
+        Args:
+            start: the first row, a multiple of `BLOCK_ROWS`.
+            end: where the rows end; None for the last one.
+        """
+        assert start % BLOCK_ROWS == 0
+        end = self.shape[0] if end is None else min(end, self.shape[0])
+        packed = self.packed[start // BLOCK_ROWS : -(-end // BLOCK_ROWS)]
+        shape = (end - start, self.shape[1])
         if self.format.group is None:
-            return unpack_int8(self.packed, self.shape).float() * self.scales[:, None]
-        return unpack_int4(self.packed, self.shape, self.format.group).float() * self.scales[:, None]
+            values = unpack_int8(packed, shape)
+        else:
+            values = unpack_int4(packed, shape, self.format.group)
+        return values.float() * self.scales[start:end, None]
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
         num_rows, num_columns = self.shape
         group = "" if self.format.group is None else f", group={self.format.group}"
         return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}"
@@ -74,7 +93,7 @@ class PackedWeight(nn.Module):
                 "dtype='bfloat16' there."
             )
         scales = self._buffers.pop(SCALES)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         assert scales is not None
         moved = fn(scales)
         self._buffers[SCALES] = moved if moved.dtype == scales.dtype else scales.to(moved.device)
@@ -105,21 +124,29 @@ class QuantizedLinear(PackedWeight):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.register_buffer(SMOOTHING, torch.ones(in_features) if format_.is_smoothed else None)
 
-    def dequantize(self) -> Tensor:
-        values = super().dequantize()
+    def dequantize(self, start: int = 0, end: int | None = None) -> Tensor:
+        """Those rows in float32 `(N, K)`, as they act on activations that are not smoothed."""
+        values = super().dequantize(start, end)
         return values if self.smoothing is None else values * self.smoothing.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., K)` to `(..., N)` in the dtype of `x`.
 
+        The gradient of `x` passes through the dequantized weights, as if activations were not rounded.
+
         Raises:
-            ArgumentError: `x` needs a gradient.
+            ArgumentError: the layer itself is to be trained.
         """
-        if x.requires_grad and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return self._product(x)
+        if self.bias is not None and self.bias.requires_grad:
             raise ArgumentError(
-                "a quantized model cannot be trained, its layers carry no gradients; load the original checkpoint "
-                "without quantization."
+                "the weights of a quantized model cannot be trained: leave requires_grad_(False) on them and train "
+                "an adapter (LoRA), or load the original checkpoint without quantization."
             )
+        return _ThroughWeights.apply(x, self) if x.requires_grad else self._product(x)  # type: ignore[no-untyped-call]
+
+    def _product(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         if self.smoothing is not None:
             x = x * self.smoothing
@@ -131,6 +158,27 @@ class QuantizedLinear(PackedWeight):
         else:
             out = linear_int4(x, self.packed, self.scales, bias, self.shape, self.format.group)
         return out.to(dtype)
+
+
+class _ThroughWeights(torch.autograd.Function):
+    """A quantized layer whose input needs a gradient: nothing but the packed weights is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        return layer._product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layer: QuantizedLinear = ctx.layer
+        (grad,) = grads
+        num_rows, num_columns = layer.shape
+        step = max(1, _BACKWARD_WEIGHTS // num_columns // BLOCK_ROWS) * BLOCK_ROWS
+        flat = grad.reshape(-1, num_rows).float()
+        total = flat.new_zeros(len(flat), num_columns)
+        for start in range(0, num_rows, step):
+            total.addmm_(flat[:, start : start + step], layer.dequantize(start, start + step))
+        return total.view(*grad.shape[:-1], num_columns).to(grad.dtype), None
 
 
 class QuantizedEmbedding(PackedWeight):

@@ -34,7 +34,8 @@ def quantize(
 ) -> Model:
     """Quantizes the linear layers and the token embeddings of a model, in place and layer by layer.
 
-    The quantized model runs on the CPU and cannot be trained: its remaining parameters no longer ask for gradients.
+    The quantized model runs on the CPU. Its weights cannot be trained, adapters on it can: its remaining parameters no
+    longer ask for gradients.
 
     Args:
         model: an `AudioFlamingo3ForConditionalGeneration` on the CPU.

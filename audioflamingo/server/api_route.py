@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -86,6 +87,10 @@ class ApiRoute(ABC, Generic[Parsed]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         service, settings = self.service, self.service.settings
+        encoding = Headers(scope=scope).get("content-encoding", "identity").lower()
+        if encoding not in ("", "identity"):
+            message = f"a body in the encoding {encoding[:40]!r} is not taken; send it as it is."
+            raise ApiError(415, message, "unsupported_encoding", headers={"Connection": "close"})
         with service.gate.enter() as place:
             body = LimitedBody(scope, receive, settings.max_upload_bytes, settings.upload_timeout_seconds)
             parsed = await self.read(Request(scope, body))

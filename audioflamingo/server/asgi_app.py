@@ -20,13 +20,14 @@ from starlette.staticfiles import StaticFiles
 
 from audioflamingo.server.chat_route import ChatRoute
 from audioflamingo.server.error_replies import ApiError
-from audioflamingo.server.middleware import KeyMiddleware, RequestMiddleware
+from audioflamingo.server.middleware import PATHS, KeyMiddleware, RequestMiddleware
+from audioflamingo.server.openapi import openapi
 from audioflamingo.server.replies import JsonResponse
+from audioflamingo.server.responses_route import ResponsesRoute
 from audioflamingo.server.service import Service
-from audioflamingo.server.transcription_route import TranscriptionRoute
+from audioflamingo.server.transcription_route import TranscriptionRoute, TranslationRoute
 
 PAGE = Path(__file__).parent / "page"
-PATHS = ("/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics")
 
 
 def create_app(service: Service) -> Starlette:
@@ -58,12 +59,15 @@ def _routes(service: Service) -> list[BaseRoute]:
         Route("/models", pages.models),
         Route("/models/{name:path}", pages.model),
         Route("/chat/completions", ChatRoute(service), methods=["POST"]),
+        Route("/responses", ResponsesRoute(service), methods=["POST"]),
         Route("/audio/transcriptions", TranscriptionRoute(service), methods=["POST"]),
+        Route("/audio/translations", TranslationRoute(service), methods=["POST"]),
     ]
     # A mount of its own, so that a wrong method there is not taken for a file of the page.
     routes: list[BaseRoute] = [
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
+        Route("/openapi.json", pages.openapi),
         Mount("/v1", routes=interface),
     ]
     if (PAGE / "index.html").exists():
@@ -105,6 +109,10 @@ class StatusPages:
     async def metrics(self, _: Request) -> Response:
         """`/metrics`, as Prometheus reads it."""
         return Response(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """`/openapi.json`: the interface, for tools."""
+        return JsonResponse(openapi())
 
     async def models(self, _: Request) -> Response:
         """`/v1/models`: the model, and its adapters as models of their own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,7 +51,7 @@ def limited_audio(data: bytes, max_seconds: float, reading: Reading) -> Iterator
         AudioError: it cannot be decoded.
     """
     num_samples = 0
-    for block in stream_channels(io.BytesIO(data), reading=reading):
+    for block in stream_channels(data, reading=reading):
         num_samples += block.shape[1]
         if num_samples > max_seconds * SAMPLING_RATE:
             raise AudioTooLongError(

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from audioflamingo.server.error_replies import ApiError, bad_request
+from audioflamingo.server.extra_fields import check_extra
 
-# Fields of OpenAI's that change nothing about an answer.
-HARMLESS = (
-    *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    *("service_tier", "store", "user"),
-)
-# Fields that would, with the values at which they do not.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
-}
+IMAGES = ("image_url", "input_image", "file", "input_file", "video_url")
 
 
 class Strict(BaseModel):
@@ -115,6 +105,57 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class JsonSchema(Strict):
+    """A schema that answers must meet, whether `strict` or not."""
+
+    content: dict[str, Any] = Field(alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What answers must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.json_schema is None) != (self.type != "json_schema"):
+            raise ValueError("json_schema belongs to the type json_schema")
+        return self
+
+    @property
+    def constraint(self) -> dict[str, Any] | None:
+        """The same for the library."""
+        if self.json_schema is not None:
+            return {"json_schema": self.json_schema.content}
+        return {"json_object": True} if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """The same in vLLM's words, with more that an answer may be."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    choice: list[str] | None = None
+    regex: str | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """The same for the library."""
+        values = {
+            "json_schema": self.json_schema,
+            "json_object": self.json_object,
+            "choices": self.choice,
+            "regex": self.regex,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
 class ChatRequest(Strict):
     """The body of `POST /v1/chat/completions`."""
 
@@ -144,6 +185,43 @@ class ChatRequest(Strict):
     on_long: Literal["error", "windows"] | None = None  # ours, for clips that are longer than the model takes
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None
+    ) = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    _ignored: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were left aside, because they change nothing."""
+        return self._ignored
+
+    def ignore(self, names: list[str]) -> None:
+        """Notes that fields are left aside."""
+        self._ignored = names
+
+    def biases(self, vocab_size: int) -> dict[int, float] | None:
+        """What is added to the logits of some tokens.
+
+        Raises:
+            ApiError: 400 for what is no token.
+        """
+        for name in self.logit_bias or ():
+            if not (name.isdecimal() and len(name) < 9 and int(name) < vocab_size):
+                message = f"logit_bias: {name[:40]!r} is no token id; they go from 0 to {vocab_size - 1}."
+                raise bad_request(message, "logit_bias")
+        return (
+            None if self.logit_bias is None else {int(name): bias for name, bias in self.logit_bias.items()}
+        )
+
+    @property
+    def constraint(self) -> dict[str, Any] | None:
+        """What answers must be, for the library."""
+        wanted = [f.constraint for f in (self.response_format, self.structured_outputs) if f is not None]
+        return next((constraint for constraint in wanted if constraint is not None), None)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -172,25 +250,43 @@ def parse_chat(body: bytes) -> ChatRequest:
     Raises:
         ApiError: 400 that names the field.
     """
-    content = _parse_json(body)
-    _refuse_images(content)
+    content = parse_json(body)
+    refuse_images(content.get("messages"), "messages")
     try:
         chat = ChatRequest.model_validate(content)
     except ValidationError as error:
-        raise _as_api_error(error) from None
-    for name, value in (chat.model_extra or {}).items():
-        _check_extra(name, value)
+        raise as_api_error(error) from None
+    chat.ignore(check_extra(chat.model_extra or {}, ChatRequest.model_fields, {}))
     if chat.top_logprobs and not chat.logprobs:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
     if chat.stream_options is not None and not chat.stream:
         raise bad_request("stream_options needs stream: true.", "stream_options")
+    if chat.response_format is not None and chat.structured_outputs is not None:
+        raise bad_request("response_format and structured_outputs exclude each other.", "response_format")
+    if chat.continue_final_message and chat.messages[-1].role != "assistant":
+        raise bad_request(
+            "continue_final_message needs a last message of the assistant.", "continue_final_message"
+        )
+    if (chat.add_generation_prompt is False) != bool(chat.continue_final_message) and (
+        chat.add_generation_prompt is not None
+    ):
+        raise bad_request(
+            "add_generation_prompt is false with continue_final_message, and true without.",
+            "add_generation_prompt",
+        )
     limits = {chat.max_tokens, chat.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise bad_request("max_tokens and max_completion_tokens contradict each other.", "max_tokens")
     return chat
 
 
-def _parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Reads a body that must be a JSON object.
+
+    Raises:
+        ApiError: 400 if it is none.
+    """
+
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a JSON number")
 
@@ -205,32 +301,22 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _check_extra(name: str, value: Any) -> None:
-    if value is None or name in HARMLESS:
-        return
-    if name in UNSUPPORTED:
-        if value not in UNSUPPORTED[name]:
-            raise bad_request(f"{name} is not supported; leave it out.", name, "unsupported_parameter")
-        return
-    known = (*ChatRequest.model_fields, *HARMLESS)
-    close = difflib.get_close_matches(name[:100], known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise bad_request(f"there is no field {name[:100]!r}{hint}.", name[:100], "unknown_parameter")
+def refuse_images(messages: Any, field: str) -> None:
+    """Says it plainly, where the plain check would list types of parts.
 
-
-def _refuse_images(content: dict[str, Any]) -> None:
-    """Says it plainly, where the plain check would list types of parts."""
-    messages = content.get("messages")
+    Raises:
+        ApiError: 400.
+    """
     for message in messages if isinstance(messages, list) else []:
         parts = message.get("content") if isinstance(message, dict) else None
         for part in parts if isinstance(parts, list) else []:
-            if isinstance(part, dict) and part.get("type") in ("image_url", "file", "video_url"):
+            if isinstance(part, dict) and part.get("type") in IMAGES:
                 raise bad_request(
-                    f"{part['type']}: this model hears and reads; send audio and text only.", "messages"
+                    f"{part['type']}: this model hears and reads; send audio and text only.", field
                 )
 
 
-def _as_api_error(error: ValidationError) -> ApiError:
+def as_api_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by its place."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"] if part not in (TEXT, PARTS))

@@ -11,6 +11,7 @@ from audioflamingo.errors import (
     ContextLengthError,
     EngineStoppedError,
     FetchError,
+    MissingDependencyError,
     PromptError,
 )
 
@@ -92,6 +93,8 @@ def as_api_error(error: BaseException) -> ApiError | None:
         return bad_request(str(error), code="audio_too_long")
     if isinstance(error, AudioError):
         return bad_request(str(error), code="invalid_audio")
+    if isinstance(error, MissingDependencyError):
+        return ApiError(501, f"this server cannot do that: {error}", "not_implemented")
     if isinstance(error, PromptError | ArgumentError):
         return bad_request(str(error))
     return None

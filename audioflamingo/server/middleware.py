@@ -27,7 +27,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
-PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/audio/transcriptions")
+PATHS = (
+    *("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/audio/translations"),
+    *("/v1/models", "/health", "/metrics", "/openapi.json"),
+)
 
 
 class RequestMiddleware:

@@ -42,9 +42,11 @@ class JsonResponse(Response):
         return to_json(content)
 
 
-def as_event(content: Any) -> bytes:
-    """A JSON object as a server-sent event."""
-    return b"data: " + to_json(content) + b"\n\n"
+def as_event(content: dict[str, Any]) -> bytes:
+    """A JSON object as a server-sent event; one of `/v1/responses` has its type as its name, too."""
+    kind = content.get("type") or ""
+    name = f"event: {kind}\n".encode() if kind.startswith("response.") else b""
+    return name + b"data: " + to_json(content) + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -22,6 +22,12 @@ FIELDS = (
     *("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream"),
     *READING,
 )
+HARMLESS = ("user", "metadata")  # fields of known clients that change nothing
+NEUTRAL = {
+    "vad_filter": ("true", "True"),
+    "word_timestamps": ("false", "False"),
+    "diarize": ("false", "False"),
+}
 LISTS = ("timestamp_granularities", "include", "chunking_strategy")
 LANGUAGE = re.compile(r"[A-Za-z]+([-_][A-Za-z]+)*")
 MAX_HINT_CHARACTERS = 4000
@@ -34,21 +40,30 @@ class TranscriptionRequest:
 
     Attributes:
         model: that the client wants.
+        task: "transcribe" or "translate".
         data: the audio file.
         language: what the client says is spoken; only reported back, the model hears for itself.
         response_format: one of `FORMATS`.
         temperature: 0 takes the most likely tokens.
         is_streamed: send segments as they come.
         options: how to transcribe.
+        ignored: fields that were left aside, because they change nothing.
     """
 
     model: str
+    task: str
     data: bytes
     language: str | None
     response_format: str
     temperature: float
     is_streamed: bool
     options: TranscriptionOptions
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def spoken(self) -> str | None:
+        """The language of the transcript, where it is known."""
+        return "english" if self.task == "translate" else self.language
 
 
 async def read_form(request: Request, max_bytes: int) -> FormData:
@@ -107,11 +122,12 @@ def _is_binary(data: bytearray) -> bool:
         return True
 
 
-async def parse_form(form: FormData, default_instruction: str) -> TranscriptionRequest:
+async def parse_form(form: FormData, task: str, default_instruction: str) -> TranscriptionRequest:
     """Checks a form.
 
     Args:
         form: as it was read.
+        task: what is done with it.
         default_instruction: what the model is asked where the form does not say.
 
     Raises:
@@ -120,7 +136,8 @@ async def parse_form(form: FormData, default_instruction: str) -> TranscriptionR
     model = _text(form, "model")
     if model is None:
         raise bad_request("model is missing.", "model")
-    for name in form:
+    ignored = {name for name in form if name in HARMLESS or form.get(name) in NEUTRAL.get(name, ())}
+    for name in set(form) - ignored:
         if name not in FIELDS and name.removesuffix("[]") not in LISTS:
             raise bad_request(f"there is no field {name[:100]!r}.", name[:100], "unknown_parameter")
     response_format = _text(form, "response_format") or "json"
@@ -130,21 +147,20 @@ async def parse_form(form: FormData, default_instruction: str) -> TranscriptionR
     is_streamed = _flag(form, "stream")
     if is_streamed and response_format not in ("json", "text"):
         raise bad_request(f"stream gives text only; leave out response_format={response_format}.", "stream")
-    language = _text(form, "language")
-    if language is not None and not (len(language) <= 40 and LANGUAGE.fullmatch(language)):
-        raise bad_request("language must be a code such as 'en'.", "language")
     return TranscriptionRequest(
         model=model,
+        task=task,
         data=await _file(form),
-        language=language,
+        language=language_of(form),
         response_format=response_format,
         temperature=_temperature(form),
         is_streamed=is_streamed,
         options=TranscriptionOptions(
-            prompt=_instruction(form, default_instruction),
+            prompt=_instruction(form, task, default_instruction),
             word_timestamps="word" in granularities,
             **dataclasses.asdict(_reading(form)),
         ),
+        ignored=tuple(sorted(ignored)),
     )
 
 
@@ -160,14 +176,26 @@ def _reading(form: FormData) -> Reading:
         raise bad_request(str(error), "channel") from None
 
 
-def _instruction(form: FormData, default: str) -> str | None:
+def language_of(form: FormData) -> str | None:
+    """What the client says is spoken.
+
+    Raises:
+        ApiError: 400 if it is no language.
+    """
+    language = _text(form, "language")
+    if language is not None and not (len(language) <= 40 and LANGUAGE.fullmatch(language)):
+        raise bad_request("language must be a code such as 'en'.", "language")
+    return language
+
+
+def _instruction(form: FormData, task: str, default: str) -> str | None:
     """What the model is asked: `instruction` or its own prompt, with the hint of `prompt` behind it."""
     instruction, hint = _text(form, "instruction"), _text(form, "prompt")
     for name, text in (("instruction", instruction), ("prompt", hint)):
         if text is not None and len(text) > MAX_HINT_CHARACTERS:
             raise bad_request(f"{name} may have {MAX_HINT_CHARACTERS} characters.", name)
     if hint is None:
-        return instruction
+        return default if instruction is None and task == "translate" else instruction
     return f"{instruction or default} Context: {hint}"
 
 

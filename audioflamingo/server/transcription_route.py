@@ -8,13 +8,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from audioflamingo.server.api_route import ApiRoute, Call
 from audioflamingo.server.replies import JsonResponse, send_events
-from audioflamingo.server.transcription_form import TranscriptionRequest, parse_form, read_form
+from audioflamingo.server.transcription_form import TranscriptionRequest, language_of, parse_form, read_form
 from audioflamingo.server.transcription_job import Transcription
+from audioflamingo.tasks import TASKS
 from audioflamingo.transcription.segments import Segment, Word, has_speech
 from audioflamingo.transcription.writers import format_transcript, joined_text
 
@@ -26,16 +28,24 @@ SEEK_FRAMES_PER_S = 100
 class TranscriptionRoute(ApiRoute[TranscriptionRequest]):
     """The route."""
 
+    task = "transcribe"
+
+    def instruction(self, form: FormData) -> str:
+        """What the model is asked, unless the form says."""
+        return self.service.processor.default_transcription_prompt
+
     async def read(self, request: Request) -> TranscriptionRequest:
         """Reads a request."""
         form = await read_form(request, self.service.settings.max_upload_bytes)
         try:
-            return await parse_form(form, self.service.processor.default_transcription_prompt)
+            return await parse_form(form, self.task, self.instruction(form))
         finally:
             await form.close()
 
     async def answer(self, parsed: TranscriptionRequest, call: Call) -> None:
         """Answers it, whole or segment by segment."""
+        if parsed.ignored:
+            call.log(ignored_fields=parsed.ignored)
         work = Transcription(self.service, parsed, call.share, call.arrived)
         try:
             if parsed.is_streamed:
@@ -62,6 +72,18 @@ class TranscriptionRoute(ApiRoute[TranscriptionRequest]):
             )
 
 
+class TranslationRoute(TranscriptionRoute):
+    """`POST /v1/audio/translations`: into English, as a model of the family was trained to be asked."""
+
+    task = "translate"
+
+    def instruction(self, form: FormData) -> str:
+        """See `TranscriptionRoute`."""
+        source = f"from {language_of(form)} " if language_of(form) else ""
+        prompt = TASKS["translate"].prompt.replace("from <src_lang> ", source)
+        return prompt.replace("<tgt_lang>", "English")
+
+
 async def _events(work: Transcription) -> AsyncGenerator[dict[str, Any], None]:
     """The text segment by segment: the sentence around a transcript is gone by then."""
     texts: list[str] = []
@@ -70,7 +92,8 @@ async def _events(work: Transcription) -> AsyncGenerator[dict[str, Any], None]:
             if text := joined_text([segment]):
                 texts.append(text)
                 yield {"type": "transcript.text.delta", "delta": text if len(texts) == 1 else f" {text}"}
-    yield {"type": "transcript.text.done", "text": " ".join(texts), "usage": usage_of(work)}
+    mark = {} if texts else {"no_speech": True}
+    yield {"type": "transcript.text.done", "text": " ".join(texts), **mark, "usage": usage_of(work)}
 
 
 def usage_of(work: Transcription) -> dict[str, Any]:
@@ -93,8 +116,8 @@ def verbose(segments: list[Segment], duration_s: float, request: TranscriptionRe
     spoken = [segment for segment in segments if segment.text.strip()]
     words = [word for segment in spoken for word in segment.words or ()]
     return {
-        "task": "transcribe",
-        "language": request.language or UNKNOWN_LANGUAGE,
+        "task": request.task,
+        "language": request.spoken or UNKNOWN_LANGUAGE,
         "duration": round(duration_s, 3),
         "text": joined_text(spoken),
         "segments": [_verbose_segment(i, segment, request) for i, segment in enumerate(spoken)],

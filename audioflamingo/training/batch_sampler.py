@@ -37,7 +37,8 @@ def plan_epoch(
         audio_s: seconds of audio of each row.
         sets: for each data set, in the order of the rows, its number of rows and its weight.
         config: limits of a batch.
-        seed, epoch: all chance comes from these.
+        seed: all chance comes from it and the epoch.
+        epoch: counted from 0.
 
     Returns:
         Row numbers of each batch; a multiple of `batches_per_step` batches. What is over at the end is left out, other

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from audioflamingo.audio.loading import N_FRAMES, conv_length, load_audio
-from audioflamingo.config import IGNORED_LABEL
+from audioflamingo.config import AUDIO_TOKENS_PER_S, IGNORED_LABEL
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.network.encoder import POOL
 from audioflamingo.processor import AudioFlamingo3Processor, Prompt, PromptText, collate
 from audioflamingo.processor.clips import Clip
 from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.training.augmentation import augment_waveform, mask_features, mask_rows
-from audioflamingo.training.batch_sampler import AUDIO_TOKENS_PER_S
 from audioflamingo.training.feature_cache import FeatureCache
 from audioflamingo.training.training_config import CTC_ALPHABET, AugmentationConfig
 
@@ -163,7 +162,7 @@ class BatchEncoder:
             waveform = load_audio(path)
             if rng is not None and self.augmentation is not None:
                 waveform = augment_waveform(waveform, self.augmentation, rng)
-            clips.append(Clip(waveform, name=repr(path)))
+            clips.append(Clip(waveform, name=repr(str(path))))
         return self.processor.add_audio(self._text(row), clips)
 
     def _add_cached(

@@ -1,23 +1,33 @@
-"""From the module in training to folders that `from_pretrained` loads."""
+"""From the module in training to folders that `from_pretrained`, `load_adapter` and peft load."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from audioflamingo.checkpoint.adapter_folders import ADAPTER_CONFIG, ADAPTER_FILES
 from audioflamingo.checkpoint.fill_weights import build_empty
-from audioflamingo.files import to_json, write_text
+from audioflamingo.files import AtomicFolder, to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.training.parts import Adapter
+from audioflamingo.quantization.layers import PackedWeight
+from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.quantization.schemes import with_quantization
+from audioflamingo.training.parts import Adapter, part_of
 from audioflamingo.training.training_config import LoraSettings
 
 ADAPTER_FOLDER = "adapter"
-BASE_LAYER = ".base_layer."
+BASE_LAYER = ".base_layer"
+# Parts that are trained beside an adapter are saved in it, whole: peft's `modules_to_save`.
+_MODULES = {"encoder": "audio_tower", "projector": "multi_modal_projector"}
 
 
 def export(
@@ -30,19 +40,23 @@ def export(
     dtype: torch.dtype | None,
     notes: dict[str, Any],
     adapter: Adapter | None = None,
+    trained_parts: Iterable[str] = (),
 ) -> None:
     """Saves model, processor and, with LoRA, the adapter; all processes call it, the main one writes.
 
-    With LoRA the weights are saved only if the settings ask to merge; the adapter alone is small.
+    With LoRA the weights are saved only if the settings ask to merge; the adapter alone is small. A quantized base is
+    merged as what its integers stand for, which is what was trained on: the result is a float model.
 
     Args:
         folder: where to.
         module: the trainer's module, wrapped or not.
-        model, processor: for their configurations.
+        model: for its configuration.
+        processor: saved beside it.
         is_main_process: of this process.
         dtype: of the saved weights; None keeps theirs.
         notes: written to `training.json`.
         adapter: LoRA layers, if the model has some.
+        trained_parts: of the run; those beside the adapter are saved with it.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
@@ -51,31 +65,77 @@ def export(
     weights = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
     folder.mkdir(parents=True, exist_ok=True)
     if adapter is not None:
-        own = {f"base_model.model.{name}": tensor for name, tensor in weights.items() if ".lora_" in name}
-        adapter.peft_model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=own)
-        weights = merge_lora(weights, adapter.settings)
+        save_adapter(folder / ADAPTER_FOLDER, weights, adapter, trained_parts)
     if adapter is None or adapter.settings.merge:
-        plain = build_empty(type(model), model.config)
-        plain.load_state_dict(
-            {name: t if dtype is None else t.to(dtype) for name, t in weights.items()}, assign=True
-        )
+        layers = packed_layers(model)
+        config = with_quantization(model.config, None) if layers else model.config
+        plain = build_empty(type(model), config)
+        settings = None if adapter is None else adapter.settings
+        plain.load_state_dict(plain_weights(weights, layers, settings, dtype or model.dtype), assign=True)
         plain.generation_config = model.generation_config
         plain.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_text(folder / "training.json", to_json(notes))
 
 
-@torch.no_grad()
-def merge_lora(weights: dict[str, Tensor], lora: LoraSettings) -> dict[str, Tensor]:
-    """Folds adapters into the weights they adapt: `W + alpha / rank * B A`. New tensors; the old stay as they are."""
-    merged = {}
+def save_adapter(
+    folder: Path, weights: dict[str, Tensor], adapter: Adapter, trained_parts: Iterable[str] = ()
+) -> None:
+    """Writes a folder of peft: the adapter, and the parts that were trained beside it.
+
+    Args:
+        folder: where to; what it held is replaced as a whole.
+        weights: by the names of the model in training.
+        adapter: its layers.
+        trained_parts: of the run.
+    """
+    beside = [part for part in _MODULES if part in trained_parts]
+    own = {}
     for name, tensor in weights.items():
-        if ".lora_" in name:
-            continue
-        if BASE_LAYER in name and name.endswith(".weight"):
-            stem = name.replace(f"{BASE_LAYER}weight", "")
-            down, up = weights[f"{stem}.lora_A.default.weight"], weights[f"{stem}.lora_B.default.weight"]
-            change = lora.alpha / lora.rank * (up.float() @ down.float())
-            tensor = (tensor.float() + change).to(tensor.dtype)
-        merged[name.replace(BASE_LAYER, ".")] = tensor
-    return merged
+        if ".lora_" in name or part_of(name) in beside:
+            own[f"base_model.model.{name.replace('.default.weight', '.weight')}"] = tensor.contiguous()
+    config: Any = copy.copy(adapter.peft_model.peft_config["default"])
+    config.modules_to_save = [_MODULES[part] for part in beside] or None
+    config.inference_mode = True
+    values = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
+    with AtomicFolder(folder) as files:
+        files.write(ADAPTER_FILES[0], partial(_write, save(own, metadata={"format": "pt"})))
+        files.write(ADAPTER_CONFIG, partial(_write, to_json(values).encode()))
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
+
+
+@torch.no_grad()
+def plain_weights(
+    weights: dict[str, Tensor],
+    layers: dict[str, PackedWeight],
+    lora: LoraSettings | None,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The weights of a model without adapter layers and integers: `W + alpha / rank * B A`, one at a time.
+
+    Args:
+        weights: by the names of the model in training; they stay as they are.
+        layers: its quantized layers by name.
+        lora: of its adapter layers; None where there are none.
+        dtype: of the result. Sums are float32.
+    """
+
+    def adapted(weight: Tensor, module: str) -> Tensor:
+        down, up = (weights.get(f"{module}.lora_{half}.default.weight") for half in "AB")
+        if lora is None or down is None or up is None:
+            return weight.to(dtype)
+        return (weight.float() + lora.alpha / lora.rank * (up.float() @ down.float())).to(dtype)
+
+    plain = {}
+    for name, tensor in weights.items():
+        module, _, leaf = name.rpartition(".")
+        if ".lora_" not in name and (module not in layers or leaf == "bias"):
+            module = module.removesuffix(BASE_LAYER)
+            plain[f"{module}.{leaf}"] = adapted(tensor, module) if leaf == "weight" else tensor.to(dtype)
+    for name, layer in layers.items():
+        module = name.removesuffix(BASE_LAYER)
+        plain[f"{module}.weight"] = adapted(layer.dequantize(), module)
+    return plain

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from audioflamingo.audio.loading import load_audio, split_windows
+from audioflamingo.audio.stored import StoredAudio, path_of
 from audioflamingo.errors import AudioError
 from audioflamingo.files import replacing, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
@@ -31,7 +32,8 @@ from audioflamingo.training.training_config import AugmentationConfig, FeatureCa
 
 logger = logging.getLogger(__name__)
 CLIPS_AT_ONCE = 16
-Job = tuple[str, int]  # path, variant
+AudioFile = str | StoredAudio
+Job = tuple[AudioFile, int]  # recording, variant
 CLEAN = 0
 
 
@@ -51,14 +53,14 @@ class _Group:
         features: log-mel of all their windows, `(W, M, T)`, T the frames of the longest.
         num_frames: valid ones of each window, `(W,)`.
         num_windows: of each clip.
-        errors: path to message of the clips that could not be read.
+        errors: message of each recording that could not be read.
     """
 
     jobs: list[Job]
     features: torch.Tensor
     num_frames: torch.Tensor
     num_windows: list[int]
-    errors: dict[str, str]
+    errors: dict[AudioFile, str]
 
 
 class FeatureCache:
@@ -72,7 +74,7 @@ class FeatureCache:
         num_layers: cache what leaves so many layers of the encoder, a row every 20 ms; None: its audio tokens.
 
     Attributes:
-        failed: path to message of the clips that could not be read.
+        failed: message of each recording that could not be read.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class FeatureCache:
         self.folder = Path(config.folder).expanduser() / f"{encoder_id[:16]}-{config.precision}"
         self.width = width
         self.num_layers = num_layers
-        self.failed: dict[str, str] = {}
+        self.failed: dict[AudioFile, str] = {}
         settings = dataclasses.asdict(dataclasses.replace(augmentation, spec=type(augmentation.spec)()))
         self._augmentation_id = _sha256(json.dumps(settings, sort_keys=True).encode())[:12]
         self._files = _FileTable(self.folder)
@@ -109,7 +111,7 @@ class FeatureCache:
         variants = self.variants
         return CLEAN if rng is None else variants[int(rng.integers(len(variants)))]
 
-    def get(self, path: str, variant: int = CLEAN) -> np.ndarray:
+    def get(self, path: AudioFile, variant: int = CLEAN) -> np.ndarray:
         """Rows of a clip, float16 `(A or P, D_audio)`, mapped from disk; do not write to it.
 
         Raises:
@@ -128,7 +130,7 @@ class FeatureCache:
                 for key, start, num_rows in json.loads(file.read_text(encoding="utf-8")):
                     self._entries[key] = _Entry(file.stem, start, num_rows)
 
-    def missing(self, paths: Sequence[str], variants: Sequence[int] | None = None) -> list[Job]:
+    def missing(self, paths: Sequence[AudioFile], variants: Sequence[int] | None = None) -> list[Job]:
         """What is not cached yet, in the order of `paths`."""
         self._files.update(paths)
         variants = self.variants if variants is None else variants
@@ -203,7 +205,7 @@ class FeatureCache:
         limit = torch.finfo(torch.float16).max
         return rows.float().clamp(-limit, limit).half().cpu().numpy(), lengths
 
-    def load_clip(self, path: str, variant: int) -> np.ndarray:
+    def load_clip(self, path: AudioFile, variant: int) -> np.ndarray:
         """The waveform of a variant: its chance comes from the clip's content and the variant's number alone."""
         waveform = load_audio(path)
         if variant == CLEAN:
@@ -211,7 +213,7 @@ class FeatureCache:
         digest = int(self._files.digest(path)[:15], 16)
         return augment_waveform(waveform, self.augmentation, np.random.default_rng([digest, variant]))
 
-    def _key(self, path: str, variant: int) -> str:
+    def _key(self, path: AudioFile, variant: int) -> str:
         kind = "clean" if variant == CLEAN else f"{self._augmentation_id}-{variant}"
         return f"{self._files.digest(path)[:32]}-{kind}"
 
@@ -229,7 +231,7 @@ class FeatureCache:
         self._files.save()
 
 
-class _ClipLoader(torch.utils.data.Dataset):
+class _ClipLoader(torch.utils.data.Dataset[Any]):
     """Groups of clips -> log-mel windows; runs in worker processes."""
 
     def __init__(
@@ -244,10 +246,12 @@ class _ClipLoader(torch.utils.data.Dataset):
         windows: list[np.ndarray] = []
         done: list[Job] = []
         num_windows: list[int] = []
-        errors: dict[str, str] = {}
+        errors: dict[AudioFile, str] = {}
         for path, variant in self.groups[index]:
             try:
-                cut = split_windows(self.cache.load_clip(path, variant), on_long="error", name=repr(path))
+                cut = split_windows(
+                    self.cache.load_clip(path, variant), on_long="error", name=repr(str(path))
+                )
             except AudioError as error:
                 errors[path] = str(error)
                 continue
@@ -277,7 +281,7 @@ class _FileTable:
             self._known = json.loads(self._path.read_text(encoding="utf-8"))
         self._fresh: set[str] = set()
 
-    def update(self, paths: Sequence[str]) -> None:
+    def update(self, paths: Sequence[AudioFile]) -> None:
         """Hashes the files that are new or have changed."""
         before = len(self._fresh)
         for path in paths:
@@ -285,7 +289,11 @@ class _FileTable:
         if len(self._fresh) > before:
             self.save()
 
-    def digest(self, path: str) -> str:
+    def digest(self, audio: AudioFile) -> str:
+        """Of a recording: of its file, or of the part of the file that it is."""
+        path = path_of(audio)
+        if isinstance(audio, StoredAudio):
+            return audio.digest("" if audio.member or audio.cell else self.digest(path))
         if path not in self._fresh:
             state = os.stat(path)
             known = self._known.get(path)

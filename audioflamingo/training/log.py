@@ -47,10 +47,14 @@ class MetricsLog:
                     if isinstance(number, int | float):
                         self._writer.add_scalar(f"{kind}/{name}" + (f"/{part}" if part else ""), number, step)
 
-    def plot(self) -> None:
-        """Writes the curves as they are now; none where nothing is logged yet."""
+    def entries(self) -> list[dict[str, Any]]:
+        """What is logged so far."""
+        return read_log(self.path) if self.path.exists() else []
+
+    def plot(self, folder: Path | None = None) -> None:
+        """Writes the curves as they are now, by default beside the log; none where nothing is logged yet."""
         if self.path.exists():
-            plot_curves(self.path, self.folder / CURVES_FILE)
+            plot_curves(self.path, (folder or self.folder) / CURVES_FILE)
 
     def close(self) -> None:
         """Flushes what is open."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from audioflamingo.errors import ConfigError, TrainingError, require
-from audioflamingo.training.training_config import LoraSettings, StageConfig
+from audioflamingo.quantization.layers import QuantizedLinear
+from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.training.training_config import LoraSettings, StageConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,16 +58,22 @@ class Adapter:
     settings: LoraSettings
 
 
-def add_lora(model: nn.Module, settings: LoraSettings) -> Adapter:
-    """Puts LoRA layers into the language model, in place.
+def add_lora(model: nn.Module, settings: LoraSettings, base: str | None = None) -> Adapter:
+    """Puts LoRA layers into the language model, in place: over float layers and over quantized ones.
 
     The encoder has layers of the same names, so targets are matched by full path.
+
+    Args:
+        model: AF3.
+        settings: of the layers.
+        base: what the adapter's configuration calls the model.
 
     Raises:
         ConfigError: a target that the language model does not have.
     """
     peft = require("peft", "train")
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = (nn.Linear, QuantizedLinear)
+    names = [name for name, module in model.named_modules() if isinstance(module, linear)]
     present = {name.rpartition(".")[2] for name in names if name.startswith("model.language_model.layers.")}
     if missing := [target for target in settings.target_modules if target not in present]:
         raise ConfigError(
@@ -74,9 +83,19 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> Adapter:
         rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(map(re.escape, settings.target_modules))})"
     )
     lora = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=pattern
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=pattern,
     )
-    return Adapter(peft.get_peft_model(model, lora), settings)
+    lora._register_custom_module({QuantizedLinear: peft.tuners.lora.Linear})
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Unsupported layer type"
+        )  # it does not know ours, and asks them all the same
+        adapted = peft.get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return Adapter(adapted, settings)
 
 
 def select_parameters(model: nn.Module, stage: StageConfig) -> dict[str, list[str]]:
@@ -90,8 +109,14 @@ def select_parameters(model: nn.Module, stage: StageConfig) -> dict[str, list[st
         Names of the trained parameters by part.
 
     Raises:
-        ConfigError: a part has nothing to train.
+        ConfigError: a part has nothing to train, or quantized weights.
     """
+    for name in packed_layers(model):
+        if (part := part_of(f"{name}.")) in stage.learning_rates:
+            raise ConfigError(
+                f"learning_rates.{part}: the model is quantized, and such weights are not trained; train lora, or the "
+                "original model."
+            )
     first_layer = 0
     if stage.encoder_last_layers is not None:
         numbers = [int(match[1]) for name, _ in model.named_parameters() if (match := _LAYER.match(name))]
@@ -128,11 +153,23 @@ def cached_layers(stages: Sequence[StageConfig], num_layers: int) -> int | None:
     return None if min(frozen, default=num_layers) == num_layers else min(frozen)
 
 
-def build_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, stage: StageConfig, kind: str = TrainingConfig.optimizer
+) -> torch.optim.Optimizer:
     """AdamW over the trained parameters of the trainer's module; groups by part, biases and norms without decay.
 
     Each group holds its `part`. The CTC head learns at the projector's rate, or the encoder's if that is frozen.
+
+    Args:
+        module: the trainer's.
+        stage: its rates, decay and betas.
+        kind: `optimizer` of the config.
+
+    Raises:
+        MissingDependencyError: an 8-bit one without bitsandbytes.
+        ConfigError: a paged one on a CPU.
     """
+    optimizer = _optimizer_class(kind, next(module.parameters()).device)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -140,7 +177,7 @@ def build_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
             groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
     if not groups:
         raise TrainingError("nothing is trained.")
-    return torch.optim.AdamW(
+    built: torch.optim.Optimizer = optimizer(
         [
             {
                 "params": parameters,
@@ -152,6 +189,18 @@ def build_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
         ],
         betas=stage.betas,
     )
+    return built
+
+
+def _optimizer_class(kind: str, device: torch.device) -> Any:
+    if kind == "adamw":
+        return torch.optim.AdamW
+    if kind.startswith("paged") and device.type != "cuda":
+        raise ConfigError(
+            f"optimizer: {kind} needs a CUDA GPU, this run is on {device}; set adamw_8bit or adamw."
+        )
+    optimizers = require("bitsandbytes.optim", "train-8bit", "bitsandbytes")
+    return optimizers.PagedAdamW8bit if kind.startswith("paged") else optimizers.AdamW8bit
 
 
 def base_rate(part: str, stage: StageConfig) -> float:

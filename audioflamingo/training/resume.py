@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from audioflamingo.errors import TrainingError
+from audioflamingo.errors import OutputError, TrainingError
 from audioflamingo.files import sync_folder
 
 if TYPE_CHECKING:
@@ -206,7 +206,19 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    with path.open("wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes a file of a checkpoint that nobody counts on yet.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into the second
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise OutputError(
+            f"the checkpoint {path.parent} cannot be written ({error}); those before it are whole. Make room, and give "
+            "the same command again."
+        ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from audioflamingo.datasets.conversations import DataRow, Dataset
+from audioflamingo.datasets.conversations import AudioOfRow, DataRow, Dataset
 from audioflamingo.errors import NonFiniteLossError
 from audioflamingo.training.batches import Batch, BatchEncoder
 from audioflamingo.training.build_cache import prepare_cache
@@ -55,7 +55,7 @@ class StageRun:
         if run.module.ctc_head is not None:
             run.module.ctc_head.requires_grad_(uses_ctc)
         self.module, self.optimizer = self.accelerator.prepare(
-            run.module, build_optimizer(run.module, self.stage)
+            run.module, build_optimizer(run.module, self.stage, self.config.optimizer)
         )
         if loaded is not None:
             loaded.restore_optimizer(self.module, self.torch_optimizer, self.accelerator)
@@ -214,6 +214,9 @@ class StageRun:
             self.stage,
         )
         self._set_training_mode()
+        if self.shared.log is not None:
+            self.shared.log.write("validation", self.progress.step, {"stage": self.name, **scores})
+            self.shared.log.plot()
         value = scores.get(self.config.best_metric)
         if value is not None and self.stage.answer_weight > 0:
             best = self.progress.best
@@ -221,9 +224,6 @@ class StageRun:
             if best is None or sign * value < sign * best:
                 self.progress.best, self.progress.best_step = value, self.progress.step
                 self.shared.save_model("best", self.module)
-        if self.shared.log is not None:
-            self.shared.log.write("validation", self.progress.step, {"stage": self.name, **scores})
-            self.shared.log.plot()
         bar.show(scores)
 
     def _set_training_mode(self) -> None:
@@ -234,7 +234,7 @@ class StageRun:
 
 
 def _readable(
-    datasets: Sequence[Dataset], validation_rows: Sequence[DataRow], failed: set[str]
+    datasets: Sequence[Dataset], validation_rows: Sequence[DataRow], failed: set[AudioOfRow]
 ) -> tuple[Sequence[Dataset], Sequence[DataRow]]:
     """The rows without those that have a clip among the `failed`."""
     if not failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ class StageData:
         return iter(loader)
 
 
-class _Steps(torch.utils.data.Dataset):
+class _Steps(torch.utils.data.Dataset[Any]):
     """Step number -> this process's batches."""
 
     def __init__(

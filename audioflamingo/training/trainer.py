@@ -6,44 +6,30 @@ killed goes on exactly as if it had not been (a cosine over minutes follows the 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.errors import ConfigError, require
-from audioflamingo.files import to_json, write_text
-from audioflamingo.kernels.bfloat16 import slowness
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import add_lora
-from audioflamingo.training.resume import LoadedCheckpoint, list_checkpoints, read_state
+from audioflamingo.training.precision import resolve_precision
+from audioflamingo.training.reading_data import read_data
+from audioflamingo.training.resume import LoadedCheckpoint, read_state
+from audioflamingo.training.run_folder import RunFolder
 from audioflamingo.training.stage import StageRun
 from audioflamingo.training.training_config import TrainingConfig
-from audioflamingo.training.training_run import CHECKPOINTS_FOLDER, Run
+from audioflamingo.training.training_run import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-CONFIG_FILE = "config.json"
-# Keys that may differ between a run and its continuation: they do not change what is learned.
-_FREE_KEYS = (
-    "output_dir",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "tensorboard",
-    "device",
-)
-BFLOAT16_PAYS = 0.8  # share of float32's time below which a CPU trains in bfloat16
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -84,63 +70,57 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
         cpu=uses_cpu,
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ],
     )
+    folder = RunFolder(config, accelerator)
     try:
-        return Trainer(config, accelerator, fresh, show_progress).run()
+        return Trainer(config, accelerator, folder, fresh, show_progress).run()
     finally:
+        folder.close()
         accelerator.end_training()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
-
-
-def resolve_precision(precision: str, uses_cpu: bool) -> str:
-    """What `auto` means on this machine.
-
-    Raises:
-        ConfigError: float16 on a CPU.
-    """
-    if precision == "float16" and uses_cpu:
-        raise ConfigError("precision: float16 needs a GPU; set auto, bfloat16 or float32.")
-    if precision != "auto":
-        return precision
-    if not uses_cpu:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if slowness() < BFLOAT16_PAYS else "float32"
 
 
 class Trainer:
     """One run; see `train`."""
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, fresh: bool, show_progress: bool
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        fresh: bool,
+        show_progress: bool,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
-        self.output_dir = Path(config.output_dir).expanduser()
+        self.folder = folder
         self._check_processes()
-        fingerprint = _fingerprint(config)
-        self.checkpoint = self._open_output(fingerprint, fresh)
+        self.checkpoint = self.folder.open(fresh)
         torch.manual_seed(config.seed)
         model = _load_model(config)
         processor = AutoProcessor.from_pretrained(config.model)
-        adapter = add_lora(model, config.lora) if config.uses_lora else None
+        adapter = add_lora(model, config.lora, config.model) if config.uses_lora else None
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
         module.to(accelerator.device)
-        data = config.data
-        bounds = (data.on_bad_row, data.min_duration_s, data.max_duration_s, config.seed)
+        datasets, validation = read_data(config, processor, model.config)
+        self.folder.check_data(datasets, validation, is_begun=self.checkpoint is not None)
+        self.folder.report_skipped([*datasets, *validation], show_progress)
         self.shared = Run(
             config=config,
-            fingerprint=fingerprint,
+            fingerprint=self.folder.fingerprint,
             accelerator=accelerator,
             show_progress=show_progress and accelerator.is_main_process,
             processor=processor,
             module=module,
             adapter=adapter,
-            datasets=[read_dataset(item, *bounds) for item in data.train],
-            validation_rows=[row for item in data.validation for row in read_dataset(item, *bounds).rows],
+            datasets=datasets,
+            validation_rows=[row for dataset in validation for row in dataset.rows],
         )
 
     def _check_processes(self) -> None:
@@ -149,29 +129,16 @@ class Trainer:
             per_step = (stage.batch or self.config.batch).batches_per_step
             if per_step % num:
                 raise ConfigError(f"batches_per_step {per_step} is not divisible by the {num} processes.")
-        if self.accelerator.distributed_type == "FSDP" and len(self.config.stages) > 1:
+        if self.accelerator.distributed_type != "FSDP":
+            return
+        if len(self.config.stages) > 1:
             raise ConfigError(
                 "FSDP runs one stage a config: give each stage its own run, each from the last's model."
             )
-
-    def _open_output(self, fingerprint: str, fresh: bool) -> Path | None:
-        """Makes the output folder; returns the checkpoint to go on from."""
-        folder = self.output_dir / CHECKPOINTS_FOLDER
-        if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                _remove_run(self.output_dir)
-        self.accelerator.wait_for_everyone()
-        checkpoints = list_checkpoints(folder)
-        if checkpoints and read_state(checkpoints[-1])[1] != fingerprint:
-            difference = _difference(self.output_dir, self.config)
+        if self.config.quantization is not None or self.config.optimizer != "adamw":
             raise ConfigError(
-                f"{str(self.output_dir)!r} holds a run of another config ({difference}); choose another output_dir, "
-                "or start again with --fresh."
+                "FSDP shards float weights and plain AdamW: leave quantization and optimizer out."
             )
-        if self.accelerator.is_main_process:
-            write_text(self.output_dir / CONFIG_FILE, to_json(self.config.to_dict()))
-        return checkpoints[-1] if checkpoints else None
 
     def run(self) -> TrainingResult:
         """Runs the stages that are left."""
@@ -181,7 +148,7 @@ class Trainer:
             loaded = LoadedCheckpoint(self.checkpoint)
             loaded.restore_weights(run.module, run.stored_names(run.progress.stage))
         if self.accelerator.is_main_process:
-            run.log = MetricsLog(self.output_dir, run.progress.step, self.config.tensorboard)
+            run.log = MetricsLog(self.folder.path, run.progress.step, self.config.tensorboard)
         with run.stop_signal:
             for index in range(run.progress.stage, len(self.config.stages)):
                 StageRun(run, index, loaded if loaded is not None and loaded.has_optimizer else None).run()
@@ -189,44 +156,22 @@ class Trainer:
         if run.log is not None:
             run.log.plot()
             run.log.close()
-        best_dir, last_dir = self.output_dir / "best", self.output_dir / "last"
+        best_dir, last_dir = self.folder.path / "best", self.folder.path / "last"
         return TrainingResult(
             run.progress.step, run.progress.best, run.progress.best_step, best_dir, last_dir
         )
 
 
 def _load_model(config: TrainingConfig) -> AudioFlamingo3ForConditionalGeneration:
-    model = AutoModelForConditionalGeneration.from_pretrained(config.model, dtype=config.weights_dtype)
-    if (quantization := read_quantization(model.config)) is not None:
-        raise ConfigError(f"model: {config.model} is quantized ({quantization}); train the original.")
+    model = AutoModelForConditionalGeneration.from_pretrained(
+        config.model, dtype=config.weights_dtype, quantization=config.quantization
+    )
+    quantization = read_quantization(model.config)
+    if quantization is not None and config.trained_parts != {"lora"}:
+        raise ConfigError(
+            f"model: {config.model} is quantized ({quantization}); train lora alone on it, or the original."
+        )
     num_layers = model.config.text_config.num_hidden_layers
     if (deepest := max(stage.ctc_layer for stage in config.stages)) > num_layers:
         raise ConfigError(f"ctc_layer {deepest} is more than the language model's {num_layers} layers.")
     return model
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
-    return {**kept, "data": {key: value for key, value in config["data"].items() if key != "num_workers"}}
-
-
-def _fingerprint(config: TrainingConfig) -> str:
-    return hashlib.sha256(json.dumps(_comparable(config.to_dict()), sort_keys=True).encode()).hexdigest()
-
-
-def _difference(output_dir: Path, config: TrainingConfig) -> str:
-    """Keys in which the stored config differs."""
-    try:
-        stored = _comparable(json.loads((output_dir / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError):
-        return "its config is gone"
-    ours = json.loads(json.dumps(_comparable(config.to_dict())))
-    differing = [key for key in ours if stored.get(key) != ours[key]]
-    return f"different: {', '.join(differing)}" if differing else "of another version"
-
-
-def _remove_run(output_dir: Path) -> None:
-    for name in (CHECKPOINTS_FOLDER, "tensorboard"):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
-    (output_dir / "log.jsonl").unlink(missing_ok=True)
-    (output_dir / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)

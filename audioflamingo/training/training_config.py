@@ -275,6 +275,10 @@ class TrainingConfig:
             computes in it (a GPU that does, a CPU whose products in it are measured to be faster), else float32.
             `float16` needs a GPU.
         weights_dtype: dtype of the weights while training.
+        quantization: `int8` or `int4` quantizes the frozen base while loading, for LoRA in little memory (QLoRA, arXiv
+            2305.14314). A folder that is quantized already needs no asking.
+        optimizer: `adamw`; `adamw_8bit` keeps its state in 8 bits (arXiv 2110.02861), `paged_adamw_8bit` moves it to
+            the CPU's memory when the GPU's is full. These two need bitsandbytes.
         save_dtype: dtype of the saved models; None keeps `weights_dtype`.
         checkpoint_every_steps, keep_checkpoints: exact checkpoints to resume from.
         log_every_steps: steps between lines of `log.jsonl`; the last of a stage has its line always.
@@ -293,6 +297,8 @@ class TrainingConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["int8", "int4"] | None = None
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     gradient_checkpointing: bool = False
     checkpoint_every_steps: int = 500
@@ -307,17 +313,27 @@ class TrainingConfig:
         check(bool(self.stages), "stages must hold at least one stage.")
         for name in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1.")
-        parts = {part for stage in self.stages for part in stage.learning_rates}
+        parts = self.trained_parts
         check(
             not {"language_model", "lora"} <= parts,
             "train either language_model or lora in one run, not both.",
         )
         check(self.seed >= 0, "seed must not be negative.")
+        check(
+            self.quantization is None or parts == {"lora"},
+            f"quantization: {self.quantization} freezes the model's weights, so stages can train lora only; leave "
+            f"{', '.join(sorted(parts - {'lora'}))} out of learning_rates, or leave quantization out.",
+        )
+
+    @property
+    def trained_parts(self) -> set[str]:
+        """Parts of the model that any stage trains."""
+        return {part for stage in self.stages for part in stage.learning_rates}
 
     @property
     def uses_lora(self) -> bool:
         """Whether any stage trains an adapter."""
-        return any("lora" in stage.learning_rates for stage in self.stages)
+        return "lora" in self.trained_parts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a YAML file would hold them."""

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from audioflamingo.datasets.conversations import DataRow, Dataset
+from audioflamingo.files import write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.display import StopSignal
-from audioflamingo.training.exporting import export
+from audioflamingo.training.exporting import ADAPTER_FOLDER, export
 from audioflamingo.training.log import MetricsLog
+from audioflamingo.training.model_card import CARD_FILE, model_card
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import Adapter, cached_layers, select_parameters
 from audioflamingo.training.resume import Progress, save_checkpoint
@@ -99,8 +101,9 @@ class Run:
     def save_model(self, name: str, module: nn.Module) -> None:
         """Saves `best` or `last`."""
         progress, dtype = self.progress, self.config.save_dtype
+        folder = self.output_dir / name
         export(
-            self.output_dir / name,
+            folder,
             module,
             self.model,
             self.processor,
@@ -108,5 +111,20 @@ class Run:
             dtype=None if dtype is None else getattr(torch, dtype),
             notes={"step": progress.step, "best": progress.best, "best_step": progress.best_step},
             adapter=self.adapter,
+            trained_parts=self.config.trained_parts,
         )
+        if self.accelerator.is_main_process:
+            self._write_card(folder)
         self.accelerator.wait_for_everyone()
+
+    def _write_card(self, folder: Path) -> None:
+        """Puts a draft of a model card with the curves so far into what was saved, the adapter's folder too."""
+        entries = [] if self.log is None else self.log.entries()
+        is_merged = self.adapter is None or self.adapter.settings.merge
+        for target, is_adapter in ((folder, not is_merged), (folder / ADAPTER_FOLDER, True)):
+            if target.is_dir():
+                step = self.progress.step
+                card = model_card(self.config, self.datasets, self.validation_rows, entries, step, is_adapter)
+                write_text(target / CARD_FILE, card)
+                if self.log is not None:
+                    self.log.plot(target)

@@ -10,8 +10,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.loops import find_loop
-from audioflamingo.transcription.segments import FinishReason, Segment
+from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 

@@ -86,9 +86,12 @@ def transcribe_all(
     """Transcribes many sources; windows of several run together, so short files run as fast as long ones.
 
     Args:
-        model, processor, options, **changes: see `transcribe`.
+        model: see `transcribe`.
+        processor: likewise.
         sources: what `transcribe` takes; opened one after the other.
+        options: see `transcribe`.
         on_progress: called with the index of a source and the seconds of it that have been searched.
+        **changes: see `transcribe`.
 
     Yields:
         `(index of the source, Segment)` in order, and `(index, Finished)` behind the last segment of each. A

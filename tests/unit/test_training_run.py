@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import audioflamingo
 from audioflamingo.errors import ConfigError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -246,15 +245,6 @@ def test_batches_must_divide_over_processes_and_gradient_checkpointing_changes_n
         run({**values, "gradient_checkpointing": enabled})
         curves.append(losses(base / name))
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
-
-
-def test_a_quantized_model_is_not_trained(base: Path, tmp_path: Path) -> None:
-    audioflamingo.quantize(
-        AudioFlamingo3ForConditionalGeneration.from_pretrained(base / "model"), "int8"
-    ).save_pretrained(tmp_path / "int8")
-    values = config_values(base, model=str(tmp_path / "int8"), output_dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"is quantized \(int8\); train the original"):
-        run(values)
 
 
 def test_ctc_inside_the_language_model_trains_and_needs_that_layer(base: Path, tmp_path: Path) -> None:

@@ -116,13 +116,28 @@ def test_other_devices_are_refused_before_anything_moved() -> None:
     assert layer(inputs(1)).shape == (1, 40)
 
 
-def test_gradients_are_refused() -> None:
-    layer = quantized(random_linear(), LayerFormat(8))
+@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(4, 64, True)])
+def test_gradients_pass_through_the_dequantized_weights(format_, monkeypatch) -> None:
+    """In turns of 16 outputs, so that the last one is not full."""
+    monkeypatch.setattr("audioflamingo.quantization.layers._BACKWARD_WEIGHTS", 192 * 17)
+    layer = quantized(random_linear(), format_)
+    if layer.smoothing is not None:
+        layer.smoothing.copy_(2.0 ** torch.randint(-2, 3, (192,)))
     x = inputs(2).requires_grad_()
-    with pytest.raises(ArgumentError, match="cannot be trained"):
-        layer(x)
+    out = layer(x)
+    assert torch.equal(out, layer(x.detach()))  # trained on what will be served
+    weights = torch.randn(out.shape)
+    (out * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights @ layer.dequantize(), atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         assert not layer(x).requires_grad
+
+
+def test_its_own_weights_are_not_trained() -> None:
+    layer = quantized(random_linear(), LayerFormat(8))
+    layer.bias.requires_grad_()
+    with pytest.raises(ArgumentError, match="cannot be trained"):
+        layer(inputs(2))
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
