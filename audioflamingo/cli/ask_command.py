@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,7 @@ import typer
 from audioflamingo.cli.flags import ScreenOptions, with_flags
 from audioflamingo.cli.inputs import AUDIO_SUFFIXES, STDIN
 from audioflamingo.cli.model_loading import (
-    AdapterOptions,
-    ModelOptions,
+    AdaptedModelOptions,
     find_think_adapter,
     load_with_adapter,
 )
@@ -81,13 +81,24 @@ class AnswerOptions:
         preset = {} if self.preset is None else GENERATION_PRESETS[self.preset]
         return {**preset, **options, **sampling_options(self.temperature)}
 
-    def chat(self, model: ModelOptions, adapter: AdapterOptions, screen: ScreenOptions) -> Chat:
+    def chat(self, model: AdaptedModelOptions, screen: ScreenOptions) -> Chat:
         """Loads a model and begins a conversation with it, or with an adapter of it."""
         from audioflamingo.engine.chat import Chat
 
-        loaded, processor, name = load_with_adapter(model, adapter, screen.verbose)
+        loaded, processor, name = load_with_adapter(model, screen.verbose)
         on_stretch = None if screen.quiet else _show_stretch
         return Chat(loaded, processor, self.system, self.on_long.value, adapter=name, on_stretch=on_stretch)
+
+
+@dataclass(frozen=True)
+class AskScreenOptions(ScreenOptions):
+    """What is shown of an answer."""
+
+    json: bool = option(
+        False,
+        "Print one JSON object: answer, thoughts, finish_reason, and the stretches of a long clip.",
+        group="Output",
+    )
 
 
 def _show_stretch(stretch: Stretch) -> None:
@@ -140,14 +151,6 @@ def ask(
             rich_help_panel=_ANSWER,
         ),
     ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print one JSON object: answer, thoughts, finish_reason, and the stretches of a long clip.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
     schema: Annotated[
         Path | None,
         typer.Option(
@@ -158,9 +161,8 @@ def ask(
         ),
     ] = None,
     answer: AnswerOptions,
-    model: ModelOptions,
-    adapter: AdapterOptions,
-    screen: ScreenOptions,
+    model: AdaptedModelOptions,
+    screen: AskScreenOptions,
 ) -> None:
     """Ask a question about audio. The answer is printed as it comes.
 
@@ -181,13 +183,13 @@ def ask(
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
     if think:
         question = f"{question}\n{THINK_SUFFIX}"
-        if adapter.adapter is None and (folder := find_think_adapter(model.model)) is not None:
-            adapter = AdapterOptions(str(folder))
-    chat = answer.chat(model, adapter, screen)
+        if model.adapter is None and (folder := find_think_adapter(model.model)) is not None:
+            model = dataclasses.replace(model, adapter=str(folder))
+    chat = answer.chat(model, screen)
     for source in sources:
         chat.add_audio(source)
     pieces = chat.ask(question, **options)
-    if as_json:
+    if screen.json:
         Terminal.show(_json_answer(chat, "".join(pieces), task == "transcribe"))
     elif task == "transcribe":  # the sentence around the transcript is only known when it is complete
         from audioflamingo.processor.conversation import strip_framing

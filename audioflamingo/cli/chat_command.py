@@ -13,7 +13,7 @@ import typer
 from audioflamingo.cli.ask_command import AnswerOptions, print_answer
 from audioflamingo.cli.failures import is_expected, report
 from audioflamingo.cli.flags import ScreenOptions, with_flags
-from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions
+from audioflamingo.cli.model_loading import AdaptedModelOptions
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.errors import OutputError
 from audioflamingo.files import write_whole
@@ -39,8 +39,7 @@ def chat(
     ] = None,
     *,
     answer: AnswerOptions,
-    model: ModelOptions,
-    adapter: AdapterOptions,
+    model: AdaptedModelOptions,
     screen: ScreenOptions,
 ) -> None:
     """Talk with the model about audio. It remembers the conversation and all clips.
@@ -52,7 +51,7 @@ def chat(
 
     In the conversation: /add FILE, /save FILE, /help, /quit.
     """
-    conversation = answer.chat(model, adapter, screen)
+    conversation = answer.chat(model, screen)
     for name in audio or []:
         _add(conversation, name)
     if not screen.quiet and sys.stdin.isatty():

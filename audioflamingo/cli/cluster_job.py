@@ -15,7 +15,7 @@ import typer
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED
 from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
-from audioflamingo.cli.model_loading import ADAPTER_NAME, AdapterOptions, ModelOptions, load_with_adapter
+from audioflamingo.cli.model_loading import ADAPTER_NAME, AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.cli.transcribe_job import OutputOptions
 from audioflamingo.corpus import (
@@ -79,8 +79,7 @@ class ClusterJob(CorpusWatcher):
 
     def run(
         self,
-        model: ModelOptions,
-        adapter: AdapterOptions,
+        model: AdaptedModelOptions,
         options: TranscriptionOptions,
         cluster: ClusterOptions,
         is_overwriting: bool,
@@ -89,7 +88,6 @@ class ClusterJob(CorpusWatcher):
 
         Args:
             model: what the workers load.
-            adapter: what they load beside it.
             options: how files are transcribed.
             cluster: who does it.
             is_overwriting: start again.
@@ -99,8 +97,7 @@ class ClusterJob(CorpusWatcher):
         """
         if model.device == "cpu" and cluster.gpus_per_worker is None:
             cluster = dataclasses.replace(cluster, gpus_per_worker=0.0)
-        if adapter.adapter is not None:
-            adapter = AdapterOptions(_whole_path(adapter.adapter))
+        if model.adapter is not None:
             options = dataclasses.replace(options, adapter=ADAPTER_NAME)
         with Terminal.progress(len(self._files), not self._screen.quiet) as bar:
             self._bar = bar
@@ -108,8 +105,8 @@ class ClusterJob(CorpusWatcher):
                 summary = transcribe_corpus(
                     self._files,
                     self._output_dir,
-                    functools.partial(_load, _everywhere(model), adapter),
-                    model=_describe(model, adapter),
+                    functools.partial(_load, _everywhere(model)),
+                    model=_describe(model),
                     options=options,
                     cluster=cluster,
                     overwrite=is_overwriting,
@@ -146,9 +143,10 @@ class ClusterJob(CorpusWatcher):
             raise typer.Exit(EXIT_FAILED)
 
 
-def _everywhere(options: ModelOptions) -> ModelOptions:
-    """The model by its whole path: workers run elsewhere."""
-    return dataclasses.replace(options, model=_whole_path(options.model))
+def _everywhere(options: AdaptedModelOptions) -> AdaptedModelOptions:
+    """Folders by their whole paths: workers run elsewhere."""
+    adapter = None if options.adapter is None else _whole_path(options.adapter)
+    return dataclasses.replace(options, model=_whole_path(options.model), adapter=adapter)
 
 
 def _whole_path(name: str) -> str:
@@ -157,19 +155,19 @@ def _whole_path(name: str) -> str:
     return os.path.abspath(folder) if os.path.isdir(folder) else name
 
 
-def _load(model: ModelOptions, adapter: AdapterOptions) -> tuple[Any, Any]:
+def _load(model: AdaptedModelOptions) -> tuple[Any, Any]:
     """What a worker does first."""
-    return load_with_adapter(model, adapter)[:2]
+    return load_with_adapter(model)[:2]
 
 
-def _describe(options: ModelOptions, adapter: AdapterOptions) -> dict[str, Any]:
+def _describe(options: AdaptedModelOptions) -> dict[str, Any]:
     """What tells the model from others, whatever its folder is called."""
     from audioflamingo.corpus.folder import fingerprint_checkpoint
     from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
 
     extra = {}
-    if adapter.adapter is not None:
-        folder = resolve_folder(adapter.adapter, allow_patterns=ADAPTER_PATTERNS)
+    if options.adapter is not None:
+        folder = resolve_folder(options.adapter, allow_patterns=ADAPTER_PATTERNS)
         extra["adapter_sha256"] = fingerprint_checkpoint(folder, ADAPTER_PATTERNS)
     return {
         **extra,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
-from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions, load_with_adapter
+from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 
@@ -39,8 +39,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Only a fixed random sample of so many rows.")
     ] = None,
     options: EvaluationOptions,
-    model: ModelOptions,
-    adapter: AdapterOptions,
+    model: AdaptedModelOptions,
     screen: QuietOptions,
 ) -> None:
     """Measure a model: word error rate, multiple-choice accuracy, exact match.
@@ -61,7 +60,7 @@ def evaluate(
         if is_given(ctx, "model"):
             raise typer.BadParameter(f"two models: {arguments[0]!r} and --model {model.model!r}.")
         model = dataclasses.replace(model, model=arguments[0])
-    loaded, processor, name = load_with_adapter(model, adapter)
+    loaded, processor, name = load_with_adapter(model)
     with Terminal.progress(None, not screen.quiet) as bar:
         result = run_evaluation(
             loaded,

@@ -62,8 +62,8 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class AdapterOptions:
-    """Something beside the model."""
+class AdaptedModelOptions(ModelOptions):
+    """A model, and an adapter of it."""
 
     adapter: str | None = option(
         None, "Folder of an adapter (LoRA) that answers.", metavar="FOLDER", group=_MODEL
@@ -106,13 +106,13 @@ def load(
 
 
 def load_with_adapter(
-    options: ModelOptions, adapter: AdapterOptions, is_verbose: bool = False
+    options: AdaptedModelOptions, is_verbose: bool = False
 ) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor, str | None]:
     """Loads a model, its processor and an adapter; returns the adapter's name too, None for the model itself."""
     model, processor = load(options, is_verbose)
-    if adapter.adapter is None:
+    if options.adapter is None:
         return model, processor, None
-    model.load_adapter(adapter.adapter, ADAPTER_NAME)
+    model.load_adapter(options.adapter, ADAPTER_NAME)
     return model, processor, ADAPTER_NAME
 
 

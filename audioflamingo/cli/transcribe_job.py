@@ -16,7 +16,7 @@ import typer
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, report
 from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
-from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions, load_with_adapter
+from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
 from audioflamingo.fields import option
@@ -81,7 +81,7 @@ class TranscribeJob:
         self._formatter: Formatter | None = None
         self.num_done = self.num_failed = self.num_skipped = 0
 
-    def run(self, model: ModelOptions, adapter: AdapterOptions) -> None:
+    def run(self, model: AdaptedModelOptions) -> None:
         """Transcribes what is left to do.
 
         Raises:
@@ -92,7 +92,7 @@ class TranscribeJob:
         self._find_work()
         try:
             if self._todo:
-                loaded, processor, name = load_with_adapter(model, adapter, self._verbose)
+                loaded, processor, name = load_with_adapter(model, self._verbose)
                 self._options = dataclasses.replace(self._options, adapter=name)
                 self._transcribe(loaded, processor)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor
 from audioflamingo.cli.cluster_job import ClusterJob, _describe, _load
 from audioflamingo.cli.flags import ScreenOptions
-from audioflamingo.cli.model_loading import AdapterOptions, ModelOptions
+from audioflamingo.cli.model_loading import AdaptedModelOptions
 from audioflamingo.corpus import ClusterOptions, CorpusFile
 from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import evaluate
@@ -90,11 +91,13 @@ def test_evaluation_tells_adapters_apart(loaded: tuple[Any, Any], folder: Path, 
 
 def test_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent to the workers: a folder by its whole path, and what tells one adapter from another."""
-    model = ModelOptions(str(folder), "cpu")
-    described = {name: _describe(model, AdapterOptions(str(folder / name))) for name in ("mine", "other")}
+    model = AdaptedModelOptions(str(folder), "cpu")
+    described = {
+        name: _describe(dataclasses.replace(model, adapter=str(folder / name))) for name in ("mine", "other")
+    }
     assert described["mine"]["model_sha256"] == described["other"]["model_sha256"]
     assert described["mine"]["adapter_sha256"] != described["other"]["adapter_sha256"]
-    assert "adapter_sha256" not in _describe(model, AdapterOptions())
+    assert "adapter_sha256" not in _describe(model)
     sent: dict[str, Any] = {}
 
     def record(files: Any, output_dir: Any, load: Any, **rest: Any) -> Any:
@@ -105,8 +108,8 @@ def test_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     job = ClusterJob([CorpusFile("clip.wav", str(folder / "clip.wav"))], folder, ScreenOptions(quiet=True))
     with pytest.raises(BaseException, match="130"):
-        job.run(model, AdapterOptions("mine"), TranscriptionOptions(), ClusterOptions(), False)
+        job.run(dataclasses.replace(model, adapter="mine"), TranscriptionOptions(), ClusterOptions(), False)
     assert sent["load"].func is _load
-    assert sent["load"].args[1] == AdapterOptions(str(folder / "mine"))
+    assert sent["load"].args[0].adapter == str(folder / "mine")
     loaded, _ = sent["load"]()
     assert list(loaded.adapters) == [sent["options"].adapter]
