@@ -71,9 +71,7 @@ def transcribe(
     inputs = find_inputs(paths)
     if engine is Engine.RAY:
         folder = check_cluster_output(output, is_given(ctx, "format"))
-        ClusterJob(corpus_files(inputs), folder, screen).run(
-            model, adapter, options, cluster, output.overwrite
-        )
+        ClusterJob(corpus_files(inputs), folder, screen).run(model, options, cluster, output.overwrite)
         return
     for name in flag_names(ClusterOptions):
         if is_given(ctx, name):

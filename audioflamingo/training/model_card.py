@@ -26,8 +26,8 @@ def model_card(
 
     Args:
         config: of the run.
-        datasets: what was read. Only names of files are shown, not where they lie.
-        validation_rows: of the data that it was measured on.
+        datasets: what was read for training. Only names of files are shown, not where they lie.
+        validation_rows: what was read for validation.
         entries: lines of the run's log.
         step: of the weights that it is about.
         is_adapter: whether what is saved needs the base model.
