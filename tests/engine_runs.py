@@ -61,7 +61,7 @@ def submit(
             done.set()
 
     engine: Any = worker.engine
-    eos = frozenset(eos_ids(engine.model.generation_config))
+    eos = frozenset(eos_ids(engine._model.generation_config))
     stop = StopRules(eos, params.stop.stop_strings, engine._tokenizer)
     uniforms = Uniforms(1, [seed]) if params.rules.do_sample else None
     request = Request(prompt, replace(params, stop=stop), collect, share or Share(), is_streamed, uniforms)

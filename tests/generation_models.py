@@ -56,6 +56,7 @@ class ScriptedModel:
     def __init__(
         self, script: Callable[[list[int]], Tensor], vocab_size: int = 32, context: int = 5000
     ) -> None:
+        self.compiles_steps = False
         self.config = SimpleNamespace(
             text_config=SimpleNamespace(
                 vocab_size=vocab_size, max_position_embeddings=context, num_hidden_layers=1

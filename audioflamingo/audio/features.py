@@ -18,8 +18,10 @@ import torch
 from audioflamingo.audio.loading import HOP_LENGTH, N_FFT, SAMPLING_RATE
 from audioflamingo.config import CHUNK_LENGTH_S
 from audioflamingo.errors import ArgumentError, AudioError, ConfigError
+from audioflamingo.kernels.host import to_device
 
 LOG_FLOOR = 1e-10  # mel power below it counts as this: log10 is -10
+BATCH_WINDOWS = 16  # whose spectra are computed together on a device: 80 MB
 DYNAMIC_RANGE = 8.0  # in log10: values more than 80 dB under the loudest of the window are raised to that
 
 
@@ -65,7 +67,7 @@ def log_mel_spectrogram(
     window = torch.hann_window(N_FFT, device=waveforms.device)
     stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True)  # (W, 201, T + 1)
     power = (stft[..., :-1].abs() ** 2).contiguous()  # (W, 201, T)
-    filters = mel_filter_bank(num_mel_bins).to(waveforms.device)
+    filters = to_device(mel_filter_bank(num_mel_bins), waveforms.device)
     log_mel = (filters @ power).clamp(min=LOG_FLOOR).log10()  # (W, M, T)
     if num_frames is not None:
         pad = num_frames - log_mel.shape[-1]
@@ -86,6 +88,10 @@ class AudioFlamingo3FeatureExtractor:
         padding_value, padding_side, dither: 0.0, "right" and 0.0; others are refused.
         return_attention_mask: kept for the settings file. The mask is always returned.
         extra: settings that this class does not know; `to_dict` writes them back.
+
+    Attributes:
+        device: where spectra are computed, several windows together, and where the features then are: the model's if
+            that is a GPU. None for the CPU, one window at a time. It is no setting of a checkpoint.
 
     Raises:
         ConfigError: a value that this front end does not implement.
@@ -134,6 +140,7 @@ class AudioFlamingo3FeatureExtractor:
         self.dither = dither
         self.return_attention_mask = return_attention_mask
         self.extra = dict(extra or {})
+        self.device: torch.device | None = None
 
     @property
     def num_samples(self) -> int:
@@ -206,22 +213,35 @@ class AudioFlamingo3FeatureExtractor:
             raise ArgumentError(
                 "windows must be a list of at least one array; wrap a single waveform: [waveform]."
             )
-        features = torch.empty(len(windows), self.feature_size, self.num_frames)
-        mask = torch.zeros(len(windows), self.num_frames, dtype=torch.int32)
-        for row, waveform in enumerate(windows):  # one at a time: the spectra of a batch would take gigabytes
+        for row, waveform in enumerate(windows):
             if waveform.ndim != 1 or not 1 <= len(waveform) <= self.num_samples:
                 raise AudioError(
                     f"window {row} has shape {tuple(waveform.shape)}; it must be (samples,) with 1 to "
                     f"{self.num_samples} samples. Cut longer audio with split_windows."
                 )
+        num_frames = torch.tensor([math.ceil(len(waveform) / self.hop_length) for waveform in windows])
+        mask = (torch.arange(self.num_frames) < num_frames[:, None]).int()  # (W, T)
+        if self.device is not None:
+            starts = range(0, len(windows), BATCH_WINDOWS)
+            parts = [self._together(windows[start : start + BATCH_WINDOWS], self.device) for start in starts]
+            return torch.cat(parts), to_device(mask, self.device)
+        features = torch.empty(len(windows), self.feature_size, self.num_frames)
+        for row, waveform in enumerate(windows):  # one at a time: the spectra of a batch would take gigabytes
             # Frames that start after the last sample hold silence, so no spectrum is needed there. A frame
             # reaches N_FFT / 2 samples to each side of its centre; so does the reflection at the end, which
             # must see zeros.
             num_needed = math.ceil((len(waveform) + N_FFT) / HOP_LENGTH) * HOP_LENGTH
             padded = np.zeros((1, min(num_needed, self.num_samples)), np.float32)
             padded[0, : len(waveform)] = waveform
-            features[row] = log_mel_spectrogram(torch.from_numpy(padded), self.feature_size, self.num_frames)[
-                0
-            ]
-            mask[row, : math.ceil(len(waveform) / self.hop_length)] = 1
+            (features[row],) = log_mel_spectrogram(
+                torch.from_numpy(padded), self.feature_size, self.num_frames
+            )
         return features, mask
+
+    def _together(self, windows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+        """Features of a few windows, whole and at once, `(n, M, T)`."""
+        padded = np.zeros((len(windows), self.num_samples), np.float32)
+        for row, waveform in zip(padded, windows, strict=True):
+            row[: len(waveform)] = waveform
+        waveforms = to_device(torch.from_numpy(padded), device)
+        return log_mel_spectrogram(waveforms, self.feature_size, self.num_frames)

@@ -98,11 +98,13 @@ def fill_from_files(
     set_embedding_dtype(model, dtype)
 
 
-def fill_quantizing(model: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
+def fill_quantizing(
+    model: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype, placement: Placement
+) -> None:
     """Fills a quantized model from a checkpoint that is not, tensor by tensor; `dtype` is that of the rest."""
     reader = QuantizingReader(model, stored, dtype)
     for name in model.state_dict():
-        _assign(model, name, reader.read(name))
+        _assign(model, name, reader.read(name).to(placement.device_of(name)))
     set_embedding_dtype(model, dtype)
 
 

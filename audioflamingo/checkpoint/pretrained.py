@@ -61,8 +61,10 @@ from audioflamingo.errors import (
 )
 from audioflamingo.files import read_json
 from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
+from audioflamingo.kernels.gpu import check_triton, has_triton
 from audioflamingo.network.adapters import merge, routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.quantization.layers import QUANTIZED_DEVICES
 from audioflamingo.quantization.quantize_model import packed_layers
 from audioflamingo.quantization.schemes import (
     QuantizationConfig,
@@ -97,6 +99,7 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
         device_map: DeviceMap | None = None,
         attn_implementation: str | None = None,
         quantization: str | QuantizationConfig | None = None,
+        compile: bool = False,
         config: AudioFlamingo3Config | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -116,9 +119,11 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             device_map: None for the CPU; a device; `"auto"` for all CUDA devices, else MPS, else the CPU; or
                 a dict from module names to devices. More than one device needs the package `accelerate`.
             attn_implementation: `"sdpa"` (the default) or `"eager"`.
-            quantization: `"int8"` or `"int4"`: quantize while loading, one tensor at a time, to run on the CPU
-                (`device_map="auto"` then means it). A folder that is quantized already needs no asking, and
-                refuses another scheme.
+            quantization: `"int8"` or `"int4"`: quantize while loading, one tensor at a time; the model then runs on
+                the CPU or on one GPU (`device_map="auto"` takes the first). A folder that is quantized already needs
+                no asking, and refuses another scheme.
+            compile: capture decode steps in CUDA graphs, some seconds when they are first needed; then a step waits
+                neither for Python nor for its last tokens. Where that is not possible: one warning, and as without.
             config: used in place of the folder's `config.json`.
             revision: branch, tag or commit of a hub repository.
             token: hub token; None takes the stored login.
@@ -149,6 +154,8 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             raise ArgumentError(
                 f"config must be of {cls.config_class.__name__}, got {type(config).__name__}."
             )
+        if not isinstance(compile, bool):
+            raise ArgumentError(f"compile must be True or False, got {compile!r}.")
         if quantization is not None:
             as_config(quantization)  # a mistake shows before anything is fetched
         folder = resolve_folder(
@@ -164,13 +171,14 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
 
         placement = _place(device_map, model, found_dtype)
         if is_quantizing:
-            fill_quantizing(model, stored, found_dtype)
+            fill_quantizing(model, stored, found_dtype, placement)
         else:
             fill_from_files(model, stored, found_dtype, placement)
         model.config.dtype = _name(found_dtype)
         model.generation_config = read_generation_config(folder, config)
         if placement.is_split:
             connect_devices(model, placement, model.get_input_embeddings())
+        model.compiles_steps = compile
         model.eval()
         return model
 
@@ -391,16 +399,20 @@ def _check_recorded(
 
 
 def _place(device_map: DeviceMap | None, model: nn.Module, dtype: torch.dtype) -> Placement:
-    """`plan_placement`; a quantized model lies on the CPU."""
+    """`plan_placement`; a quantized model lies on the CPU or on one GPU."""
     if not packed_layers(model):
         return plan_placement(device_map, model, dtype)
-    placement = plan_placement("cpu" if device_map == "auto" else device_map, model, dtype)
-    others = [str(device) for device in placement.devices.values() if device.type != "cpu"]
-    if others:
+    if device_map == "auto":
+        device_map = "cuda:0" if torch.cuda.is_available() and has_triton() else "cpu"
+    placement = plan_placement(device_map, model, dtype)
+    devices = set(placement.devices.values())
+    if len(devices) > 1 or any(device.type not in QUANTIZED_DEVICES for device in devices):
         raise DeviceError(
-            f"a quantized model runs on the CPU only, not on {others[0]}; leave device_map out, or load the original "
-            "checkpoint there."
+            f"a quantized model runs on the CPU or on one NVIDIA GPU, not on {', '.join(sorted(map(str, devices)))}; "
+            "leave device_map out, or load the original checkpoint there."
         )
+    if any(device.type == "cuda" for device in devices):
+        check_triton()
     return placement
 
 

@@ -56,7 +56,12 @@ class ModelOptions:
     )
     quantization: Quantization | None = option(
         None,
-        "Make the weights smaller while loading, to run on the CPU; `af3 quantize` does it once and for all.",
+        "Make the weights smaller while loading; `af3 quantize` does it once and for all. On a CPU or one GPU.",
+        group=_MODEL,
+    )
+    compile: bool = option(
+        False,
+        "Capture decode steps in CUDA graphs: seconds at the first answers, then faster ones. On a GPU only.",
         group=_MODEL,
     )
 
@@ -95,7 +100,10 @@ def load(
         dtype=_choose_dtype(folder, options),
         device_map=options.device,
         quantization=None if options.quantization is None else options.quantization.value,
+        compile=options.compile,
     )
+    if model.device.type == "cuda":
+        processor.feature_extractor.device = model.device
     if is_verbose:
         form = read_quantization(model.config) or model.dtype
         Terminal.say(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.sequence import SequenceGroup
+from audioflamingo.kernels.host import to_device
 from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor.prompt import AudioWindow
@@ -64,9 +65,10 @@ class AudioEncoder:
 
     @torch.no_grad()
     def _encode(self, windows: Sequence[AudioWindow], adapter: str | None) -> list[Tensor]:
-        features = torch.stack([window.features for window in windows]).to(self._model.device)  # (W, M, T)
+        device = self._model.device
+        features = to_device(torch.stack([window.features for window in windows]), device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])
-        mask = (torch.arange(features.shape[2]) < frames[:, None]).to(features.device)
+        mask = to_device(torch.arange(features.shape[2]) < frames[:, None], device)
         timed = {"window_index": numbers} if (numbers := _numbers(windows)) else {}
         with routed([adapter]):
             encoded = self._model.get_audio_features(features, mask, **timed).pooler_output  # (A, D)

@@ -17,18 +17,25 @@ from audioflamingo.engine.sampling import (
     log_probabilities,
 )
 from audioflamingo.engine.sequence import Sequence
-from audioflamingo.kernels.host import to_host
+from audioflamingo.kernels.host import to_device, to_host
 
 
-def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor) -> Tensor:
-    """Scores `(R, V)` of sequences that share the rules, and on which side of `min_new_tokens` they are."""
+def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor, num_new: int) -> Tensor:
+    """Scores `(R, V)` of sequences that share the rules, and on which side of `min_new_tokens` they are.
+
+    Args:
+        rules: what is done.
+        sequences: R of them.
+        logits: `(R, V)`.
+        num_new: tokens that an answer of theirs has, also those that the host has not seen yet.
+    """
     logits = keep_grammatical(sequences, logits)
     history = answers = None
     if rules.needs_history:
         history = stack_right([sequence.history() for sequence in sequences], logits.device)
     if rules.needs_answers:
         answers = stack_right([np.array(s.new_ids, dtype=np.int64) for s in sequences], logits.device)
-    return rules(logits, history, len(sequences[0].new_ids), answers)
+    return rules(logits, history, num_new, answers)
 
 
 def keep_grammatical(sequences: Rows[Sequence], logits: Tensor) -> Tensor:
@@ -41,7 +48,7 @@ def keep_grammatical(sequences: Rows[Sequence], logits: Tensor) -> Tensor:
             allowed = sequence.grammar.allowed()[: len(row)]
             row[: len(allowed)] = allowed
             row[len(allowed) :] = False
-    return logits.masked_fill(~torch.from_numpy(is_allowed).to(logits.device), -torch.inf)
+    return logits.masked_fill(~to_device(torch.from_numpy(is_allowed), logits.device), -torch.inf)
 
 
 def stack_right(rows: Rows[np.ndarray], device: torch.device) -> Tensor:
@@ -49,7 +56,7 @@ def stack_right(rows: Rows[np.ndarray], device: torch.device) -> Tensor:
     stacked = np.full((len(rows), max(map(len, rows))), NO_TOKEN, dtype=np.int64)
     for place, row in zip(stacked, rows, strict=True):
         place[len(place) - len(row) :] = row
-    return torch.from_numpy(stacked).to(device)
+    return to_device(torch.from_numpy(stacked), device)
 
 
 def draw_numbers(wanted: Rows[tuple[Uniforms, int]], count: int = 1) -> Tensor:
@@ -71,38 +78,76 @@ def draw_numbers(wanted: Rows[tuple[Uniforms, int]], count: int = 1) -> Tensor:
 
 
 def choose(sequences: Rows[Sequence], logits: Tensor) -> list[int]:
-    """Chooses one token a sequence; those with the same rules are handled together.
+    """Chooses one token a sequence, as `choose_ids`, and reads what was chosen."""
+    tokens: list[int] = to_host(choose_ids(sequences, logits))
+    return tokens
+
+
+def choose_ids(sequences: Rows[Sequence], logits: Tensor, num_unread: int = 0) -> Tensor:
+    """Chooses one token a sequence; those with the same rules are handled together. Nothing is read from the device.
 
     Keeps scores and logits with the sequences that ask for it.
 
     Args:
         sequences: R of them.
         logits: float32 `(R, V)`.
+        num_unread: tokens that each answer has beyond those that the host has seen; only where
+            `chooses_without_history`.
 
     Returns:
-        Token ids; `NO_TOKEN` for a sequence whose logits are not finite or that may not say anything.
+        Token ids, int64 `(R,)`; `NO_TOKEN` for a sequence whose logits are not finite or that may not say anything.
     """
     groups: dict[object, list[int]] = {}
     for place, sequence in enumerate(sequences):
         rules = sequence.group.request.params.rules
-        groups.setdefault((rules, len(sequence.new_ids) < rules.min_new_tokens), []).append(place)
-    tokens = [NO_TOKEN] * len(sequences)
+        is_early = len(sequence.new_ids) + num_unread < rules.min_new_tokens
+        groups.setdefault((rules, is_early), []).append(place)
+    if len(groups) == 1:
+        return _choose_alike(sequences, logits, num_unread)
+    ids = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
     for members in groups.values():
-        some = [sequences[place] for place in members]
-        part = logits if len(some) == len(sequences) else logits[torch.tensor(members, device=logits.device)]
-        for place, token in zip(members, _choose_alike(some, part), strict=True):
-            tokens[place] = token
-    return tokens
+        index = to_device(members, logits.device)
+        ids[index] = _choose_alike([sequences[place] for place in members], logits[index], num_unread)
+    return ids
 
 
-def _choose_alike(sequences: Rows[Sequence], logits: Tensor) -> list[int]:
+def _choose_alike(sequences: Rows[Sequence], logits: Tensor, num_unread: int) -> Tensor:
     rules = sequences[0].group.request.params.rules
-    scores = apply_rules(rules, sequences, logits)
+    scores = apply_rules(rules, sequences, logits, len(sequences[0].new_ids) + num_unread)
     numbers = None
     if rules.do_sample:
-        numbers = draw_numbers([_source(sequence) for sequence in sequences])[:, 0].to(scores.device)
+        drawn = draw_numbers([_source(sequence) for sequence in sequences])[:, 0]
+        numbers = to_device(drawn, scores.device)
     keep_values(sequences, scores, logits)
-    return to_host(choose_tokens(scores, numbers))
+    return choose_tokens(scores, numbers)
+
+
+def chooses_without_history(sequence: Sequence) -> bool:
+    """Whether a sequence's next token can be chosen while the host has not seen the last one.
+
+    Numbers that all rows of a call draw in order from one generator are not: whether a row still runs would change
+    what the caller's generator gives afterwards.
+    """
+    request = sequence.group.request
+    params = request.params
+    return (
+        params.beams is None
+        and sequence.grammar is None
+        and params.num_top_logprobs is None
+        and not (params.keeps_scores or params.keeps_logits)
+        and not (params.rules.needs_history or params.rules.needs_answers)
+        and (not params.rules.do_sample or (request.uniforms is not None and request.uniforms.is_seeded))
+    )
+
+
+def takes_likeliest(sequences: Rows[Sequence], num_unread: int) -> bool:
+    """Whether each sequence's next token is the likeliest one, whatever that is."""
+    for sequence in sequences:
+        rules = sequence.group.request.params.rules
+        is_early = len(sequence.new_ids) + num_unread < rules.min_new_tokens
+        if rules.do_sample or rules.needs_history or rules.needs_answers or rules.logit_bias or is_early:
+            return False
+    return True
 
 
 def keep_values(sequences: Rows[Sequence], scores: Tensor, logits: Tensor) -> None:

@@ -16,14 +16,32 @@ from torch import Tensor
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.audio_encoder import AudioEncoder
 from audioflamingo.engine.beam_search import find_candidates
-from audioflamingo.engine.choosing import apply_rules, choose, draw_numbers, keep_values, token_logprobs
+from audioflamingo.engine.captured_steps import (
+    MIN_WINDOW,
+    DecodeStep,
+    Flight,
+    StoreSteps,
+    captured_steps_of,
+    sizes_up_to,
+)
+from audioflamingo.engine.choosing import (
+    apply_rules,
+    choose,
+    choose_ids,
+    chooses_without_history,
+    draw_numbers,
+    keep_values,
+    takes_likeliest,
+    token_logprobs,
+)
 from audioflamingo.engine.kv_pool import CacheRows, KVPool
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.request import Request
-from audioflamingo.engine.sampling import NO_TOKEN
+from audioflamingo.engine.sampling import NO_TOKEN, TokenLogprob
 from audioflamingo.engine.scheduler import Scheduler, Step
 from audioflamingo.engine.sequence import Sequence, SequenceGroup
 from audioflamingo.errors import AudioFlamingoError, ContextLengthError
+from audioflamingo.kernels.host import to_device
 from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.kv import KVCache
@@ -52,7 +70,6 @@ class Engine:
         clip_cache: encoded audio; counts windows.
         pool: keys and values.
         scheduler: who waits, whose prompt is read, who is answered.
-        model: answers.
     """
 
     def __init__(
@@ -64,7 +81,7 @@ class Engine:
         cache: KVCache | None = None,
     ) -> None:
         self.options = options or EngineOptions()
-        self.model = model
+        self._model = model
         self._tokenizer = tokenizer
         text_config = model.config.text_config
         self._context = text_config.max_position_embeddings
@@ -73,10 +90,27 @@ class Engine:
         self.clip_cache = clip_cache or ClipCache()
         self.audio = AudioEncoder(model, self.clip_cache)
         size = self.options.cache_tokens
-        self.pool = KVPool(text_config.num_hidden_layers, size or 0, grows=size is None)
+        captured = captured_steps_of(model) if cache is None else None
+        self._captured = captured
+        self._steps: StoreSteps | None = None if captured is None else captured.lend(model, size)
+        self._flight: Flight | None = None
+        self._running: DecodeStep | None = None  # the step of the flight
+        self.pool = KVPool(
+            text_config.num_hidden_layers,
+            size or 0,
+            grows=size is None,
+            store=None if self._steps is None else self._steps.store,
+        )
+        if self._steps is not None:
+            self.pool.reserve_first()  # of rows of no use
         self._rows = self.pool if cache is None else CacheRows(cache)
         self.scheduler = Scheduler(self.pool, self.audio, self.options)
         self.num_steps = self.num_prompt_tokens = self.num_new_tokens = 0
+
+    @property
+    def model(self) -> AudioFlamingo3WithHead:
+        """What answers."""
+        return self._model
 
     def room(self, num_prompt_tokens: int, num_sequences: int = 1) -> int:
         """Tokens that an answer to a prompt can have at most."""
@@ -111,7 +145,7 @@ class Engine:
         if self._cache is not None:
             span = self._cache.spans[self._num_continued]
             self._num_continued += 1
-        salt = 0 if request.adapter is None else self.model.adapters.salt(request.adapter)
+        salt = 0 if request.adapter is None else self._model.adapters.salt(request.adapter)
         return SequenceGroup(request, min(params.max_new_tokens, room), self._tokenizer, span, salt)
 
     @property
@@ -121,32 +155,114 @@ class Engine:
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen."""
+        """Runs one token, so that the buffers of the pool are allocated and the kernels are chosen.
+
+        Captures the steps that short prompts need, so that nobody waits for that later.
+        """
         span = self.pool.allocate(1)
         assert span is not None
-        ids = torch.zeros(1, dtype=torch.long, device=self.model.device)
+        ids = torch.zeros(1, dtype=torch.long, device=self._model.device)
         view = self.pool.view([span], [1], ids.device)
-        self.model.packed_logits(self.model.embed(ids), view, ids)
+        self._model.packed_logits(self._model.embed(ids), view, ids)
         self.pool.free(span)
+        if self._steps is not None:
+            for num_rows in sizes_up_to(self.options.max_rows):
+                self._steps.step(num_rows, MIN_WINDOW)
 
     @torch.no_grad()
     def step(self) -> None:
         """Decides what runs now, runs it, and gives each sequence whose turn it is its next token."""
+        if self._flight is not None:
+            self._go_on(self._flight)
+            return
         step = self.scheduler.schedule()
         if step.windows:
             self._encode(step)
         if not step.chunks:
             return
         start = time.perf_counter()
-        rows, logits = self._run(step)
-        if rows:
-            self._answer(rows, logits)
-        step_s = time.perf_counter() - start
-        num_tokens = sum(count for _, count in step.chunks)
-        for sequence, count in step.chunks:
+        captured = self._captured_step(step)
+        if captured is None:
+            rows, logits = self._run(step)
+            if rows:
+                self._answer(rows, logits)
+        else:
+            self._run_captured(captured, [sequence for sequence, _ in step.chunks])
+        self._note(step.chunks, time.perf_counter() - start, step.num_prompt_tokens)
+
+    def _note(self, chunks: Rows[tuple[Sequence, int]], step_s: float, num_prompt_tokens: int = 0) -> None:
+        """Counts a step."""
+        num_tokens = sum(count for _, count in chunks)
+        for sequence, count in chunks:
             sequence.group.request.share.service_s += step_s * count / num_tokens
-        self.scheduler.budget.note(step.num_prompt_tokens, step_s)
+        self.scheduler.budget.note(num_prompt_tokens, step_s)
         self.num_steps += 1
+
+    def close(self) -> None:
+        """Hands the slots on, for a caller who is done; every value in them is finite."""
+        if self._captured is not None and self._steps is not None and self.options.cache_tokens is None:
+            self._captured.give_back(self._steps)
+            self._steps = None
+
+    def _captured_step(self, step: Step) -> DecodeStep | None:
+        """The captured step that does the work of one; None where it has to be done eagerly."""
+        if self._steps is None or any(
+            not sequence.new_ids or sequence.group.request.adapter is not None for sequence, _ in step.chunks
+        ):
+            return None
+        most = max(sequence.used_span.length for sequence, _ in step.chunks)
+        # Two more: this token, and the one after it, which may be begun before this one is read.
+        return self._steps.step(len(step.chunks), most + 2)
+
+    def _run_captured(self, captured: DecodeStep, rows: list[Sequence]) -> None:
+        """Runs a captured step, and if nothing forbids it the one behind it before its tokens are read."""
+        spans = [sequence.used_span for sequence in rows]
+        captured.load([sequence.new_ids[-1] for sequence in rows], spans)
+        if all(map(chooses_without_history, rows)):
+            self._go_on(self._launch(captured, rows, num_unread=0))
+            return
+        captured.run()
+        for span in spans:
+            span.length += 1
+        assert captured.logits is not None
+        self._answer(rows, captured.logits[: len(rows)].clone())  # the next run writes over them
+
+    def _launch(self, captured: DecodeStep, rows: list[Sequence], num_unread: int) -> Flight:
+        """Starts a step whose rows are loaded, or were the last time; its tokens are on their way to the host."""
+        captured.run()
+        for sequence in rows:
+            sequence.used_span.length += 1
+        assert captured.logits is not None
+        assert captured.chosen is not None
+        chosen = captured.chosen[: len(rows)]
+        if not takes_likeliest(rows, num_unread):
+            chosen = choose_ids(rows, captured.logits[: len(rows)], num_unread)
+            captured.feed(chosen)
+        self._running = captured
+        return Flight.of(rows, chosen)
+
+    def _go_on(self, flight: Flight) -> None:
+        """Reads the tokens of a step, after the next one has been started, if the same rows go on."""
+        start = time.perf_counter()
+        following, self._flight = None, None
+        if self._running is not None and self._may_go_on(flight, self._running):
+            following = self._launch(self._running, flight.rows, num_unread=1)
+        self._take(flight.rows, flight.tokens())
+        if following is not None and any(sequence.finish_reason is None for sequence in flight.rows):
+            self._flight = following
+        self._note([(sequence, 1) for sequence in flight.rows], time.perf_counter() - start)
+
+    def _may_go_on(self, flight: Flight, captured: DecodeStep) -> bool:
+        """Whether the next step is sure to be one token of each of the same rows."""
+        if self.scheduler.waiting or self.scheduler.reading:
+            return False
+        running = {id(sequence) for group in self.scheduler.answering for sequence in group.running}
+        return running == {id(sequence) for sequence in flight.rows} and all(
+            not sequence.group.request.is_cancelled
+            and len(sequence.new_ids) + 1 < sequence.group.max_new_tokens
+            and sequence.used_span.length < captured.window
+            for sequence in flight.rows
+        )
 
     def tidy(self) -> None:
         """Lets cancelled requests go, without running anything."""
@@ -196,13 +312,13 @@ class Engine:
             if not sequence.new_ids:
                 sequence.group.forget_audio()
         with routed(adapters, counts):
-            logits = self.model.packed_logits(x, view, torch.tensor(last, dtype=torch.long, device=x.device))
+            logits = self._model.packed_logits(x, view, to_device(last, x.device, torch.long))
         return self._fork(rows, logits)
 
     def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:
         """Embeddings of the next tokens of some sequences, one after the other, `(N, D)`."""
         ids = [token for sequence, count in chunks for token in sequence.next_ids(count)]
-        x = self.model.embed(torch.tensor(ids, device=self.model.device))
+        x = self._model.embed(to_device(ids, self._model.device))
         offset = 0
         for sequence, count in chunks:
             if not sequence.new_ids:
@@ -226,7 +342,7 @@ class Engine:
             forked += members
             sources += [place] * len(members)
         if len(forked) > len(rows):
-            logits = logits[torch.tensor(sources, device=logits.device)]
+            logits = logits[to_device(sources, logits.device)]
         return forked, logits
 
     def _answer(self, rows: list[Sequence], logits: Tensor) -> None:
@@ -249,12 +365,17 @@ class Engine:
     def _choose(self, rows: list[Sequence], logits: Tensor) -> None:
         """One token for each sequence that chooses token by token."""
         tokens = choose(rows, logits)
-        logprobs = token_logprobs(rows, logits, tokens)
-        self.num_new_tokens += len(rows)
-        for sequence, token, logprob in zip(rows, tokens, logprobs, strict=True):
+        self._take(rows, tokens, token_logprobs(rows, logits, tokens))
+
+    def _take(
+        self, rows: list[Sequence], tokens: list[int], logprobs: Rows[TokenLogprob | None] | None = None
+    ) -> None:
+        """Gives each row its token; a row that was complete before it was read has no use for it."""
+        for sequence, token, logprob in zip(rows, tokens, logprobs or [None] * len(rows), strict=True):
             group = sequence.group
-            if group.error is not None:
+            if group.error is not None or sequence.finish_reason is not None or sequence.span is None:
                 continue
+            self.num_new_tokens += 1
             if token == NO_TOKEN:
                 self.fail([group], AudioFlamingoError(NOTHING_TO_SAY))
                 continue
@@ -269,7 +390,7 @@ class Engine:
         params = groups[0].request.params
         assert params.beams is not None
         rows = [sequence for group in groups for sequence in group.sequences]
-        scores = apply_rules(params.rules, rows, logits.log_softmax(-1))
+        scores = apply_rules(params.rules, rows, logits.log_softmax(-1), len(rows[0].new_ids))
         keep_values(rows, scores, logits)
         numbers = None
         if params.beams.do_sample:
@@ -318,12 +439,12 @@ class Engine:
                 sequence.grammar = grammar.fork()
                 sequence.grammar.accept(beam.token_ids[-1])
         if source:
-            device = self.model.device
-            self.pool.store.move(torch.tensor(source, device=device), torch.tensor(target, device=device))
+            device = self._model.device
+            self.pool.store.move(to_device(source, device), to_device(target, device))
 
 
 def _rows(values: Tensor, places: list[int]) -> Tensor:
     """Some rows of `(R, V)`, which is itself if they are all of them in order."""
     if places == list(range(len(values))):
         return values
-    return values[torch.tensor(places, device=values.device)]
+    return values[to_device(places, values.device)]

@@ -227,6 +227,7 @@ def _stream(model: AudioFlamingo3WithHead, call: GenerateCall) -> Generator[Gene
             if call.config.num_beams == 1:
                 yield _column(call, rows, column)
                 column += 1
+        engine.close()
         for rest in range(column, max(len(row.new_ids) for row in rows)):
             yield _column(call, rows, rest)
 
@@ -308,6 +309,7 @@ def _search(model: AudioFlamingo3WithHead, call: GenerateCall, streamer: Streame
         engine, groups = _engine(model, call)
         while engine.has_work:
             _step(engine, groups)
+        engine.close()
     rows = _answers(groups)
     if streamer is not None:
         for column in range(max(len(row.new_ids) for row in rows)):

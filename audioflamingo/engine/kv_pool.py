@@ -25,14 +25,18 @@ class KVPool:
         num_layers: layers of the language model.
         num_slots: tokens that fit; with `grows` at first.
         grows: add slots where there are too few.
+        store: what they are of, none of it in use, in place of a new one of `num_slots`.
 
     Attributes:
         store: the keys and values. If the pool does not grow, its memory is taken in full when a layer first writes, so
             that an engine cannot grow into memory that is no longer there.
     """
 
-    def __init__(self, num_layers: int, num_slots: int, grows: bool = False) -> None:
-        self.store = KVStore(num_layers, num_slots, is_filled=not grows)
+    def __init__(
+        self, num_layers: int, num_slots: int, grows: bool = False, store: KVStore | None = None
+    ) -> None:
+        self.store = KVStore(num_layers, num_slots, is_filled=not grows) if store is None else store
+        num_slots = self.store.num_slots
         self._grows = grows
         self._free: list[tuple[int, int]] = (
             [(0, num_slots)] if num_slots else []
@@ -52,6 +56,10 @@ class KVPool:
     def num_bytes(self) -> int:
         """Memory of the allocated buffers in bytes."""
         return self.store.num_bytes
+
+    def reserve_first(self) -> None:
+        """Takes the first slot away for good, from a pool of which nothing is in use."""
+        self._free = [(1, self.num_slots - 1)] if self.num_slots > 1 else []
 
     def allocate(self, num_slots: int) -> Span | None:
         """Takes the smallest free stretch that is long enough; None if there is none."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audioflamingo.kernels.host import to_host
+from audioflamingo.kernels.host import to_device, to_host
 
 NO_TOKEN = -1  # in a history: a place without a token; as a choice: the row has no valid distribution
 
@@ -84,7 +84,7 @@ def ban_repeated_ngrams(logits: Tensor, history: Tensor, size: int) -> Tensor:
 
 def ban_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     """Forbids the listed tokens in every row of `(B, V)`."""
-    index = torch.tensor(list(token_ids), device=logits.device, dtype=torch.long)
+    index = to_device(list(token_ids), logits.device, torch.long)
     return logits.index_fill(1, index, -torch.inf)
 
 
@@ -185,8 +185,8 @@ class LogitsRules:
         """
         if self.logit_bias:
             ids, biases = zip(*self.logit_bias, strict=True)
-            index = torch.tensor(ids, device=logits.device)
-            logits = logits.index_add(1, index, logits.new_tensor(biases).expand(len(logits), -1))
+            index, added = to_device(ids, logits.device), to_device(biases, logits.device, logits.dtype)
+            logits = logits.index_add(1, index, added.expand(len(logits), -1))
         if self.needs_answers:
             assert answers is not None
             logits = penalize_frequency(logits, answers, self.frequency_penalty, self.presence_penalty)
@@ -340,6 +340,11 @@ class Uniforms:
         if seed is not None:
             seeds = [row_seed(seed, row) for row in range(num_rows)] if isinstance(seed, int) else seed
             self._row_generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether each row has its own generator."""
+        return self._row_generators is not None
 
     def draw(self, rows: Sequence[int], count: int = 1) -> Tensor:
         """Draws `count` numbers in [0, 1) for each of `rows`: float32 `(len(rows), count)`."""

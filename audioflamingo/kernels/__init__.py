@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit, 4-bit and bfloat16 weights on a CPU.
+"""Linear layers with 8-bit, 4-bit and bfloat16 weights on a CPU; `gpu` uses the same weights on a GPU.
 
 Weights are packed once (`pack_int8`, `pack_int4`); the packed bytes are what the kernels read, so a packed tensor can
 be saved, mapped from a file and used as it is. Activations are quantized per row while the layer runs. Integer sums

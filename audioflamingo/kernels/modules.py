@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from audioflamingo.kernels import linear_bf16
+from audioflamingo.kernels import gpu, linear_bf16
 from audioflamingo.kernels.bfloat16 import is_slow
 
 
@@ -12,11 +12,13 @@ class Linear(nn.Linear):
     """`nn.Linear`, fast in bfloat16 on a CPU.
 
     Up to 16 rows, as in decoding, read the weights once and at memory speed, and more rows take the way through
-    float32 where that is faster.
+    float32 where that is faster. On a GPU the single row of a captured step is read so, too.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` -> `(..., out_features)`."""
+        if input.is_cuda and gpu.takes_row(input, self.weight, self.bias):
+            return gpu.linear_row(input, self.weight, self.bias)
         return linear_bf16(input, self.weight, self.bias)
 
 

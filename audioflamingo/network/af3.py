@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from audioflamingo.config import IGNORED_LABEL, AudioFlamingo3Config, GenerationConfig
 from audioflamingo.errors import ArgumentError, PromptError, unknown_arguments
-from audioflamingo.kernels.host import to_host
+from audioflamingo.kernels.host import to_device, to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.adapters import Adapters, routed_to
 from audioflamingo.network.attention import ATTENTION_IMPLEMENTATIONS, AttentionImplementation
@@ -159,6 +159,8 @@ class AudioFlamingo3WithHead(nn.Module):
         network_class: what is below the output layer.
         accepts_loss_kwargs: of transformers' Trainer, whether it is to pass `num_items_in_batch`.
         adapters: what is loaded beside the weights.
+        compiles_steps: whether an engine on a GPU captures decode steps, which takes seconds once and then saves more.
+        kept_steps: what engines keep of them here.
     """
 
     config_class: ClassVar[type[AudioFlamingo3Config]] = AudioFlamingo3Config
@@ -171,6 +173,8 @@ class AudioFlamingo3WithHead(nn.Module):
         self.config = config
         self.generation_config = GenerationConfig()
         self.adapters = Adapters()
+        self.compiles_steps = False
+        self.kept_steps: Any = None
         self.model = self.network_class(config)
         self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         initialize_weights(self)
@@ -298,7 +302,7 @@ class AudioFlamingo3WithHead(nn.Module):
     ) -> Generator[None, None, Tensor]:
         """Encodes and projects one window, the given one of its clip, little by little; see the encoder's own."""
         tower = self.model.audio_tower
-        features = features.to(tower.conv1.weight.device)
+        features = to_device(features, tower.conv1.weight.device)
         rows = yield from tower.in_pieces(features, num_frames, num_positions)
         return self.model.project(rows, [len(rows)], [window_index])
 
@@ -353,6 +357,7 @@ class AudioFlamingo3WithHead(nn.Module):
         for module in self.modules():
             if isinstance(module, Qwen2Attention | AudioFlamingo3Attention):
                 module.implementation = implementation
+        self.kept_steps = None  # recorded with another
 
     def gradient_checkpointing_enable(
         self,

@@ -1,11 +1,13 @@
 """Scaled dot-product attention, twice: a plain reference, and torch's fused kernel; and `attend_packed` over both.
 
 Both take `(B, H, T, E)` queries against `(B, K, L, E)` keys and values, where K divides H (grouped queries). The
-reference also returns its weights. `attend_packed` is how the language model attends, whatever stands in a batch.
+reference also returns its weights. `attend_packed` is how the language model attends, whatever stands in a batch: on a
+GPU in one call of flash attention for rows of any length (arXiv 2307.08691), which reads no slot that is not a row's.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels.bfloat16 import is_slow
-from audioflamingo.network.row_layout import PackedLayout, causal_mask
+from audioflamingo.network.row_layout import Bounds, PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
+MAX_FLASH_HEAD_DIM = 256
 
 
 def eager_attention(
@@ -102,6 +105,66 @@ def attend(
     return sdpa_attention(query, key, value, mask, scale, dropout, is_causal), None
 
 
+@cache
+def has_flash(device: torch.device) -> bool:
+    """Whether torch's flash attention runs on a device: an NVIDIA GPU of compute capability 8.0 or more."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def takes_any_lengths(query: Tensor, implementation: AttentionImplementation, dropout: float = 0.0) -> bool:
+    """Whether `attend_any_lengths` can be used: half precision on a GPU, and nothing is trained."""
+    return (
+        query.is_cuda
+        and implementation == "sdpa"
+        and not dropout
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= MAX_FLASH_HEAD_DIM
+        and not (torch.is_grad_enabled() and query.requires_grad)
+        and has_flash(query.device)
+    )
+
+
+def attend_any_lengths(
+    query: Tensor, keys: Tensor, values: Tensor, bounds: Bounds, *, scale: float, is_causal: bool
+) -> Tensor:
+    """Attention of rows of any length to keys that lie anywhere, in one call of torch's flash attention.
+
+    Args:
+        query: of all rows, `(N, H, E)`.
+        keys: `(slots, K, E)`, the last axis contiguous.
+        values: likewise.
+        bounds: where the rows are.
+        scale: factor of the scores.
+        is_causal: whether the last of a row's new tokens stands at its last key, and all look back only.
+
+    Returns:
+        `(N, H, E)`.
+    """
+    device = query.device
+    # The kernel takes where a row's keys start from `cum_seq_k`, and how many there are from `seqused_k`: so the rows
+    # may lie in any order, with gaps between them.
+    out = torch.ops.aten._flash_attention_forward(
+        query,
+        keys,
+        values,
+        bounds.offsets.to(device),
+        bounds.starts.to(device),
+        bounds.most_new,
+        bounds.most_keys,
+        0.0,
+        is_causal,
+        False,
+        scale=scale,
+        seqused_k=bounds.ends.to(device),
+    )[0]
+    return out.reshape(query.shape)
+
+
 def attend_packed(
     query: Tensor,
     keys: Tensor,
@@ -114,8 +177,8 @@ def attend_packed(
 ) -> tuple[Tensor, list[Tensor] | None]:
     """Causal attention of packed rows, each to its own keys and values among all that are stored.
 
-    Rows that stand evenly spaced attend in one call, where they lie. A captured step, whose numbers are on the device
-    only, gathers a window of fixed width for each row instead.
+    In half precision on a GPU all rows attend in one call. Elsewhere rows that stand evenly spaced do, where they lie,
+    and a captured step, whose numbers are on the device only, gathers a window of fixed width for each row.
 
     Args:
         query: of all rows' new tokens, `(N, H, E)`.
@@ -133,9 +196,12 @@ def attend_packed(
     # One query a row may look everywhere, so a group of heads is as good as so many queries to one head: its keys and
     # values are then read once, not once a head.
     num_tokens, num_heads, head_dim = query.shape
+    if takes_any_lengths(query, implementation, dropout):
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+        return attend_any_lengths(query, keys, values, layout.bounds, scale=scale, is_causal=True), None
     folded = query.view(num_tokens, keys.shape[0], -1, head_dim)  # (N, K, H / K, E)
-    if layout.table is not None:
-        out = _attend_table(folded, keys, values, layout, implementation, scale)
+    if layout.window is not None:
+        out = _attend_table(folded, keys, values, layout, layout.window, implementation, scale)
         return out.reshape(query.shape), None
     outputs, all_weights = [], []
     for group, queries in zip(layout.groups, folded.split(layout.group_sizes), strict=True):
@@ -165,13 +231,13 @@ def _attend_table(
     keys: Tensor,
     values: Tensor,
     layout: PackedLayout,
+    window: int,
     implementation: AttentionImplementation,
     scale: float,
 ) -> Tensor:
     """One new token a row, `(R, K, H / K, E)`: no value reaches the host, and no shape depends on one."""
-    assert layout.table is not None
-    num_rows, window = layout.table.shape
-    slots = layout.table.flatten().to(keys.device)
+    num_rows = len(query)
+    slots = layout.table(window).flatten().to(keys.device)
     ends = layout.ends.to(keys.device)
     is_seen = torch.arange(window, device=keys.device) < ends[:, None]  # (R, window)
     key, value = (

@@ -1,15 +1,15 @@
 """The audio encoder: Whisper's, then average pooling and a LayerNorm (arXiv 2507.08128, section 3.1; 2212.04356).
 
 Windows are packed: only frames that can reach a valid output are computed, the positions of all windows stand in one
-`(P, D)` matrix, and windows of equal length attend together. That is exact: masked keys never counted, and rows past
-a window's audio tokens are dropped by the model anyway.
+`(P, D)` matrix, and windows of equal length attend together, on a GPU all of them. That is exact: masked keys never
+counted, and rows past a window's audio tokens are dropped by the model anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,16 @@ from torch.utils.checkpoint import checkpoint
 from audioflamingo.audio.loading import conv_length, num_audio_tokens
 from audioflamingo.config import AudioFlamingo3EncoderConfig
 from audioflamingo.errors import ArgumentError
-from audioflamingo.kernels.host import to_host
+from audioflamingo.kernels.host import to_device, to_host
 from audioflamingo.kernels.modules import Conv1d, Linear
-from audioflamingo.network.attention import AttentionImplementation, attend
+from audioflamingo.network.attention import (
+    AttentionImplementation,
+    attend,
+    attend_any_lengths,
+    takes_any_lengths,
+)
 from audioflamingo.network.outputs import EncoderOutput
+from audioflamingo.network.row_layout import Bounds
 
 POOL = 2
 FLOAT16_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -56,7 +62,11 @@ class AudioFlamingo3Attention(nn.Module):
         return self.k_proj(x), self.v_proj(x)
 
     def forward(
-        self, x: Tensor, groups: list[WindowGroup], keys_values: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        groups: list[WindowGroup],
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        bounds: Bounds | None = None,
     ) -> Tensor:
         """Attends from packed positions, `(Q, D)` to `(Q, D)`.
 
@@ -64,10 +74,16 @@ class AudioFlamingo3Attention(nn.Module):
             x: where from: all positions of all groups, or some positions of one window.
             groups: how the P positions are windows.
             keys_values: of all positions, each `(P, D)`; those of `x` by default.
+            bounds: the windows for a single call of attention, where `x` is all positions.
         """
         # The query is scaled before the product, as the weights were trained: in half precision the order matters.
         query = self.q_proj(x) * self.head_dim**-0.5
         key, value = self.keys_values(x) if keys_values is None else keys_values
+        heads = (-1, self.num_heads, self.head_dim)
+        dropout = self.dropout if self.training else 0.0
+        if bounds is not None and takes_any_lengths(query.view(heads), self.implementation, dropout):
+            packed = query.view(heads), key.view(heads), value.view(heads)
+            return self.out_proj(attend_any_lengths(*packed, bounds, scale=1.0, is_causal=False).flatten(1))
         sizes = [group.num_windows * group.length for group in groups]
         queries = query.split(sizes) if len(groups) > 1 else [query]
         outputs = []
@@ -79,7 +95,7 @@ class AudioFlamingo3Attention(nn.Module):
                 v.view(shape).transpose(1, 2),
                 implementation=self.implementation,
                 scale=1.0,
-                dropout=self.dropout if self.training else 0.0,
+                dropout=dropout,
             )  # (n, H, T, E)
             outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
         return self.out_proj(torch.cat(outputs))
@@ -98,9 +114,9 @@ class AudioFlamingo3EncoderLayer(nn.Module):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, x: Tensor, groups: list[WindowGroup]) -> Tensor:
+    def forward(self, x: Tensor, groups: list[WindowGroup], bounds: Bounds | None = None) -> Tensor:
         """Maps packed positions `(P, D)` to `(P, D)`."""
-        return self._finish(x, self.self_attn(self.self_attn_layer_norm(x), groups))
+        return self._finish(x, self.self_attn(self.self_attn_layer_norm(x), groups, bounds=bounds))
 
     def in_pieces(self, x: Tensor, num_positions: int) -> Generator[None, None, Tensor]:
         """`forward` of one window `(T, D)`, so many positions at a time; yields before each piece."""
@@ -260,16 +276,30 @@ class AudioFlamingo3Encoder(nn.Module):
             return x
         parts = x.split(lengths)
         x = torch.cat([parts[w] for w in order])
-        groups = [WindowGroup(len(list(same)), n) for n, same in groupby(lengths[w] for w in order)]
+        sizes = [lengths[w] for w in order]
+        groups = [WindowGroup(len(list(same)), n) for n, same in groupby(sizes)]
+        bounds = _bounds(sizes, x.device) if _is_on_gpu(x) else None
         for layer in layers:
             if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
                 continue
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, groups, use_reentrant=False)
+                x = checkpoint(layer, x, groups, bounds, use_reentrant=False)
             else:
-                x = layer(x, groups)
-        done = dict(zip(order, x.split([lengths[w] for w in order]), strict=True))
+                x = layer(x, groups, bounds)
+        done = dict(zip(order, x.split(sizes), strict=True))
         return torch.cat([done[w] for w in sorted(order)])
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _bounds(lengths: list[int], device: torch.device) -> Bounds:
+    """Windows of such lengths, one behind the other, which attend to themselves."""
+    offsets = list(accumulate(lengths, initial=0))
+    numbers = to_device([*offsets, *lengths], device, torch.int32)
+    starts, ends = numbers.split([len(offsets), len(lengths)])
+    return Bounds(starts, starts, ends, max(lengths), max(lengths))
 
 
 def _pool(x: Tensor) -> Tensor:
@@ -279,10 +309,7 @@ def _pool(x: Tensor) -> Tensor:
 
 def _pad_windows(tokens: Tensor, counts: list[int], num_rows: int) -> Tensor:
     """Packed rows `(A, D)` to `(W, num_rows, D)`: `counts[w]` rows of each window, then zeros."""
-    index = torch.tensor(
-        [window * num_rows + row for window, count in enumerate(counts) for row in range(count)],
-        dtype=torch.long,
-        device=tokens.device,
-    )
+    rows = [window * num_rows + row for window, count in enumerate(counts) for row in range(count)]
+    index = to_device(rows, tokens.device, torch.long)
     padded = tokens.new_zeros((len(counts) * num_rows, tokens.shape[-1])).index_copy(0, index, tokens)
     return padded.unflatten(0, (len(counts), num_rows))

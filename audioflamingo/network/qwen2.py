@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import ArgumentError, ContextLengthError
+from audioflamingo.kernels import gpu
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.attention import AttentionImplementation, attend_packed
@@ -29,7 +30,9 @@ class Qwen2RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(..., D)` to `(..., D)` in the dtype of `x`."""
+        """Maps `(..., D)` to `(..., D)` in the dtype of `x`; on a GPU in one kernel, which rounds once."""
+        if x.is_cuda and x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * x32.to(x.dtype)
@@ -50,6 +53,13 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def rotate_both(query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`rotate` of queries and keys, which a captured step does at once."""
+    if gpu.in_step(query) and query.shape[-1].bit_count() == 1:
+        return gpu.rotate_both(query, key, rotary)
+    return rotate(query, rotary), rotate(key, rotary)
 
 
 class Qwen2Attention(nn.Module):
@@ -73,8 +83,9 @@ class Qwen2Attention(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor], view: KVView
     ) -> tuple[Tensor, list[Tensor] | None]:
         """Maps packed tokens `(N, D)` to `(N, D)`, beside the weights of each row, `(1, H, T, L)`, if there are any."""
-        query = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, H, E)
-        key = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), rotary)  # (N, K, E)
+        query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, H, E)
+        key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, K, E)
+        query, key = rotate_both(query, key, rotary)
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, K, E)
         keys, values = view.write(self.layer, key, value)  # (K, slots, E)
         out, weights = attend_packed(
@@ -100,7 +111,8 @@ class Qwen2MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., D)` to `(..., D)`."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gpu.silu_times(gate, up) if gpu.in_step(gate) else F.silu(gate) * up)
 
 
 class Qwen2DecoderLayer(nn.Module):

@@ -13,6 +13,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from audioflamingo.kernels.host import to_device
+
 MASKED_EXCESS = 2  # one call for rows of unequal length may look at so many times the tokens that they hold
 
 
@@ -71,6 +73,25 @@ class RowGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class Bounds:
+    """The rows of one call as variable-length attention reads them: int32, on the device.
+
+    Attributes:
+        offsets: where each row's new tokens begin among the packed ones, and where the last row ends, `(R + 1,)`.
+        starts: first slot of each row, and a number that is not read, `(R + 1,)`.
+        ends: keys of each row, `(R,)`.
+        most_new: no row has more new tokens.
+        most_keys: no row has more keys.
+    """
+
+    offsets: Tensor
+    starts: Tensor
+    ends: Tensor
+    most_new: int
+    most_keys: int
+
+
+@dataclass(frozen=True, eq=False)
 class PackedLayout:
     """Where the packed tokens of one call belong, and what each of its R rows may look at.
 
@@ -82,22 +103,24 @@ class PackedLayout:
         slots: slot that each token's key and value are written to, int64 `(N,)`.
         starts: first slot of each row, int64 `(R,)`.
         ends: tokens of each row after this call, which are the keys that it attends to, int64 `(R,)`.
+        offsets: where each row begins among the packed tokens, and where the last one ends, int64 `(R + 1,)`.
         num_new: new tokens of each row; None in a captured step, as the next two.
         num_past: tokens that each row held before.
         first_slots: first slot of each row.
         room: slots of each row's span; None when the new tokens attend to nothing but themselves.
-        table: slots that each row reads in a captured step, `(R, window)`.
+        window: of a captured step: no row has more keys.
     """
 
     positions: Tensor
     slots: Tensor
     starts: Tensor
     ends: Tensor
+    offsets: Tensor
     num_new: tuple[int, ...] | None = None
     num_past: tuple[int, ...] | None = None
     first_slots: tuple[int, ...] | None = None
     room: tuple[int, ...] | None = None
-    table: Tensor | None = None
+    window: int | None = None
 
     @classmethod
     def of(
@@ -126,15 +149,17 @@ class PackedLayout:
             *_ranges(starts, num_new),  # slots
             *first_slots,
             *ends,
+            *accumulate(num_new, initial=0),
         ]
         num_tokens, num_rows = sum(num_new), len(ends)
-        sizes = [num_tokens, num_tokens, num_rows, num_rows]
-        positions, slots, rows, tokens = torch.tensor(numbers, device=device).split(sizes)
+        sizes = [num_tokens, num_tokens, num_rows, num_rows, num_rows + 1]
+        positions, slots, rows, tokens, offsets = to_device(numbers, device).split(sizes)
         return cls(
             positions if position_ids is None else position_ids,
             slots,
             rows,
             tokens,
+            offsets,
             num_new=tuple(num_new),
             num_past=tuple(num_past),
             first_slots=tuple(first_slots),
@@ -158,20 +183,37 @@ class PackedLayout:
 
         Args:
             spans: one for each row, with room for every step.
-            window: slots that a row reads, the most tokens that a row reaches.
+            window: the most tokens that a row reaches.
             device: where the tensors go.
         """
         starts = torch.tensor([span.start for span in spans], device=device)
         positions = torch.tensor([span.length for span in spans], device=device)
-        last = torch.tensor([span.start + span.num_slots - 1 for span in spans], device=device)
-        # Behind a span's end any slot of its own does, because it is masked; another row's might hold NaN.
-        table = (starts[:, None] + torch.arange(window, device=device)).minimum(last[:, None])
-        return cls(positions, starts + positions, starts, positions + 1, table=table)
+        offsets = torch.arange(len(spans) + 1, device=device)
+        return cls(positions, starts + positions, starts, positions + 1, offsets, window=window)
 
     def advance(self) -> None:
         """Goes one token on, in place: what a step from `of_step` needs before the next."""
         for tensor in (self.positions, self.slots, self.ends):
             tensor.add_(1)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """The rows for one call of variable-length attention. Nothing is read from the device."""
+        most_new, most_keys = 1, self.window
+        if self.num_new is not None and self.num_past is not None:
+            most_new = max(self.num_new)
+            most_keys = max(past + new for past, new in zip(self.num_past, self.num_new, strict=True))
+        assert most_keys is not None
+        starts = torch.nn.functional.pad(self.starts, (0, 1)).int()
+        return Bounds(self.offsets.int(), starts, self.ends.int(), most_new, most_keys)
+
+    def table(self, window: int) -> Tensor:
+        """Slots that each row of a captured step reads, `(R, window)`; behind its keys the last of them again.
+
+        That one is masked there: any other slot might hold NaN, and 0 times NaN is NaN.
+        """
+        places = torch.arange(window, device=self.ends.device).minimum(self.ends[:, None] - 1)
+        return self.starts[:, None] + places
 
     @property
     def is_fresh(self) -> bool:

@@ -1,4 +1,4 @@
-"""int8 and int4: the same model with smaller weights, for CPUs.
+"""int8 and int4: the same model with smaller weights, for CPUs and GPUs.
 
 config (schemes, their record), calibration (what layers get to see) -> smoothing, rounding, packing (weights to
 integers) -> layers (packed integers that run) -> convert (a model in memory), streaming (a checkpoint, tensor by

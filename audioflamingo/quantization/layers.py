@@ -1,7 +1,7 @@
 """Layers with packed integer weights: what a linear layer and the token embeddings become.
 
-The packed bytes are what the kernels read (`kernels.weight_layout`), so a saved layer is mapped from its file and used
-as it is. Such layers run on the CPU. Their weights are not trained, but gradients pass through them, to adapters.
+The packed bytes are what the kernels read (`kernels.weight_layout`), on a CPU and on a GPU, so a saved layer is mapped
+from its file and used as it is. The weights are not trained, but gradients pass through them, to adapters.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import gather_int8, linear_int4, linear_int8, unpack_int4, unpack_int8
+from audioflamingo.kernels import gather_int8, gpu, linear_int4, linear_int8, unpack_int4, unpack_int8
 from audioflamingo.kernels.weight_layout import BLOCK_ROWS
 from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer, packed_shape
 from audioflamingo.quantization.schemes import LayerFormat
 
+QUANTIZED_DEVICES = ("cpu", "cuda", "meta")
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 _BACKWARD_WEIGHTS = 1 << 24  # weights that are dequantized at one time: 64 MiB in float32
 
@@ -87,9 +88,9 @@ class PackedWeight(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`to(dtype)` changes what the layer computes in, never its scales; other devices are refused."""
         device = fn(torch.empty(0, device=self.packed.device)).device
-        if device.type not in ("cpu", "meta"):
+        if device.type not in QUANTIZED_DEVICES:
             raise DeviceError(
-                f"a quantized model runs on the CPU only, not on {device}; load the original checkpoint with "
+                f"a quantized model runs on a CPU or an NVIDIA GPU, not on {device}; load the original checkpoint with "
                 "dtype='bfloat16' there."
             )
         scales = self._buffers.pop(SCALES)
@@ -101,9 +102,10 @@ class PackedWeight(nn.Module):
 
 
 class QuantizedLinear(PackedWeight):
-    """A linear layer whose weights are integers and whose activations are rounded to int8, token by token.
+    """A linear layer whose weights are integers.
 
-    A token's result does not depend on the tokens beside it.
+    On a CPU activations are rounded to int8, token by token, and a token's result does not depend on the tokens beside
+    it. On a GPU they stay as they are.
 
     Attributes:
         smoothing: powers of two `(K,)` in the model's dtype, which activations are multiplied by; None for 1.
@@ -150,6 +152,10 @@ class QuantizedLinear(PackedWeight):
         dtype = x.dtype
         if self.smoothing is not None:
             x = x * self.smoothing
+        if x.is_cuda:
+            x = x if dtype in gpu.FLOAT_DTYPES else x.float()
+            out = gpu.linear_packed(x, self.packed, self.scales, self.bias, self.shape, self.format.group)
+            return out.to(dtype)
         if dtype not in _KERNEL_DTYPES:
             x = x.float()
         bias = None if self.bias is None else self.bias.float()
@@ -200,7 +206,8 @@ class QuantizedEmbedding(PackedWeight):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Looks up ids `(...)`: `(..., D)`."""
-        return gather_int8(input_ids, self.packed, self.scales, self.shape, self.dtype)
+        gather = gpu.gather_packed if self.packed.is_cuda else gather_int8
+        return gather(input_ids, self.packed, self.scales, self.shape, self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -34,8 +34,8 @@ def quantize(
 ) -> Model:
     """Quantizes the linear layers and the token embeddings of a model, in place and layer by layer.
 
-    The quantized model runs on the CPU. Its weights cannot be trained, adapters on it can: its remaining parameters no
-    longer ask for gradients.
+    The quantized model runs on the CPU, or on a GPU once it is moved there. Its weights cannot be trained, adapters on
+    it can: its remaining parameters no longer ask for gradients.
 
     Args:
         model: an `AudioFlamingo3ForConditionalGeneration` on the CPU.
@@ -123,4 +123,4 @@ def _check_model(model: Any) -> None:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"})
     if devices:
-        raise DeviceError(f"the model is on {devices[0]}, quantized models run on the CPU: model.to('cpu').")
+        raise DeviceError(f"the model is on {devices[0]}, models are quantized on the CPU: model.to('cpu').")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from audioflamingo.audio import features
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor, log_mel_spectrogram, mel_filter_bank
 from audioflamingo.errors import ArgumentError, AudioError, ConfigError
 from tests.audio_files import tone
@@ -134,3 +135,19 @@ def test_settings_come_back():
 def test_settings_that_are_not_supported(key, value):
     with pytest.raises(ConfigError, match=key):
         AudioFlamingo3FeatureExtractor.from_dict({**HF_SETTINGS, key: value})
+
+
+def test_features_of_a_device_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several windows together and whole, as on a GPU, against one at a time as far as it has sound."""
+    monkeypatch.setattr(features, "BATCH_WINDOWS", 3)
+    generator = np.random.default_rng(3)
+    lengths = [1, 399, 400, 16000, 16001, 479_999, 480_000]
+    windows = [generator.standard_normal(n).astype(np.float32) for n in lengths]
+    extractor = AudioFlamingo3FeatureExtractor()
+    expected, expected_mask = extractor(windows)
+    extractor.device = torch.device("cpu")
+    found, mask = extractor(windows)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert torch.equal(mask, expected_mask)
+    assert mask.dtype == expected_mask.dtype
+    assert "device" not in extractor.to_dict()

@@ -39,6 +39,8 @@ class WithoutCudaRuntime(TorchFunctionMode):
         if func is torch.Tensor.__setitem__:
             target, key, value = args
             return torch.ops.aten.copy_(self.index(target, key), value)
+        if func is torch.Tensor.copy_:
+            return torch.ops.aten.copy_(*args)
         if func is torch.Tensor.__invert__:
             return torch.logical_not(*args)
         if func is torch.conv1d:

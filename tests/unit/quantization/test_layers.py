@@ -109,9 +109,9 @@ def test_other_devices_are_refused_before_anything_moved() -> None:
     layer = quantized(random_linear(), LayerFormat(8))
 
     def move(tensor: Tensor) -> Any:
-        return SimpleNamespace(device=torch.device("cuda", 0), dtype=tensor.dtype)
+        return SimpleNamespace(device=torch.device("xpu", 0), dtype=tensor.dtype)
 
-    with pytest.raises(DeviceError, match="runs on the CPU only, not on cuda:0"):
+    with pytest.raises(DeviceError, match="a CPU or an NVIDIA GPU, not on xpu:0"):
         layer._apply(move)
     assert layer(inputs(1)).shape == (1, 40)
 
