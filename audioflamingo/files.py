@@ -57,6 +57,17 @@ def to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def differences(known: dict[str, Any], run: dict[str, Any]) -> str:
+    """What tells two descriptions of a run apart, in words: the keys, with both values where those are short."""
+    texts = []
+    for key in sorted(known.keys() | run.keys()):
+        old, new = known.get(key), run.get(key)
+        if old != new:
+            values = f" ({json.dumps(old)}, now {json.dumps(new)})"
+            texts.append(key + (values if len(values) < 100 and not key.endswith("sha256") else ""))
+    return "other " + ", ".join(texts)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, if they are not there.
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from audioflamingo.errors import ArgumentError, CheckpointError
+from audioflamingo.errors import ArgumentError, CheckpointError, DataError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt")
 MODEL_FILES = (
@@ -159,3 +159,23 @@ def _explain(error: Exception, repository: str, revision: str | None) -> Checkpo
     else:
         advice = "check the network and the space on the disk, then run it again: a broken download resumes"
     return CheckpointError(f"cannot get {where}: {advice}. ({type(error).__name__}: {error})")
+
+
+def resolve_dataset(id_or_path: str, revision: str | None = None) -> Path:
+    """Finds the local folder of a data set on the hub, downloading it where it is not in the cache.
+
+    Raises:
+        DataError: it is neither there nor to be had.
+    """
+    if not _may_be_repository(id_or_path) or "/" not in id_or_path:
+        raise DataError(
+            f"there is no file or folder {id_or_path!r} (looked for {Path(id_or_path).absolute()})."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(id_or_path, repo_type="dataset", revision=revision))
+    except Exception as error:  # as in `_download`
+        raise DataError(
+            str(_explain(error, id_or_path, revision)).replace("local folder", "local file")
+        ) from error

@@ -9,6 +9,7 @@ from audioflamingo.checkpoint.pretrained import PretrainedAudioFlamingo3, read_c
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.engine.generate import generate as _generate
 from audioflamingo.engine.generate import stream as _stream
+from audioflamingo.engine.likelihood import score as _score
 from audioflamingo.errors import ArgumentError
 from audioflamingo.hub import resolve_folder
 from audioflamingo.network.af3 import AudioFlamingo3Model
@@ -33,6 +34,7 @@ class AudioFlamingo3ForConditionalGeneration(PretrainedAudioFlamingo3):
 
     generate = _generate
     stream = _stream
+    score = _score
 
 
 class MusicFlamingoForConditionalGeneration(MusicFlamingoWithHead, AudioFlamingo3ForConditionalGeneration):

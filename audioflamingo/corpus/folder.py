@@ -16,7 +16,7 @@ from typing import Any
 
 from audioflamingo.corpus.records import CorpusFile, Shard
 from audioflamingo.errors import ArgumentError, OutputError
-from audioflamingo.files import write_whole
+from audioflamingo.files import differences, write_whole
 
 RUN_FILE = "run.json"
 PARTS_FOLDER = "parts"
@@ -75,7 +75,7 @@ class CorpusFolder:
             known = self._read_run()
             if known is not None and known != run:
                 raise ArgumentError(
-                    f"{str(folder)!r} holds the transcripts of another run: {_differences(known, run)}. Choose "
+                    f"{str(folder)!r} holds the transcripts of another run: {differences(known, run)}. Choose "
                     "another --output-dir, or --overwrite to start again."
                 )
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -149,14 +149,3 @@ class CorpusFolder:
 
     def _part(self, shard: Shard) -> Path:
         return self._parts / f"{shard.index:08d}.jsonl"
-
-
-def _differences(known: dict[str, Any], run: dict[str, Any]) -> str:
-    """The keys that differ, with both values where those are short."""
-    texts = []
-    for key in sorted(known.keys() | run.keys()):
-        old, new = known.get(key), run.get(key)
-        if old != new:
-            values = f" ({json.dumps(old)}, now {json.dumps(new)})"
-            texts.append(key + (values if len(values) < 100 and not key.endswith("sha256") else ""))
-    return "other " + ", ".join(texts)

@@ -1,42 +1,77 @@
-"""Answers the questions of a data set and scores the answers; can be stopped and goes on where it was."""
+"""Answers the questions of a benchmark or data set and scores the answers; can be stopped and goes on where it was."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
-from audioflamingo.engine.answer_many import answer_many
-from audioflamingo.engine.generate_call import prepare_one
-from audioflamingo.engine.request import Request
 from audioflamingo.errors import ArgumentError, DataError
+from audioflamingo.evaluation.answering import answer_questions
 from audioflamingo.evaluation.confusion_plot import plot_confusion
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
-from audioflamingo.evaluation.scoring import ItemResult, Summary, score, summarize
-from audioflamingo.files import to_json, write_text
+from audioflamingo.evaluation.questions import Question, fingerprint_questions
+from audioflamingo.evaluation.report import write_report
+from audioflamingo.evaluation.run_folder import SUMMARY_FILE, RunFolder
+from audioflamingo.evaluation.scoring import (
+    BOOTSTRAP_SEED,
+    ItemResult,
+    Summary,
+    options_of,
+    score,
+    scoring_of,
+    summarize,
+)
+from audioflamingo.evaluation.submission import write_submission
+from audioflamingo.evaluation.suite_questions import read_suite
+from audioflamingo.evaluation.suites import SUITES
+from audioflamingo.files import to_json, write_whole
 from audioflamingo.kernels.host import to_host
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 
-ITEMS_FILE = "items.jsonl"
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
 CONFUSION_FILE = "confusion.png"
+PACKAGES = ("audioflamingo", "torch", "numpy")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of `evaluate`: overall scores, scores by task, and the items in the order of the data."""
+    """Result of `evaluate`.
+
+    Attributes:
+        summary: over all items.
+        groups: what the data say (task, difficulty, ...), to value, to scores over its items.
+        items: in the order of the data.
+    """
 
     summary: Summary
-    by_task: dict[str, Summary]
+    groups: dict[str, dict[str, Summary]]
     items: list[ItemResult]
+
+    @property
+    def by_task(self) -> dict[str, Summary]:
+        """Scores by task."""
+        return self.groups.get("task", {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores, for JSON."""
+        groups = {
+            name: {value: part.to_dict() for value, part in parts.items()}
+            for name, parts in self.groups.items()
+        }
+        unparsed = [item.id for item in self.items if item.is_unparsed and item.error is None]
+        failed = {item.id: item.error for item in self.items if item.error is not None}
+        return {"all": self.summary.to_dict(), "groups": groups, "unparsed": unparsed, "failed": failed}
 
 
 def evaluate(
@@ -45,74 +80,90 @@ def evaluate(
     dataset: str | os.PathLike[str] | DatasetConfig | Sequence[DataRow],
     *,
     output_dir: str | os.PathLike[str] | None = None,
-    batch_size: int = EvaluationOptions.batch_size,
-    max_new_tokens: int = EvaluationOptions.max_new_tokens,
-    overwrite: bool = EvaluationOptions.overwrite,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Answers every row's last question and scores it against the row's last answer.
+    """Asks a model the questions of a benchmark, or every row's last question, and scores the answers.
 
-    Answers in a transcription frame are scored by word error rate, questions with options `(A) ... (B) ...` by the
-    option chosen, by letter or by text, and all others by exact match. See `scoring` for the normalisation.
+    Of conversations, answers in a transcription frame are scored by word error rate, questions with options
+    `(A) ... (B) ...` by the option chosen, by letter or by text, and all others by exact match; see `scoring`. What a
+    benchmark's rule is stands in `rules` and `suites`.
 
     Args:
         model: what is evaluated.
         processor: of the model.
-        dataset: a file of conversations, or rows.
-        output_dir: for `items.jsonl`, written as answers come, `summary.json` and `confusion.png`. A run that was
-            stopped goes on there.
-        batch_size: prompts answered at once.
-        max_new_tokens: longest answer.
-        overwrite: start again where `output_dir` holds another run.
-        progress: called with the number of rows that are done and of all, after each.
-        **options: further keywords of `generate`, among them `adapter`.
+        dataset: a file, folder or hub id of a benchmark with `suite`; else a file of conversations, or rows.
+        output_dir: for the items, as answers come, the scores, a report; see `run_folder`. A run that was stopped goes
+            on there.
+        progress: called with the number of questions that are done and of all, after each.
+        **options: fields of `EvaluationOptions`, and further keywords of `generate`, such as `adapter`.
 
     Raises:
         DataError: the data set cannot be used.
-        ArgumentError: `output_dir` holds the items of another model, data set or setting.
+        ArgumentError: `output_dir` holds the items of another model, data set or setting; or an unknown keyword.
+        OutputError: `output_dir` cannot be written to.
     """
-    if isinstance(dataset, str | os.PathLike):
-        dataset = DatasetConfig(os.fspath(dataset))
-    rows = read_dataset(dataset).rows if isinstance(dataset, DatasetConfig) else list(dataset)
-    if not rows:
-        raise DataError("there is nothing to evaluate: no rows.")
+    names = {field.name for field in dataclasses.fields(EvaluationOptions)}
+    settings = EvaluationOptions(**{name: value for name, value in options.items() if name in names})
+    options = {name: value for name, value in options.items() if name not in names}
+    questions = read_questions(dataset, settings)
     num_beams = model.generation_config.num_beams  # named, so that it tells runs apart
-    options = {"do_sample": False, "num_beams": num_beams, "max_new_tokens": max_new_tokens, **options}
+    options = {"do_sample": False, "num_beams": num_beams, **options}
+    manifest = make_manifest(
+        questions, settings, options, fingerprint_model(model, processor, options.get("adapter"))
+    )
     done: dict[str, ItemResult] = {}
-    file = None
-    if output_dir is not None:
-        folder = Path(output_dir).expanduser()
-        done = _open_run(folder, _fingerprint(model, rows, options), overwrite)
-        file = (folder / ITEMS_FILE).open("a", encoding="utf-8")
-    remaining = [row for row in rows if row.place not in done]
-    try:
-        for place, item in answer_rows(model, processor, remaining, batch_size, **options):
-            done[place] = item
-            if file is not None:
-                file.write(json.dumps({"place": place, **item.to_dict()}, ensure_ascii=False) + "\n")
-                file.flush()
+    folder = None if output_dir is None else Path(output_dir).expanduser()
+    with nullcontext() if folder is None else RunFolder(folder, manifest, settings.overwrite) as run:
+        if run is not None:
+            done = dict(run.done)
+        remaining = [question for question in questions if question.key not in done]
+        for question, item in answer_questions(model, processor, remaining, settings, **options):
+            done[question.key] = item
+            if run is not None:
+                run.add(question.key, item)
             if progress is not None:
-                progress(len(done), len(rows))
-    finally:
-        if file is not None:
-            file.close()
-    items = [done[row.place] for row in rows]
-    tasks = sorted({item.task or item.scoring for item in items})
-    by_task = {name: summarize([i for i in items if (i.task or i.scoring) == name]) for name in tasks}
-    result = Evaluation(summarize(items), by_task, items)
-    if output_dir is not None:
-        scores = {"all": result.summary.to_dict(), **{name: s.to_dict() for name, s in by_task.items()}}
-        write_text(folder / SUMMARY_FILE, to_json(scores))
-        plot_confusion(items, folder / CONFUSION_FILE)
+                progress(len(done), len(questions))
+        result = collect(questions, done)
+        if folder is not None:
+            write_results(folder, questions, result, manifest, settings)
     return result
 
 
-def split_row(row: DataRow) -> tuple[list[dict[str, Any]], str, str]:
-    """The messages before the last answer, the last question, and that answer."""
+def read_questions(
+    dataset: str | os.PathLike[str] | DatasetConfig | Sequence[DataRow], settings: EvaluationOptions
+) -> list[Question]:
+    """The questions of a benchmark, or of conversations.
+
+    Raises:
+        DataError: the data set cannot be used.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        dataset = DatasetConfig(os.fspath(dataset))
+    if settings.suite is not None:
+        if not isinstance(dataset, DatasetConfig):
+            raise ArgumentError(f"suite={settings.suite!r} needs the benchmark's files, not rows.")
+        return read_suite(settings.suite, dataset, settings.prompts)
+    rows = read_dataset(dataset).rows if isinstance(dataset, DatasetConfig) else list(dataset)
+    if not rows:
+        raise DataError("there is nothing to evaluate: no rows.")
+    return [row_question(row) for row in rows]
+
+
+def row_question(row: DataRow) -> Question:
+    """The last question of a conversation, to be scored against its last answer."""
     end = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
-    questions = [text_of(message) for message in row.messages[:end] if message["role"] == "user"]
-    return row.messages[:end], questions[-1] if questions else "", text_of(row.messages[end])
+    asked = [text_of(message) for message in row.messages[:end] if message["role"] == "user"]
+    text, reference = asked[-1] if asked else "", text_of(row.messages[end])
+    options = options_of(text) if scoring_of(text, reference) == "choice" else {}
+
+    def score_row(question: Question, answer: str) -> ItemResult:
+        return score(row.id, text, reference, answer, row.task, row.duration_s)
+
+    return Question(
+        row.id, text, row.messages[:end], reference, score_row, options, place=row.place,
+        duration_s=row.duration_s,
+    )  # fmt: skip
 
 
 def answer_rows(
@@ -127,62 +178,88 @@ def answer_rows(
     Yields:
         (place of the row, its result), as answers are complete.
     """
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
-    requests = (
-        (row, _request(model, processor, row, options))
-        for row in sorted(rows, key=lambda row: -row.duration_s)
-    )
-    for row, output in answer_many(model, processor.tokenizer, requests, batch_size):
-        _, question, reference = split_row(row)
-        yield row.place, score(row.id, question, reference, output.text, row.task, row.duration_s)
+    settings = EvaluationOptions(batch_size=batch_size)
+    for question, item in answer_questions(
+        model, processor, list(map(row_question, rows)), settings, **options
+    ):
+        yield question.place, item
 
 
-def _request(
+def collect(questions: Sequence[Question], done: dict[str, ItemResult]) -> Evaluation:
+    """Scores over all questions, and over groups of them."""
+    items = [done[question.key] for question in questions]
+    groups: dict[str, dict[str, list[ItemResult]]] = {}
+    for item in items:
+        for name, value in item.groups.items():
+            groups.setdefault(name, {}).setdefault(value, []).append(item)
+    summaries = {
+        name: {value: summarize(part) for value, part in sorted(parts.items())}
+        for name, parts in groups.items()
+    }
+    return Evaluation(summarize(items), summaries, items)
+
+
+def write_results(
+    folder: Path,
+    questions: Sequence[Question],
+    result: Evaluation,
+    manifest: dict[str, Any],
+    settings: EvaluationOptions,
+) -> None:
+    """Writes scores, pictures, the report, and the file that a benchmark wants.
+
+    Raises:
+        OutputError: one of them cannot be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    write_whole(folder / SUMMARY_FILE, to_json(result.to_dict()).encode())
+    plot_confusion(result.items, folder / CONFUSION_FILE)
+    write_report(folder, manifest, result.to_dict(), result.items)
+    if settings.suite is not None:
+        write_submission(folder, SUITES[settings.suite], questions, result.items)
+
+
+def make_manifest(
+    questions: Sequence[Question],
+    settings: EvaluationOptions,
+    options: dict[str, Any],
+    model: dict[str, Any],
+) -> dict[str, Any]:
+    """What the answers of a run depend on, for JSON; how many run together is not part of it."""
+    suite = None if settings.suite is None else SUITES[settings.suite]
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **model,
+        "suite": settings.suite,
+        "suite_source": None if suite is None else suite.source,
+        "prompts": settings.prompts if suite is not None else None,
+        "by": settings.by,
+        "decoding": json.loads(
+            json.dumps({"max_new_tokens": settings.max_new_tokens, **options}, sort_keys=True, default=str)
+        ),
+        "bootstrap_seed": BOOTSTRAP_SEED,
+        "first_prompt": questions[0].text,
+        **fingerprint_questions(questions),
+    }
+
+
+def fingerprint_model(
     model: AudioFlamingo3ForConditionalGeneration,
     processor: AudioFlamingo3Processor,
-    row: DataRow,
-    options: dict[str, Any],
-) -> Request:
-    prompt = processor.prompt(split_row(row)[0], on_long="truncate")
-    return prepare_one(model, prompt, {"tokenizer": processor.tokenizer, **options})
-
-
-def _open_run(folder: Path, fingerprint: str, overwrite: bool) -> dict[str, ItemResult]:
-    """Items that are done; a half-written last line is cut off."""
-    folder.mkdir(parents=True, exist_ok=True)
-    items, run = folder / ITEMS_FILE, folder / RUN_FILE
-    if items.exists() and not overwrite:
-        known = json.loads(run.read_text(encoding="utf-8")).get("fingerprint") if run.exists() else None
-        if known != fingerprint:
-            raise ArgumentError(
-                f"{str(folder)!r} holds an evaluation of another model, data set or setting; choose another "
-                "output_dir, or pass overwrite=True."
-            )
-        lines = items.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):
-            write_text(items, "".join(whole))
-        values = [json.loads(line) for line in whole]
-        return {value.pop("place"): ItemResult(**value) for value in values}
-    items.unlink(missing_ok=True)
-    write_text(run, to_json({"fingerprint": fingerprint}))
-    return {}
-
-
-def _fingerprint(
-    model: AudioFlamingo3ForConditionalGeneration, rows: Sequence[DataRow], options: dict[str, Any]
-) -> str:
-    """Tells runs apart: configuration, a few values of every weight, the rows and the options."""
+    adapter: str | None = None,
+) -> dict[str, Any]:
+    """Tells models and adapters apart: digests of the configuration and a few values of every weight, and of the chat template."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():
         flat = parameter.detach().flatten()
         step = max(1, flat.numel() // 16)
         digest.update(f"{name}{to_host(flat[::step].float())}".encode())
-    if (adapter := options.get("adapter")) is not None:
+    if adapter is not None:
         for name, tensor in model.adapters[adapter].tensors():
             digest.update(f"{name}{to_host(tensor.float().sum())}".encode())
-    for row in rows:
-        digest.update(json.dumps([row.place, row.messages], sort_keys=True, default=str).encode())
-    digest.update(json.dumps(options, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    template = json.dumps(processor.chat_template, sort_keys=True).encode()
+    return {
+        "model_sha256": digest.hexdigest(),
+        "dtype": str(model.dtype),
+        "chat_template_sha256": hashlib.sha256(template).hexdigest(),
+    }

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from audioflamingo.fields import check_fields, option
+from audioflamingo.fields import check_fields, check_value, option
+
+SuiteName = Literal["mmau", "mmau-pro", "mmar", "mmsu", "muchomusic", "clotho-aqa", "librispeech", "open-asr"]
+PromptStyle = Literal["nvidia", "official"]
+By = Literal["generation", "likelihood"]
+_BENCHMARK = "Benchmark"
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a data set is answered."""
+    """What is asked, how, and how it is decided what was answered."""
 
+    suite: SuiteName | None = option(
+        None,
+        "The benchmark that DATA is, as it was published; by default DATA are conversations.",
+        group=_BENCHMARK,
+    )
+    prompts: PromptStyle = option(
+        "nvidia", "Whose wording a benchmark's questions have: NVIDIA's, or its own.", group=_BENCHMARK
+    )
+    by: By = option(
+        "generation",
+        "Questions with options: read the option out of the answer, or take the most likely one.",
+        group=_BENCHMARK,
+    )
     batch_size: int = option(16, "Questions that run together.", at_least=1)
     max_new_tokens: int = option(256, "Longest answer.", at_least=1)
     overwrite: bool = option(False, "Start again.")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, allowed in (
+            ("suite", (None, *get_args(SuiteName))),
+            ("prompts", get_args(PromptStyle)),
+            ("by", get_args(By)),
+        ):
+            listed = ", ".join(map(str, allowed))
+            check_value(getattr(self, name) in allowed, name, getattr(self, name), f"one of {listed}")

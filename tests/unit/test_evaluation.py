@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from audioflamingo.errors import ArgumentError
-from audioflamingo.evaluation import evaluate, normalize
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.errors import ArgumentError, OutputError
+from audioflamingo.evaluation import ItemResult, compare_runs, evaluate, normalize
+from audioflamingo.evaluation.compare import mcnemar_p
 from audioflamingo.evaluation.confusion_plot import confusion
+from audioflamingo.evaluation.run_folder import RunFolder
 from audioflamingo.evaluation.scoring import chosen_option, options_of, score, summarize
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -61,6 +70,7 @@ def test_word_errors(reference: str, answer: str, errors: int) -> None:
     [
         ("(B) a cat", "B"), ("B", "B"), ("B.", "B"), ("A cat", "B"), ("It is a cat.", "B"), ("(C)", "C"),
         ("a dog", "A"), ("a dog barking", "C"), ("a bird", None), ("D", None), ("a dog or a cat", None), ("", None),
+        ("A cat or a dog. It is a cat.", "B"),
     ],
 )  # fmt: skip
 def test_choices_by_letter_or_text(answer: str, letter: str | None) -> None:
@@ -115,7 +125,7 @@ def test_evaluation_goes_on_where_it_was_and_refuses_another_run(checkpoint, tmp
 
     with torch.no_grad():
         model.lm_head.weight += 1
-    with pytest.raises(ArgumentError, match="another model"):
+    with pytest.raises(ArgumentError, match="another run: other model_sha256"):
         evaluate(model, processor, data, **options)
     evaluate(model, processor, data, **options, overwrite=True)
 
@@ -140,6 +150,188 @@ def test_the_command_prints_scores_and_one_line_on_errors(checkpoint, tmp_path: 
     assert result.stderr.startswith("error: cannot read")
     for names in ([folder, data, data], [folder, data, "--model", folder]):
         assert af3("evaluate", *names, *limits, tmp_path / "r").exit_code == 2
+
+
+class Interrupted(BaseException):
+    """What a signal raises."""
+
+
+def load(folder: Path) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]:
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder)
+    return model, AudioFlamingo3Processor.from_pretrained(folder)
+
+
+def test_the_files_of_a_run(checkpoint, tmp_path: Path) -> None:
+    folder, data = checkpoint
+    result = evaluate(*load(folder), data, output_dir=tmp_path, max_new_tokens=3)
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert sorted(item["id"] for item in items) == sorted(item.id for item in result.items)
+    assert all({"prompt", "answer", "found", "parsed_by", "is_correct"} <= item.keys() for item in items)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["decoding"] == {"do_sample": False, "max_new_tokens": 3, "num_beams": 1}
+    assert (
+        manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+        or "+" in manifest["versions"]["torch"]
+    )
+    assert len(manifest["model_sha256"]) == 64
+    assert manifest["num_questions"] == 6
+    scores = json.loads((tmp_path / "summary.json").read_text())
+    assert scores["unparsed"] == [item.id for item in result.items if item.is_unparsed]
+    assert result.summary.rtfx is not None
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 2
+    assert manifest["model_sha256"] in report
+    assert "http" not in report.replace("http-equiv", "")
+
+
+def test_a_killed_run_loses_and_doubles_nothing(checkpoint, tmp_path: Path) -> None:
+    """Killed by the system (no handler runs) once three answers are there."""
+    folder, data = checkpoint
+    program = (
+        "import os, signal, sys; from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor;"
+        "from audioflamingo.evaluation import evaluate; model, data, out = sys.argv[1:];"
+        "stop = lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL);"
+        "evaluate(AutoModelForConditionalGeneration.from_pretrained(model), AutoProcessor.from_pretrained(model), data,"
+        "         output_dir=out, max_new_tokens=3, batch_size=2, progress=stop)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, folder, data, tmp_path / "out"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    items = tmp_path / "out" / "items.jsonl"
+    assert len(items.read_text().splitlines()) == 3
+    result = evaluate(*load(folder), data, output_dir=tmp_path / "out", max_new_tokens=3)
+    ids = [json.loads(line)["id"] for line in items.read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 6
+    assert result == evaluate(*load(folder), data, max_new_tokens=3)
+
+
+def test_two_runs_do_not_share_a_folder(checkpoint, tmp_path: Path) -> None:
+    folder, data = checkpoint
+    loaded = load(folder)
+
+    def again(done: int, total: int) -> None:
+        with pytest.raises(ArgumentError, match="another evaluation is writing"):
+            evaluate(*loaded, data, output_dir=tmp_path, max_new_tokens=2)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        evaluate(*loaded, data, output_dir=tmp_path, max_new_tokens=2, progress=again)
+    evaluate(*loaded, data, output_dir=tmp_path, max_new_tokens=2)
+
+
+def test_a_changed_file_or_setting_is_found(checkpoint, tmp_path: Path) -> None:
+    folder, _ = checkpoint
+    data = write_dataset(tmp_path / "data", 4)
+    loaded = load(folder)
+    how = {"output_dir": tmp_path / "out", "max_new_tokens": 2}
+    evaluate(*loaded, data, **how)
+    with pytest.raises(ArgumentError, match="other decoding"):
+        evaluate(*loaded, data, **how, num_beams=2)
+    clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
+    content = clip.read_bytes()
+    clip.write_bytes(content + bytes(2))
+    with pytest.raises(ArgumentError, match="other audio_sha256"):
+        evaluate(*loaded, data, **how)
+    clip.write_bytes(content)
+    evaluate(*loaded, data, **how)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_there(checkpoint, tmp_path: Path, monkeypatch) -> None:
+    folder, data = checkpoint
+    loaded = load(folder)
+    add = RunFolder.add
+
+    def full(run: RunFolder, key: str, item: ItemResult) -> None:
+        if len(run.done) == 2:
+            run._file.close()
+            run._file = open("/dev/full", "w")  # noqa: SIM115
+        add(run, key, item)
+
+    monkeypatch.setattr(RunFolder, "add", full)
+    with pytest.raises(OutputError, match=r"No space left on device\. 2 answers are kept"):
+        evaluate(*loaded, data, output_dir=tmp_path, max_new_tokens=2)
+    monkeypatch.undo()
+    seen: list[int] = []
+    result = evaluate(
+        *loaded, data, output_dir=tmp_path, max_new_tokens=2, progress=lambda done, _: seen.append(done)
+    )
+    assert seen == [3, 4, 5, 6]
+    assert result.summary.num_items == 6
+
+
+def test_questions_that_cannot_be_asked_are_wrong_and_asked_again(checkpoint, tmp_path: Path) -> None:
+    folder, _ = checkpoint
+    data = write_dataset(tmp_path / "data", 4)
+    clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
+    content = clip.read_bytes()
+    clip.write_bytes(b"x" * len(content))
+    loaded = load(folder)
+    rows = read_dataset(DatasetConfig(str(data))).rows if data.suffix else []
+    how = {"output_dir": tmp_path / "out", "max_new_tokens": 2}
+    broken = evaluate(*loaded, rows, **how)
+    assert broken.summary.num_failed >= 1
+    assert all(not item.is_correct for item in broken.items if item.error)
+    clip.write_bytes(content)
+    assert evaluate(*loaded, rows, **how).summary.num_failed == 0
+
+
+def test_options_by_likelihood(checkpoint, tmp_path: Path) -> None:
+    folder, data = checkpoint
+    model, processor = load(folder)
+    question = {"type": "text", "text": "What is it? (A) a dog (B) a cat (C) a dog barking"}
+    rows = [
+        replace(
+            row,
+            messages=[
+                {
+                    "role": "user",
+                    "content": [*({"type": "audio", "path": path} for path in row.audio), question],
+                },
+                {"role": "assistant", "content": "a cat"},
+            ],
+        )
+        for row in read_dataset(DatasetConfig(str(data))).rows
+    ]
+    result = evaluate(model, processor, rows, by="likelihood", output_dir=tmp_path)
+    for row, item in zip(rows, result.items, strict=True):
+        options = list(options_of(item.prompt).values())
+        scores = model.score(processor, row.messages[:-1], options)
+        assert item.option_logprobs == pytest.approx([score.logprob for score in scores], abs=1e-4)
+        best = max(scores, key=lambda score: score.logprob / score.num_tokens)
+        assert (item.found, item.parsed_by) == (best.text, "likelihood")
+    assert evaluate(model, processor, rows, by="likelihood", output_dir=tmp_path) == result
+    with pytest.raises(ArgumentError, match="needs questions with options"):
+        evaluate(model, processor, data, by="likelihood")
+
+
+def test_the_chance_of_a_difference() -> None:
+    assert mcnemar_p(0, 0) == 1.0
+    assert mcnemar_p(5, 5) == 1.0
+    assert mcnemar_p(10, 0) == pytest.approx(2 / 2**10)
+    assert mcnemar_p(1, 8) == pytest.approx(2 * (1 + 9) / 2**9)
+
+
+def test_two_runs_are_compared(checkpoint, tmp_path: Path) -> None:
+    folder, data = checkpoint
+    evaluate(*load(folder), data, output_dir=tmp_path / "a", max_new_tokens=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    same = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert (same.changed_settings, same.gained, same.lost) == ("the same", [], [])
+    assert same.wer_difference == (0.0, 0.0, 0.0)
+    assert same.wer_p == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "b" / "items.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["is_correct"], line["num_errors"] = True, 0
+    (tmp_path / "b" / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    changed = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert changed.num_left_out == 1
+    assert changed.wer_difference is not None
+    assert changed.wer_difference[0] < 0
+    assert changed.lost == []
+    shown = af3("evaluate", "--compare", tmp_path / "a", tmp_path / "b")
+    assert (shown.exit_code, shown.stdout) == (0, str(changed))
+    empty = af3("evaluate", "--compare", tmp_path / "a", tmp_path)
+    assert (empty.exit_code, empty.stderr.count("\n")) == (1, 1)
+    assert "holds no evaluation" in empty.stderr
 
 
 def test_progress_counts_what_was_done_before(checkpoint, tmp_path: Path) -> None:
