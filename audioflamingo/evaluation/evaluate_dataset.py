@@ -248,7 +248,7 @@ def fingerprint_model(
     processor: AudioFlamingo3Processor,
     adapter: str | None = None,
 ) -> dict[str, Any]:
-    """Tells models and adapters apart: digests of the configuration and a few values of every weight, and of the chat template."""
+    """Tells models and adapters apart: digests of the configuration, a few values of every weight, and the template."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():
         flat = parameter.detach().flatten()
