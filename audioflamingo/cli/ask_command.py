@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,11 @@ import typer
 from audioflamingo.audio.reading import Reading
 from audioflamingo.cli.flags import ScreenOptions, with_flags
 from audioflamingo.cli.inputs import AUDIO_SUFFIXES, STDIN
-from audioflamingo.cli.model_loading import ModelOptions, find_think_adapter, load
+from audioflamingo.cli.model_loading import (
+    AdaptedModelOptions,
+    find_think_adapter,
+    load_with_adapter,
+)
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.errors import ArgumentError
 from audioflamingo.fields import option
@@ -24,6 +29,7 @@ from audioflamingo.tasks import GENERATION_PRESETS, TASKS, THINK_SUFFIX
 
 if TYPE_CHECKING:
     from audioflamingo.engine.chat import Chat
+    from audioflamingo.processor.stretches import Stretch
 
 _ANSWER = "Answer"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -39,6 +45,7 @@ class OnLong(StrEnum):
 
     TRUNCATE = "truncate"
     ERROR = "error"
+    WINDOWS = "windows"
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ class AnswerOptions:
     )
     seed: int | None = option(None, "Makes random answers repeatable.", at_least=0, group=_ANSWER)
     on_long: OnLong = option(
-        OnLong.TRUNCATE, "What to do with a clip that is longer than the model takes.", group=_ANSWER
+        OnLong.TRUNCATE,
+        "What to do with a clip that is longer than the model takes. windows: ask each stretch, then once more with "
+        "their answers in place of the audio.",
+        group=_ANSWER,
     )
     preset: Preset | None = option(
         None, "Generate as the card of this checkpoint does; single settings win.", group=_ANSWER
-    )
-    adapter: str | None = option(
-        None, "Folder of an adapter (LoRA) that answers.", metavar="FOLDER", group=_ANSWER
     )
     show_thoughts: bool = option(
         False, "Print the thoughts of a thinking model even where no one watches.", group=_ANSWER
@@ -75,16 +82,28 @@ class AnswerOptions:
         preset = {} if self.preset is None else GENERATION_PRESETS[self.preset]
         return {**preset, **options, **sampling_options(self.temperature)}
 
-    def chat(self, model: ModelOptions, is_verbose: bool, adapter: Path | None = None) -> Chat:
+    def chat(self, model: AdaptedModelOptions, screen: ScreenOptions) -> Chat:
         """Loads a model and begins a conversation with it, or with an adapter of it."""
         from audioflamingo.engine.chat import Chat
 
-        loaded, processor = load(model, is_verbose)
-        folder = Path(self.adapter) if self.adapter is not None else adapter
-        if folder is not None:
-            loaded.load_adapter(folder)
-        name = None if folder is None else "default"
-        return Chat(loaded, processor, system=self.system, on_long=self.on_long.value, adapter=name)
+        loaded, processor, name = load_with_adapter(model, screen.verbose)
+        on_stretch = None if screen.quiet else _show_stretch
+        return Chat(loaded, processor, self.system, self.on_long.value, adapter=name, on_stretch=on_stretch)
+
+
+@dataclass(frozen=True)
+class AskScreenOptions(ScreenOptions):
+    """What is shown of an answer."""
+
+    json: bool = option(
+        False,
+        "Print one JSON object: answer, thoughts, finish_reason, and the stretches of a long clip.",
+        group="Output",
+    )
+
+
+def _show_stretch(stretch: Stretch) -> None:
+    Terminal.say(f"[clip {stretch.clip}, {stretch.times}] {stretch.answer}")
 
 
 @dataclass(frozen=True)
@@ -145,8 +164,8 @@ def ask(
     how: HowOptions,
     answer: AnswerOptions,
     reading: Reading,
-    model: ModelOptions,
-    screen: ScreenOptions,
+    model: AdaptedModelOptions,
+    screen: AskScreenOptions,
 ) -> None:
     """Ask a question about audio. The answer is printed as it comes.
 
@@ -157,6 +176,7 @@ def ask(
       af3 ask song.mp3 --task music
       af3 ask call.wav "Who calls, and why?" --schema call.json
       af3 ask talk.wav "Who is right?" --think --model ./audio-flamingo-3-hf
+      af3 ask lecture.mp3 "What is it about?" --on-long windows
       af3 ask talk.flac "What is it about? (A) Sport (B) Music (C) Politics" --max-new-tokens 50
     """
     clips, question = split_arguments(arguments, task)
@@ -164,15 +184,17 @@ def ask(
     if how.schema is not None:
         options["constraint"] = {"json_schema": _read_schema(how.schema)}
     sources = [_source(clip) for clip in clips]  # before the model is loaded: a missing file is found at once
-    adapter = None
     if how.think:
         question = f"{question}\n{THINK_SUFFIX}"
-        adapter = find_think_adapter(model.model) if answer.adapter is None else None
-    chat = answer.chat(model, screen.verbose, adapter)
+        if model.adapter is None and (folder := find_think_adapter(model.model)) is not None:
+            model = dataclasses.replace(model, adapter=str(folder))
+    chat = answer.chat(model, screen)
     for source in sources:
         chat.add_audio(source, reading)
     pieces = chat.ask(question, **options)
-    if task == "transcribe":  # the sentence around the transcript is only known when it is complete
+    if screen.json:
+        Terminal.show(_json_answer(chat, "".join(pieces), task == "transcribe"))
+    elif task == "transcribe":  # the sentence around the transcript is only known when it is complete
         from audioflamingo.processor.conversation import strip_framing
 
         Terminal.show(strip_framing("".join(pieces)) + "\n")
@@ -190,6 +212,21 @@ def _read_schema(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"--schema {path}: {error}") from None
+
+
+def _json_answer(chat: Chat, text: str, is_transcript: bool) -> str:
+    """What `--json` prints."""
+    from audioflamingo.processor.conversation import strip_framing
+    from audioflamingo.processor.thoughts import split_thoughts
+
+    thoughts, answer = split_thoughts(text)
+    content = {
+        "answer": strip_framing(text) if is_transcript else answer,
+        "thoughts": thoughts,
+        "finish_reason": chat.finish_reason,
+        "stretches": [stretch.to_dict() for stretch in chat.stretches],
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def split_arguments(arguments: list[str], task: str | None) -> tuple[list[str], str]:

@@ -14,7 +14,7 @@ from audioflamingo.audio.reading import Reading
 from audioflamingo.cli.ask_command import AnswerOptions, print_answer
 from audioflamingo.cli.failures import is_expected, report
 from audioflamingo.cli.flags import ScreenOptions, with_flags
-from audioflamingo.cli.model_loading import ModelOptions
+from audioflamingo.cli.model_loading import AdaptedModelOptions
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.errors import OutputError
 from audioflamingo.files import write_whole
@@ -41,7 +41,7 @@ def chat(
     *,
     answer: AnswerOptions,
     reading: Reading,
-    model: ModelOptions,
+    model: AdaptedModelOptions,
     screen: ScreenOptions,
 ) -> None:
     """Talk with the model about audio. It remembers the conversation and all clips.
@@ -53,7 +53,7 @@ def chat(
 
     In the conversation: /add FILE, /save FILE, /help, /quit.
     """
-    conversation = answer.chat(model, screen.verbose)
+    conversation = answer.chat(model, screen)
     for name in audio or []:
         _add(conversation, name, reading)
     if not screen.quiet and sys.stdin.isatty():

@@ -15,7 +15,7 @@ import typer
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED
 from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
-from audioflamingo.cli.model_loading import ModelOptions, load
+from audioflamingo.cli.model_loading import ADAPTER_NAME, AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.cli.transcribe_job import OutputOptions
 from audioflamingo.corpus import (
@@ -84,7 +84,7 @@ class ClusterJob(CorpusWatcher):
 
     def run(
         self,
-        model: ModelOptions,
+        model: AdaptedModelOptions,
         options: TranscriptionOptions,
         cluster: ClusterOptions,
         is_overwriting: bool,
@@ -102,13 +102,15 @@ class ClusterJob(CorpusWatcher):
         """
         if model.device == "cpu" and cluster.gpus_per_worker is None:
             cluster = dataclasses.replace(cluster, gpus_per_worker=0.0)
+        if model.adapter is not None:
+            options = dataclasses.replace(options, adapter=ADAPTER_NAME)
         with Terminal.progress(len(self._files), not self._screen.quiet) as bar:
             self._bar = bar
             try:
                 summary = transcribe_corpus(
                     self._files,
                     self._output_dir,
-                    functools.partial(load, _everywhere(model)),
+                    functools.partial(_load, _everywhere(model)),
                     model=_describe(model),
                     options=options,
                     cluster=cluster,
@@ -146,18 +148,34 @@ class ClusterJob(CorpusWatcher):
             raise typer.Exit(EXIT_FAILED)
 
 
-def _everywhere(options: ModelOptions) -> ModelOptions:
-    """A folder by its whole path: workers run elsewhere."""
-    folder = os.path.expanduser(options.model)
-    return dataclasses.replace(options, model=os.path.abspath(folder)) if os.path.isdir(folder) else options
+def _everywhere(options: AdaptedModelOptions) -> AdaptedModelOptions:
+    """Folders by their whole paths: workers run elsewhere."""
+    adapter = None if options.adapter is None else _whole_path(options.adapter)
+    return dataclasses.replace(options, model=_whole_path(options.model), adapter=adapter)
 
 
-def _describe(options: ModelOptions) -> dict[str, Any]:
+def _whole_path(name: str) -> str:
+    """A folder by its whole path, anything else as it is."""
+    folder = os.path.expanduser(name)
+    return os.path.abspath(folder) if os.path.isdir(folder) else name
+
+
+def _load(model: AdaptedModelOptions) -> tuple[Any, Any]:
+    """What a worker does first."""
+    return load_with_adapter(model)[:2]
+
+
+def _describe(options: AdaptedModelOptions) -> dict[str, Any]:
     """What tells the model from others, whatever its folder is called."""
     from audioflamingo.corpus.folder import fingerprint_checkpoint
-    from audioflamingo.hub import resolve_folder
+    from audioflamingo.hub import ADAPTER_PATTERNS, resolve_folder
 
+    extra = {}
+    if options.adapter is not None:
+        folder = resolve_folder(options.adapter, allow_patterns=ADAPTER_PATTERNS)
+        extra["adapter_sha256"] = fingerprint_checkpoint(folder, ADAPTER_PATTERNS)
     return {
+        **extra,
         "model_sha256": fingerprint_checkpoint(resolve_folder(options.model)),
         "dtype": options.dtype.value,
         "quantization": None if options.quantization is None else options.quantization.value,

@@ -11,7 +11,7 @@ import typer
 
 from audioflamingo.cli.failures import EXIT_FAILED
 from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
-from audioflamingo.cli.model_loading import ModelOptions, load
+from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 from audioflamingo.fields import option
@@ -57,7 +57,7 @@ def evaluate(
     ] = None,
     data: DataOptions,
     options: EvaluationOptions,
-    model: ModelOptions,
+    model: AdaptedModelOptions,
     screen: QuietOptions,
 ) -> None:
     """Measure a model: word error rate, multiple-choice accuracy, exact match.
@@ -83,18 +83,23 @@ def evaluate(
     from audioflamingo.datasets.dataset_config import DatasetConfig
     from audioflamingo.evaluation import evaluate as run_evaluation
 
+    loaded, processor, name = load_with_adapter(model)
     with Terminal.progress(None, not screen.quiet) as bar:
         result = run_evaluation(
-            *load(model),
+            loaded,
+            processor,
             DatasetConfig(path, **dataclasses.asdict(data)),
             output_dir=output_dir,
             progress=lambda done, total: bar.update(done, f"{done}/{total}", total),
+            adapter=name,
             **dataclasses.asdict(options),
         )
     show_result(result, output_dir, screen)
 
 
-def _read_arguments(ctx: typer.Context, names: list[str], model: ModelOptions) -> tuple[str, ModelOptions]:
+def _read_arguments(
+    ctx: typer.Context, names: list[str], model: AdaptedModelOptions
+) -> tuple[str, AdaptedModelOptions]:
     """The data, and the model that may stand before it."""
     if not 1 <= len(names) <= 2:
         raise typer.BadParameter(f"one model and one data set, got {len(names)} names.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
     from audioflamingo.processor import AudioFlamingo3Processor
 
+ADAPTER_NAME = "default"
 MODEL_VARIABLE = "AF3_MODEL"
 MODEL_KINDS = f"{BUILT_IN_MODEL}, a hub id, or a folder."
 _MODEL = "Model"
@@ -65,6 +66,15 @@ class ModelOptions:
     )
 
 
+@dataclass(frozen=True)
+class AdaptedModelOptions(ModelOptions):
+    """A model, and an adapter of it."""
+
+    adapter: str | None = option(
+        None, "Folder of an adapter (LoRA) that answers.", metavar="FOLDER", group=_MODEL
+    )
+
+
 def load(
     options: ModelOptions, is_verbose: bool = False
 ) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]:
@@ -101,6 +111,17 @@ def load(
             f"{time.perf_counter() - start:.1f} s"
         )
     return model, processor
+
+
+def load_with_adapter(
+    options: AdaptedModelOptions, is_verbose: bool = False
+) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor, str | None]:
+    """Loads a model, its processor and an adapter; returns the adapter's name too, None for the model itself."""
+    model, processor = load(options, is_verbose)
+    if options.adapter is None:
+        return model, processor, None
+    model.load_adapter(options.adapter, ADAPTER_NAME)
+    return model, processor, ADAPTER_NAME
 
 
 def find_think_adapter(model: str) -> Path | None:

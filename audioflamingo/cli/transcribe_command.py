@@ -10,7 +10,7 @@ import typer
 from audioflamingo.cli.cluster_job import ClusterJob, check_cluster_output, corpus_files
 from audioflamingo.cli.flags import ScreenOptions, flag_names, is_given, with_flags
 from audioflamingo.cli.inputs import find_inputs
-from audioflamingo.cli.model_loading import ModelOptions
+from audioflamingo.cli.model_loading import AdaptedModelOptions
 from audioflamingo.cli.transcribe_job import OutputOptions, TranscribeJob
 from audioflamingo.corpus import ClusterOptions
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -37,7 +37,7 @@ def transcribe(
     ],
     *,
     output: OutputOptions,
-    model: ModelOptions,
+    model: AdaptedModelOptions,
     options: TranscriptionOptions,
     engine: Annotated[
         Engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import tempfile
@@ -14,7 +15,7 @@ import typer
 from audioflamingo.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, report
 from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
-from audioflamingo.cli.model_loading import ModelOptions, load
+from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import ProgressBar, Terminal
 from audioflamingo.errors import AudioError, OutputError
 from audioflamingo.fields import option
@@ -95,7 +96,7 @@ class TranscribeJob:
         self._formatter: Formatter | None = None
         self.num_done = self.num_failed = self.num_skipped = 0
 
-    def run(self, model: ModelOptions) -> None:
+    def run(self, model: AdaptedModelOptions) -> None:
         """Transcribes what is left to do.
 
         Raises:
@@ -106,7 +107,9 @@ class TranscribeJob:
         self._find_work()
         try:
             if self._todo:
-                self._transcribe(*load(model, self._verbose))
+                loaded, processor, name = load_with_adapter(model, self._verbose)
+                self._options = dataclasses.replace(self._options, adapter=name)
+                self._transcribe(loaded, processor)
         except KeyboardInterrupt:
             hint = "" if self._output_dir is None else " The same command goes on with the rest."
             Terminal.say(f"interrupted: {self.num_done} of {len(self._todo)} transcribed.{hint}")

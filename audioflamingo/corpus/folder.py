@@ -35,10 +35,10 @@ def describe_files(files: Sequence[CorpusFile]) -> dict[str, Any]:
     return {"num_files": len(files), "files_sha256": digest.hexdigest()}
 
 
-def fingerprint_checkpoint(folder: Path) -> str:
+def fingerprint_checkpoint(folder: Path, patterns: Sequence[str] = CHECKPOINT_PATTERNS) -> str:
     """A digest of the names, sizes and contents of a checkpoint's files; of large ones, samples of the content."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in CHECKPOINT_PATTERNS for path in folder.rglob(pattern)}):
+    for path in sorted({path for pattern in patterns for path in folder.rglob(pattern)}):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

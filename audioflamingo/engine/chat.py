@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from audioflamingo.audio.loading import SAMPLING_RATE, check_waveform, load_audio
 from audioflamingo.audio.reading import Reading
+from audioflamingo.engine.answer_many import answer_many
 from audioflamingo.engine.audio_cache import ClipCache
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.generate import evaluation_mode
@@ -19,8 +20,13 @@ from audioflamingo.engine.generate_call import prepare_one
 from audioflamingo.engine.generate_options import GenerateOptions
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.request import Output, Request
+from audioflamingo.errors import ArgumentError
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor.processor import AudioFlamingo3Processor
+from audioflamingo.processor.stretches import Stretch, long_question
+
+WINDOWS = "windows"
+ON_LONG = ("truncate", "error", WINDOWS)  # what may be done with a clip that is too long
 
 
 class Chat:
@@ -30,15 +36,23 @@ class Chat:
         model: an `AudioFlamingo3ForConditionalGeneration`.
         processor: its processor.
         system: system message; None leaves it to the chat template.
-        on_long: what to do with clips of more than 10 minutes, `"truncate"` or `"error"`.
+        on_long: what to do with clips that are longer than the model takes: `"truncate"`, `"error"`, or `"windows"`,
+            which asks each stretch of the clip and then, with the answers as text, once more (`processor.stretches`
+            says what that can and cannot know).
         clip_cache: encoded audio to look up and add to, to be shared by conversations with the same model; by default
             one of its own.
         adapter: name of the adapter that answers, unless a question says otherwise; None for the model itself.
+        on_stretch: called with each stretch of a long clip once it is answered.
 
     Attributes:
         messages: the conversation so far, as `apply_chat_template` takes it.
         num_reused: tokens of the last prompt that were in the cache already.
         finish_reason: why the last answer ended: "stop", "length", or None if it was broken off.
+        stretches: parts of long clips, with their answers, from which the last answer was made; empty if the model
+            heard all at once.
+
+    Raises:
+        ArgumentError: another value of `on_long`.
     """
 
     def __init__(
@@ -49,7 +63,12 @@ class Chat:
         on_long: str = "truncate",
         clip_cache: ClipCache | None = None,
         adapter: str | None = None,
+        on_stretch: Callable[[Stretch], None] | None = None,
     ) -> None:
+        if on_long not in ON_LONG:
+            raise ArgumentError(f"on_long={on_long!r}: it must be one of {', '.join(map(repr, ON_LONG))}.")
+        self._on_stretch = on_stretch
+        self.stretches: list[Stretch] = []
         self._model = model
         self._adapter = adapter
         self._processor = processor
@@ -101,7 +120,7 @@ class Chat:
         content: Any = [*self._pending, {"type": "text", "text": question}] if self._pending else question
         messages = [*self.messages, {"role": "user", "content": content}]
         outputs: list[Output] = []
-        request = self._request(messages, options, outputs.append)
+        request = self._request(self._heard(messages, options), options, outputs.append)
         pending, self._pending = self._pending, []
         text = ""
         self.finish_reason = None
@@ -133,11 +152,32 @@ class Chat:
         options = EngineOptions.alone(max_rows=1, keeps_prefixes=True)
         return Engine(self._model, self._processor.tokenizer, options, self._clip_cache)
 
+    def _heard(self, messages: list[dict[str, Any]], options: GenerateOptions) -> list[dict[str, Any]]:
+        """The conversation as the model takes it: where a clip is too long, its stretches are asked here."""
+        self.stretches = []
+        longest_s = self._processor.max_clip_s
+        question = long_question(messages, longest_s) if self._on_long == WINDOWS else None
+        if question is None:
+            return messages
+        # One at a time, and nothing of it is kept: the keys and values of a stretch are large.
+        requests = ((i, self._request(asked, options)) for i, asked in enumerate(question.conversations()))
+        for index, output in answer_many(
+            self._model, self._processor.tokenizer, requests, num_together=1, clip_cache=self._clip_cache
+        ):
+            self.stretches.append(question.stretch(index, output.text))
+            if self._on_stretch is not None:
+                self._on_stretch(self.stretches[-1])
+        return question.final(self.stretches)
+
     def _request(
-        self, messages: list[dict[str, Any]], options: GenerateOptions, on_output: Callable[[Output], None]
+        self,
+        messages: list[dict[str, Any]],
+        options: GenerateOptions,
+        on_output: Callable[[Output], None] | None = None,
     ) -> Request:
         """What the engine is asked for."""
-        prompt = self._processor.prompt(messages, on_long=self._on_long)
+        on_long = "error" if self._on_long == WINDOWS else self._on_long
+        prompt = self._processor.prompt(messages, on_long=on_long)
         options = {"tokenizer": self._processor.tokenizer, "adapter": self._adapter, **options}
         return prepare_one(self._model, prompt, options, on_output)
 

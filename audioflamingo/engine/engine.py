@@ -107,6 +107,11 @@ class Engine:
         self.scheduler = Scheduler(self.pool, self.audio, self.options)
         self.num_steps = self.num_prompt_tokens = self.num_new_tokens = 0
 
+    @property
+    def model(self) -> AudioFlamingo3WithHead:
+        """What answers."""
+        return self._model
+
     def room(self, num_prompt_tokens: int, num_sequences: int = 1) -> int:
         """Tokens that an answer to a prompt can have at most."""
         space = self._context

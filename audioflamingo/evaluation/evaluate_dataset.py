@@ -96,7 +96,7 @@ def evaluate(
         output_dir: for the items, as answers come, the scores, a report; see `run_folder`. A run that was stopped goes
             on there.
         progress: called with the number of questions that are done and of all, after each.
-        **options: fields of `EvaluationOptions`, and further keywords of `generate`.
+        **options: fields of `EvaluationOptions`, and further keywords of `generate`, such as `adapter`.
 
     Raises:
         DataError: the data set cannot be used.
@@ -109,7 +109,9 @@ def evaluate(
     questions = read_questions(dataset, settings)
     num_beams = model.generation_config.num_beams  # named, so that it tells runs apart
     options = {"do_sample": False, "num_beams": num_beams, **options}
-    manifest = make_manifest(questions, settings, options, fingerprint_model(model, processor))
+    manifest = make_manifest(
+        questions, settings, options, fingerprint_model(model, processor, options.get("adapter"))
+    )
     done: dict[str, ItemResult] = {}
     folder = None if output_dir is None else Path(output_dir).expanduser()
     with nullcontext() if folder is None else RunFolder(folder, manifest, settings.overwrite) as run:
@@ -242,14 +244,19 @@ def make_manifest(
 
 
 def fingerprint_model(
-    model: AudioFlamingo3ForConditionalGeneration, processor: AudioFlamingo3Processor
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
-    """Tells models apart: digests of the configuration and a few values of every weight, and of the chat template."""
+    """Tells models and adapters apart: digests of the configuration, a few values of every weight, and the template."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():
         flat = parameter.detach().flatten()
         step = max(1, flat.numel() // 16)
         digest.update(f"{name}{to_host(flat[::step].float())}".encode())
+    if adapter is not None:
+        for name, tensor in model.adapters[adapter].tensors():
+            digest.update(f"{name}{to_host(tensor.float().sum())}".encode())
     template = json.dumps(processor.chat_template, sort_keys=True).encode()
     return {
         "model_sha256": digest.hexdigest(),

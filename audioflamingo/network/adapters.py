@@ -14,11 +14,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError
 from audioflamingo.kernels import linear_bf16
+from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 
 AUDIO_PREFIXES = ("model.audio_tower.", "model.multi_modal_projector.")
@@ -69,6 +71,15 @@ class AdapterWeights:
         """Names of the modules that it touches."""
         return sorted({*self.lora, *self.replaced})
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of its tensors, in a fixed order."""
+        for name in self.modules:
+            if name in self.lora:
+                yield f"{name}.down", self.lora[name].down
+                yield f"{name}.up", self.lora[name].up * self.lora[name].scale
+            for leaf, tensor in sorted(self.replaced.get(name, {}).items()):
+                yield f"{name}.{leaf}", tensor
+
     @property
     def changes_audio(self) -> bool:
         """Whether audio is encoded differently with it."""
@@ -81,18 +92,19 @@ class Route:
 
     Attributes:
         names: the adapters.
-        rows: for each row the place of its adapter in `names`, -1 for none, on the CPU; None when all rows use the
-            only one.
+        rows: for each row the place of its adapter in `names`, -1 for none; None when all rows use the only one.
     """
 
     names: tuple[str, ...]
-    rows: Tensor | None = None
+    rows: np.ndarray | None = None
+    _found: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
 
-    def of(self, name: str, device: torch.device) -> Tensor | None:
-        """Rows of an adapter; None for all."""
-        if self.rows is None:
-            return None
-        return (self.rows == self.names.index(name)).nonzero()[:, 0].to(device)
+    def of(self, name: str, device: torch.device) -> Tensor:
+        """Which rows, of several adapters', are one's; every layer asks, the first answer is kept."""
+        if (name, device) not in self._found:
+            places = np.flatnonzero(self.rows == self.names.index(name))
+            self._found[name, device] = torch.tensor(places.tolist(), device=device)
+        return self._found[name, device]
 
 
 _route: ContextVar[Route | None] = ContextVar("route", default=None)
@@ -122,8 +134,8 @@ def routed(names: Sequence[str | None], counts: Sequence[int] | None = None) -> 
         return _under(None)
     if set(names) == set(used) and len(used) == 1:
         return _under(Route(used))
-    places = torch.tensor([-1 if name is None else used.index(name) for name in names], device="cpu")
-    return _under(Route(used, places.repeat_interleave(torch.tensor(counts, device="cpu"))))
+    places = [-1 if name is None else used.index(name) for name in names]
+    return _under(Route(used, np.repeat(places, counts)))
 
 
 def routed_to(rows: Tensor) -> Any:
@@ -131,7 +143,7 @@ def routed_to(rows: Tensor) -> Any:
     route = _route.get()
     if route is None or route.rows is None:
         return _under(route)
-    return _under(Route(route.names, route.rows[rows.cpu()]))
+    return _under(Route(route.names, route.rows[to_host(rows)]))
 
 
 class AdaptedForward:
@@ -159,7 +171,6 @@ class AdaptedForward:
         out: Tensor = self.original(x)
         for name in names:
             rows = route.of(name, x.device)
-            assert rows is not None
             lora, module = self.own[name]
             some = x.index_select(0, rows)
             value = (

@@ -231,7 +231,8 @@ class _Renderer:
         num_clips = len(clips_of(self.conversation))
         audio_token_id = self.tokenizer.convert_tokens_to_ids(self.audio_token)
         num_found = -1
-        for self.as_strings in (False, True):
+        is_placed = any(turn.is_placed for turn in self.conversation)
+        for self.as_strings in (True,) if is_placed else (False, True):
             try:
                 text = self.render(is_cut=is_cut)
             except PromptError:
@@ -292,7 +293,7 @@ class _Renderer:
         return {"role": turn.role, "content": parts}
 
     def _as_string(self, turn: Turn, texts: list[str]) -> str:
-        if len(turn.clips) == 1:
+        if len(turn.clips) == 1 and not turn.is_placed:
             return self.audio_token + "".join(texts)
         remaining = iter(texts)
         body = "".join(self.audio_token if isinstance(part, Clip) else next(remaining) for part in turn.parts)

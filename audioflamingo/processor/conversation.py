@@ -8,6 +8,7 @@ wrong answer. `strip_framing` takes away the sentence that the model writes arou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -23,17 +24,26 @@ TRANSCRIPTION_PREFIXES = (
     "The transcription of the audio is",
     "The content of the input audio is",
 )
+PLACEHOLDER = re.compile(r"<sound(?:-(\d{1,3}))?>")
 QUOTES = ("'", '"')
 _ALLOWED_KEYS = {"text": ("type", "text"), "audio": ("type", *AUDIO_SOURCE_KEYS, "sampling_rate")}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: its role, its parts in order, and whether its content was a string (not a list)."""
+    """One message.
+
+    Attributes:
+        role: who says it.
+        parts: in order.
+        is_string: whether its content was a string, not a list.
+        is_placed: whether its text says where clips stand: then even a single one stands there, whatever the template.
+    """
 
     role: str
     parts: tuple[str | Clip, ...]
     is_string: bool
+    is_placed: bool = False
 
     @property
     def clips(self) -> list[Clip]:
@@ -62,14 +72,23 @@ def texts_of(conversation: Conversation) -> list[str]:
 def with_newlines(conversation: Conversation) -> Conversation:
     """Sets runs of clips off from the text around them as NVIDIA's own scripts do.
 
-    A line feed stands between clips and text, none at the end, and no spaces beside it. A single clip stands first.
+    A line feed stands between clips and text, none at the end, and no spaces beside it. Clips stand where the text of
+    their message has `<sound>` (the next one) or `<sound-k>` (its k-th); without those, where they were put, a single
+    one first.
+
+    Raises:
+        PromptError: a placeholder without a clip, or a clip without one.
     """
     return [_spread(turn) if turn.clips else turn for turn in conversation]
 
 
 def _spread(turn: Turn) -> Turn:
-    is_single = len(turn.clips) == 1
-    parts: list[str | Clip] = [*turn.clips, "".join(turn.texts)] if is_single else list(turn.parts)
+    parts: list[str | Clip] = list(turn.parts)
+    is_placed = any(PLACEHOLDER.search(text) for text in turn.texts)
+    if is_placed:
+        parts = _placed(turn)
+    elif len(turn.clips) == 1:
+        parts = [*turn.clips, "".join(turn.texts)]
     spread: list[str | Clip] = []
     for part in parts:
         if isinstance(part, str) and not (part := part.strip()):
@@ -79,7 +98,31 @@ def _spread(turn: Turn) -> Turn:
         elif spread and isinstance(part, str):
             spread.append(" ")
         spread.append(part)
-    return Turn(turn.role, tuple(spread), turn.is_string)
+    return Turn(turn.role, tuple(spread), turn.is_string, is_placed)
+
+
+def _placed(turn: Turn) -> list[str | Clip]:
+    """Text with clips where its placeholders stand: `<sound>` is the next clip, `<sound-2>` the second of the message.
+
+    Raises:
+        PromptError: a placeholder without a clip, or a clip without one.
+    """
+    clips, unused = turn.clips, list(range(len(turn.clips)))
+    parts: list[str | Clip] = []
+    end, text = 0, "".join(turn.texts)
+    for found in PLACEHOLDER.finditer(text):
+        index = int(found[1]) - 1 if found[1] else next(iter(unused), len(clips))
+        if not 0 <= index < len(clips):
+            raise PromptError(f"{found[0]} names no clip: the message has {len(clips)}.")
+        unused = [other for other in unused if other != index]
+        parts += [text[end : found.start()], clips[index]]
+        end = found.end()
+    if unused:
+        named = ", ".join(f"<sound-{index + 1}>" for index in unused)
+        raise PromptError(
+            f"the text says where clips stand, but not where {named}; add it, or leave all out."
+        )
+    return [*parts, text[end:]]
 
 
 def transcription_conversations(sources: list[Any], prompt: Any, default_prompt: str) -> list[Any]:

@@ -241,8 +241,8 @@ class AudioFlamingo3Processor(PromptMaker):
             return_dict: return the whole batch; otherwise only `input_ids`.
             output_labels: True labels everything but audio and padding. "assistant" labels only what the
                 assistant says and the control token that ends it, which is what the model was trained on.
-            preset: "nvidia" sets clips off from the text with line feeds, as NVIDIA's own scripts do; None leaves
-                it to the template.
+            preset: "nvidia" sets clips off from the text with line feeds, as NVIDIA's own scripts do, and puts them
+                where the text has `<sound>` or `<sound-k>`; None leaves it to the template.
             text_kwargs: see `TextOptions`; its fields can also be given as keywords.
             audio_kwargs: see `AudioOptions`; likewise.
             **options: those fields.

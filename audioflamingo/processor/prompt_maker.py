@@ -85,6 +85,12 @@ class PromptMaker:
         self.default_transcription_prompt = default_transcription_prompt
         self.max_audio_len = max_audio_len
 
+    @property
+    def max_clip_s(self) -> float:
+        """Seconds of the longest clip that the model takes: whole windows."""
+        window_s = self.feature_extractor.chunk_length
+        return self.max_audio_len // window_s * window_s
+
     def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],

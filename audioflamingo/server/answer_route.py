@@ -15,6 +15,7 @@ from audioflamingo.engine.generate_options import params_of, resolve_options, sa
 from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob, Uniforms
 from audioflamingo.processor.prompt import Prompt
+from audioflamingo.processor.stretches import LongQuestion, Stretch, long_question
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.api_route import ApiRoute, Call, NamesModel
@@ -32,17 +33,18 @@ class AnswerReply(ABC):
 
     Args:
         chat: the request.
-        prompt: what its answers continue.
         tokenizer: turns ids into text, for log-probabilities.
 
     Attributes:
         num_choices: answers that are asked for.
+        stretches: parts of long clips with their answers, from which the answers are made.
     """
 
-    def __init__(self, chat: ChatRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: ChatRequest, tokenizer: Tokenizer) -> None:
         self.num_choices = chat.n or 1
+        self.stretches: list[Stretch] = []
         self._has_logprobs = bool(chat.logprobs)
-        self._prompt = prompt
+        self._num_prompt_tokens = self._num_audio_tokens = 0
         self._tokenizer = tokenizer
         self._num_completion_tokens = 0
         self._num_reused: list[int | None] = [None] * self.num_choices
@@ -63,6 +65,17 @@ class AnswerReply(ABC):
     def end(self) -> list[dict[str, Any]]:
         """Events that end a stream."""
 
+    def add_prompt(self, prompt: Prompt) -> None:
+        """Counts what the model reads."""
+        self._num_prompt_tokens += len(prompt.token_ids)
+        self._num_audio_tokens += prompt.num_audio_tokens
+
+    def add_stretch(self, stretch: Stretch, prompt: Prompt, output: Output) -> None:
+        """Takes a part of a long clip that was asked."""
+        self.stretches.append(stretch)
+        self.add_prompt(prompt)
+        self._num_completion_tokens += len(output.token_ids)
+
     def add(self, output: Output) -> None:
         """Counts an output of an answer."""
         self._num_completion_tokens += len(output.token_ids)
@@ -70,14 +83,13 @@ class AnswerReply(ABC):
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens of prompt and answers."""
-        num_prompt = len(self._prompt.token_ids)
+        """Tokens of prompts and answers, those of stretches included."""
         return {
-            "prompt_tokens": num_prompt,
+            "prompt_tokens": self._num_prompt_tokens,
             "completion_tokens": self._num_completion_tokens,
-            "total_tokens": num_prompt + self._num_completion_tokens,
+            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
             "prompt_tokens_details": {
-                "audio_tokens": self._prompt.num_audio_tokens,
+                "audio_tokens": self._num_audio_tokens,
                 "cached_tokens": min((n for n in self._num_reused if n is not None), default=0),
             },
         }
@@ -116,33 +128,36 @@ class AnswerRoute(ApiRoute[Parsed]):
         self,
         chat: ChatRequest,
         call: Call,
-        make_reply: Callable[[ChatRequest, Prompt, Tokenizer], AnswerReply],
+        make_reply: Callable[[ChatRequest, Tokenizer], AnswerReply],
     ) -> None:
         """Answers a chat, whole or as a stream."""
         service = self.service
         if chat.ignored:
             call.log(ignored_fields=chat.ignored)
-        requests = await self._prepare(chat)
-        reply = make_reply(chat, requests[0].prompt, service.processor.tokenizer)
-        answers = Answers(service.worker, requests, call.share)
+        reply = make_reply(chat, service.processor.tokenizer)
         try:
+            # Stretches take their time: a stream shows signs of life meanwhile.
+            is_late = chat.stream and chat.on_long == "windows"
+            requests = None if is_late else await self._prepare(chat, reply, call)
             if chat.stream:
-                await send_events(call.send, self._events(answers, reply, call))
+                await send_events(call.send, self._events(chat, requests, reply, call))
                 return
-            outputs = await answers.complete()
+            assert requests is not None
+            outputs = await Answers(service.worker, requests, call.share).complete()
             for output in outputs:
                 reply.add(output)
                 service.note_answer(call.arrived, output)
             await call.reply(JsonResponse(reply.whole(outputs)))
         finally:
-            answers.cancel()
             call.log(**reply.usage, model_s=round(call.share.service_s, 4))
 
     async def _events(
-        self, answers: Answers, reply: AnswerReply, call: Call
+        self, chat: ChatRequest, requests: list[Request] | None, reply: AnswerReply, call: Call
     ) -> AsyncGenerator[dict[str, Any], None]:
+        if requests is None:
+            requests = await self._prepare(chat, reply, call)
         has_begun = False
-        async for output in answers:
+        async for output in Answers(self.service.worker, requests, call.share):
             if not has_begun:
                 has_begun = True
                 for event in reply.begin():
@@ -155,32 +170,54 @@ class AnswerRoute(ApiRoute[Parsed]):
         for event in reply.end():
             yield event
 
-    async def _prepare(self, chat: ChatRequest) -> list[Request]:
+    async def _prepare(self, chat: ChatRequest, reply: AnswerReply, call: Call) -> list[Request]:
+        """What the engine is asked for one answer; the stretches of clips that are too long are asked here."""
         service = self.service
-
-        def build(clips: list[np.ndarray]) -> list[Request]:
-            prompt = service.processor.prompt(
-                conversation_of(chat, clips),
-                add_generation_prompt=not chat.continue_final_message,
-                continue_final_message=bool(chat.continue_final_message),
-            )
-            _ = prompt.identity  # hashes the audio here, not in the engine's thread
-            requests = engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
-            for request in requests:
-                request.adapter = service.adapter_of(chat.model)
-            return requests
-
+        is_any_length = chat.on_long == "windows"
         if not chat.audio_parts:
-            return await service.prepare(build, [])
-        async with service.loading:  # few requests at a time hold the waveforms of their clips
-            return await service.prepare(build, await self._load_clips(chat))
+            requests = await service.prepare(self._build, chat, conversation_of(chat, []))
+        else:
+            # Few requests at a time hold the waveforms of their clips.
+            async with service.long_questions if is_any_length else service.loading:
+                messages = conversation_of(chat, await self._load_clips(chat))
+                longest_s = service.processor.max_clip_s
+                question = long_question(messages, longest_s) if is_any_length else None
+                if question is not None:
+                    messages = await self._ask_stretches(chat, question, reply, call)
+                requests = await service.prepare(self._build, chat, messages)
+        reply.add_prompt(requests[0].prompt)
+        return requests
+
+    def _build(self, chat: ChatRequest, messages: list[dict[str, Any]]) -> list[Request]:
+        service = self.service
+        prompt = service.processor.prompt(
+            messages,
+            add_generation_prompt=not chat.continue_final_message,
+            continue_final_message=bool(chat.continue_final_message),
+        )
+        _ = prompt.identity  # hashes the audio here, not in the engine's thread
+        requests = engine_requests(chat, prompt, service.generation_config, service.processor.tokenizer)
+        for request in requests:
+            request.adapter = service.adapter_of(chat.model)
+        return requests
+
+    async def _ask_stretches(
+        self, chat: ChatRequest, question: LongQuestion, reply: AnswerReply, call: Call
+    ) -> list[dict[str, Any]]:
+        """Asks each stretch of clips that are too long; returns the conversation that is left to answer."""
+        alone = chat.model_copy(update={"n": 1, "stream": False, "logprobs": None, "top_logprobs": None})
+        for index, messages in enumerate(question.conversations()):
+            requests = await self.service.prepare(self._build, alone, messages)
+            (output,) = await Answers(self.service.worker, requests, call.share).complete()
+            reply.add_stretch(question.stretch(index, output.text), requests[0].prompt, output)
+        return question.final(reply.stretches)
 
     async def _load_clips(self, chat: ChatRequest) -> list[np.ndarray]:
         """The waveforms of all clips, in order."""
         service, clips = self.service, []
         left_s = service.settings.max_audio_seconds
         for field, part in chat.audio_parts:
-            longest_s = min(left_s, service.processor.max_audio_len)
+            longest_s = left_s if chat.on_long == "windows" else min(left_s, service.processor.max_audio_len)
             clip = await service.decode(load_clip, part, field, longest_s, service.fetch_policy)
             duration_s = len(clip) / service.processor.feature_extractor.sampling_rate
             left_s -= duration_s

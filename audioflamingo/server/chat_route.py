@@ -9,7 +9,6 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from audioflamingo.engine.request import Output
-from audioflamingo.processor.prompt import Prompt
 from audioflamingo.processor.thoughts import ThoughtSplitter, split_thoughts
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answer_route import SMALL_BODY, AnswerReply, AnswerRoute
@@ -40,8 +39,8 @@ def _message(text: str) -> dict[str, Any]:
 class ChatReply(AnswerReply):
     """The reply to a chat request."""
 
-    def __init__(self, chat: ChatRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
-        super().__init__(chat, prompt, tokenizer)
+    def __init__(self, chat: ChatRequest, tokenizer: Tokenizer) -> None:
+        super().__init__(chat, tokenizer)
         self._is_usage_wanted = chat.stream_options is not None and chat.stream_options.include_usage
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -61,12 +60,19 @@ class ChatReply(AnswerReply):
             }
             for output in outputs
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
+        head = {**self._head, **self._stretches, "object": "chat.completion"}
+        return {**head, "choices": choices, "usage": self.usage}
+
+    @property
+    def _stretches(self) -> dict[str, Any]:
+        """The parts of a long clip, where there was one."""
+        return {"stretches": [stretch.to_dict() for stretch in self.stretches]} if self.stretches else {}
 
     def begin(self) -> list[dict[str, Any]]:
         """Opens each answer."""
         first = {"role": "assistant", "content": ""}
-        return [self._chunk([self._choice(index, first)]) for index in range(self.num_choices)]
+        chunks = [self._chunk([self._choice(index, first)]) for index in range(self.num_choices)]
+        return [{**chunk, **self._stretches} for chunk in chunks]
 
     def news(self, output: Output) -> list[dict[str, Any]]:
         """What an answer has grown by."""

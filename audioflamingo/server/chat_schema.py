@@ -196,6 +196,7 @@ class ChatRequest(Strict):
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    on_long: Literal["error", "windows"] | None = None  # ours, for clips that are longer than the model takes
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -11,7 +11,6 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from audioflamingo.engine.request import Output
-from audioflamingo.processor.prompt import Prompt
 from audioflamingo.processor.thoughts import ThoughtSplitter
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answer_route import SMALL_BODY, AnswerReply, AnswerRoute
@@ -109,14 +108,11 @@ class ResponsesReply(AnswerReply):
     Args:
         request: its body.
         chat: the chat that it stands for.
-        prompt: what the answer continues.
         tokenizer: turns ids into text, for log-probabilities.
     """
 
-    def __init__(
-        self, request: ResponsesRequest, chat: ChatRequest, prompt: Prompt, tokenizer: Tokenizer
-    ) -> None:
-        super().__init__(chat, prompt, tokenizer)
+    def __init__(self, request: ResponsesRequest, chat: ChatRequest, tokenizer: Tokenizer) -> None:
+        super().__init__(chat, tokenizer)
         self._request = request
         self._id = f"resp_{secrets.token_hex(12)}"
         self._created = int(time.time())

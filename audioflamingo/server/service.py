@@ -17,6 +17,7 @@ from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.gate import Gate
 from audioflamingo.server.metrics import Metrics
 from audioflamingo.server.server_settings import ServerSettings
+from audioflamingo.transcription.word_times import WordTimer
 
 Result = TypeVar("Result")
 
@@ -38,6 +39,8 @@ class Service:
 
     Attributes:
         loading: held while a request's clips are decoded and prepared, because their waveforms take memory.
+        word_timer: tells when words were said.
+        long_questions: held in its place by requests whose clips may be of any length, until all of a clip is heard.
         num_windows: windows of all transcriptions that are prepared, wait for the model or are answered.
         max_windows: windows beyond which a transcription reads no further ahead than one, because they take memory.
     """
@@ -67,7 +70,9 @@ class Service:
             limit_name="--max-upload-mb",
             advice="Send the audio as base64.",
         )
+        self.word_timer = WordTimer(worker.engine.model, processor, worker.engine.clip_cache)
         self.loading = asyncio.Semaphore(settings.decode_threads + PREPARE_THREADS)
+        self.long_questions = asyncio.Semaphore(PREPARE_THREADS)
         self.num_windows = 0
         self.max_windows = WINDOWS_PER_ROW * settings.max_rows
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")

@@ -143,7 +143,7 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
     response_format = _text(form, "response_format") or "json"
     if response_format not in FORMATS:
         raise bad_request(f"response_format must be one of {', '.join(FORMATS)}.", "response_format")
-    _check_lists(form, response_format)
+    granularities = _check_lists(form, response_format)
     is_streamed = _flag(form, "stream")
     if is_streamed and response_format not in ("json", "text"):
         raise bad_request(f"stream gives text only; leave out response_format={response_format}.", "stream")
@@ -156,7 +156,9 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         temperature=_temperature(form),
         is_streamed=is_streamed,
         options=TranscriptionOptions(
-            prompt=_instruction(form, task, default_instruction), **dataclasses.asdict(_reading(form))
+            prompt=_instruction(form, task, default_instruction),
+            word_timestamps="word" in granularities,
+            **dataclasses.asdict(_reading(form)),
         ),
         ignored=tuple(sorted(ignored)),
     )
@@ -234,7 +236,8 @@ async def _file(form: FormData) -> bytes:
     return data
 
 
-def _check_lists(form: FormData, response_format: str) -> None:
+def _check_lists(form: FormData, response_format: str) -> list[str]:
+    """Checks the fields that are lists; returns which times are wanted."""
     values = {
         name: [str(value) for key in (name, f"{name}[]") for value in form.getlist(key)] for name in LISTS
     }
@@ -243,15 +246,10 @@ def _check_lists(form: FormData, response_format: str) -> None:
         raise bad_request(
             "timestamp_granularities need response_format=verbose_json.", "timestamp_granularities"
         )
-    if "word" in wanted:
-        raise bad_request(
-            "word times need an aligner, which this server does not have; ask for 'segment'.",
-            "timestamp_granularities",
-            "unsupported_parameter",
-        )
-    if any(value != "segment" for value in wanted):
-        raise bad_request("timestamp_granularities may hold 'segment'.", "timestamp_granularities")
+    if any(value not in ("segment", "word") for value in wanted):
+        raise bad_request("timestamp_granularities may hold 'segment' and 'word'.", "timestamp_granularities")
     if values["include"]:
         raise bad_request("include is not supported; leave it out.", "include", "unsupported_parameter")
     if any(value != "auto" for value in values["chunking_strategy"]):
         raise bad_request("chunking_strategy may be 'auto'.", "chunking_strategy", "unsupported_parameter")
+    return wanted

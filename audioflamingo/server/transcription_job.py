@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.engine.request import Request, Share
@@ -17,7 +18,7 @@ from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_form import TranscriptionRequest
-from audioflamingo.transcription.driver import WindowRequests, transcribe_window
+from audioflamingo.transcription.driver import WindowRequests, finished, transcribe_window
 from audioflamingo.transcription.mending import Answer
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -45,9 +46,8 @@ class Transcription:
         self._requests = WindowRequests(
             service.processor,
             service.generation_config,
-            request.options,
+            replace(request.options, adapter=service.adapter_of(request.model)),
             request.temperature,
-            service.adapter_of(request.model),
         )
         self._share = share
         self._arrived = arrived
@@ -117,7 +117,10 @@ class Transcription:
             try:
                 ask = steps.send(list(await asyncio.gather(*answers)))
             except StopIteration as done:
-                return done.value
+                segments: list[Segment] = done.value
+                break
+        options, timer = self._requests.options, self._service.word_timer
+        return await self._service.prepare(finished, segments, options, timer)
 
     async def _answer(self, window: Window, no_repeat_ngram_size: int) -> Answer:
         service = self._service

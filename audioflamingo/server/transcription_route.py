@@ -17,7 +17,7 @@ from audioflamingo.server.replies import JsonResponse, send_events
 from audioflamingo.server.transcription_form import TranscriptionRequest, language_of, parse_form, read_form
 from audioflamingo.server.transcription_job import Transcription
 from audioflamingo.tasks import TASKS
-from audioflamingo.transcription.segments import Segment, has_speech
+from audioflamingo.transcription.segments import Segment, Word, has_speech
 from audioflamingo.transcription.writers import format_transcript, joined_text
 
 UNKNOWN_LANGUAGE = "unknown"  # the model does not say which language it hears
@@ -114,13 +114,25 @@ def usage_of(work: Transcription) -> dict[str, Any]:
 def verbose(segments: list[Segment], duration_s: float, request: TranscriptionRequest) -> dict[str, Any]:
     """The reply in the form `verbose_json`."""
     spoken = [segment for segment in segments if segment.text.strip()]
+    words = [word for segment in spoken for word in segment.words or ()]
     return {
         "task": request.task,
         "language": request.spoken or UNKNOWN_LANGUAGE,
         "duration": round(duration_s, 3),
         "text": joined_text(spoken),
         "segments": [_verbose_segment(i, segment, request) for i, segment in enumerate(spoken)],
+        **({"words": [*map(_verbose_word, words)]} if request.options.word_timestamps else {}),
         "usage": {"type": "duration", "seconds": math.ceil(duration_s)},
+    }
+
+
+def _verbose_word(word: Word) -> dict[str, Any]:
+    content = word.to_dict()
+    return {
+        "word": content["word"],
+        "start": content["start_s"],
+        "end": content["end_s"],
+        "probability": content["probability"],
     }
 
 
@@ -133,6 +145,7 @@ def _verbose_segment(number: int, segment: Segment, request: TranscriptionReques
         "end": round(segment.end_s, 3),
         "text": segment.text,
         **({} if segment.channel is None else {"channel": segment.channel}),
+        **({} if segment.words is None else {"words_certainty": segment.words_certainty}),
         "tokens": list(segment.tokens),
         "temperature": request.temperature,
         "avg_logprob": segment.avg_logprob,

@@ -27,6 +27,7 @@ from audioflamingo.transcription.mending import Answer, Ask, mend
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
+from audioflamingo.transcription.word_times import WordTimer
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,14 @@ class WindowRequests:
     Attributes:
         processor: makes prompts.
         defaults: the checkpoint's generation config, for what the options leave open.
-        options: instruction, length, beams.
+        options: instruction, length, beams, adapter.
         temperature: 0 takes the most likely tokens.
-        adapter: name of the adapter that answers; None for the model itself.
     """
 
     processor: AudioFlamingo3Processor
     defaults: GenerationConfig
     options: TranscriptionOptions
     temperature: float = 0.0
-    adapter: str | None = None
 
     def request(self, window: Window, no_repeat_ngram_size: int, seed: int = 0) -> Request:
         """The request for one window, its log-mel features made; `on_output` is the caller's to set.
@@ -69,7 +68,7 @@ class WindowRequests:
             replace(params, num_answers=1, stops_at_loops=True, num_top_logprobs=0),
             is_streamed=False,
             uniforms=Uniforms(1, [seed]) if params.rules.do_sample else None,
-            adapter=self.adapter,
+            adapter=self.options.adapter,
         )
 
     @staticmethod
@@ -98,6 +97,15 @@ def transcribe_window(
     """
     (answer,) = yield Ask((window,))
     return (yield from mend(window, answer, options, processor))
+
+
+def finished(
+    segments: list[Segment], options: TranscriptionOptions, timer: WordTimer | None
+) -> list[Segment]:
+    """Segments with their words, where these are asked for, and without the audio."""
+    if timer is not None and options.word_timestamps:
+        return [timer.time(segment, options) for segment in segments]
+    return [replace(segment, window=None, logprobs=()) for segment in segments]
 
 
 @dataclass(eq=False)
@@ -134,6 +142,9 @@ class WindowTranscriber:
         model: answers.
         processor: its processor.
         options: see `TranscriptionOptions`.
+
+    Raises:
+        ArgumentError: no adapter has the name that the options give.
     """
 
     def __init__(
@@ -142,6 +153,8 @@ class WindowTranscriber:
         processor: AudioFlamingo3Processor,
         options: TranscriptionOptions,
     ) -> None:
+        if options.adapter is not None:
+            _ = model.adapters[options.adapter]
         self._model = model
         self._processor = processor
         self._options = options
@@ -150,6 +163,9 @@ class WindowTranscriber:
         self._num_windows = options.batch_size
         self._jobs: list[WindowJob] = []  # that are not done
         self._waiting: list[WindowJob] = []  # of them, those that failed beside others, to be tried alone
+        # Timing words hears each window again: it is kept until then.
+        self._clip_cache = ClipCache() if options.word_timestamps else ClipCache(max_bytes=0)
+        self._timer = WordTimer(model, processor, self._clip_cache) if options.word_timestamps else None
         self._engine = self._new_engine()
 
     @property
@@ -183,7 +199,7 @@ class WindowTranscriber:
 
     def _new_engine(self) -> Engine:
         options = EngineOptions.alone(self._num_windows * self._num_beams)
-        return Engine(self._model, self._processor.tokenizer, options, ClipCache(max_bytes=0))
+        return Engine(self._model, self._processor.tokenizer, options, self._clip_cache)
 
     def _ask(self, job: WindowJob, ask: Ask) -> None:
         """Sends the requests of an ask."""
@@ -215,7 +231,7 @@ class WindowTranscriber:
         try:
             ask = job.steps.send([job.answers[i] for i in range(num_wanted)])
         except StopIteration as done:
-            job.segments = done.value
+            job.segments = finished(done.value, self._options, self._timer)
             return
         self._ask(job, ask)
 

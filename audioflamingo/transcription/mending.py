@@ -103,4 +103,6 @@ def segment_of(window: Window, answer: Answer, processor: Any, *flags: str) -> S
         flags=tuple(all_flags),
         speech_probability=window.speech_probability,
         channel=window.channel,
+        logprobs=tuple(logprobs),
+        window=window,
     )

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from audioflamingo.engine.finish_reason import FinishReason
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it was said.
+
+    Attributes:
+        text: between two spaces, its punctuation included.
+        start_s, end_s: in the source.
+        probability: geometric mean of its tokens' under the model; None if it gave none.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them."""
+        probability = None if self.probability is None else round(self.probability, 4)
+        return {
+            "word": self.text,
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+            "probability": probability,
+        }
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,11 @@ class Segment:
             halves), "cut" (speech went on, and was cut at its quietest place), "no_words".
         speech_probability: of the voice detector, mean over the stretch; None if it was not asked.
         channel: name of the channel that it was heard on, where each was heard for itself.
+        words: its words with their times; None if nobody asked for them.
+        words_certainty: share of the model's attention that lies where the words are said to be: near 1 the times are
+            good, below .4 they are rough.
+        logprobs: of the tokens, while words are to be timed.
+        window: what was heard, likewise.
     """
 
     start_s: float
@@ -35,6 +66,10 @@ class Segment:
     flags: tuple[str, ...] = ()
     speech_probability: float | None = None
     channel: str | None = None
+    words: tuple[Word, ...] | None = None
+    words_certainty: float | None = None
+    logprobs: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    window: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them, times to the millisecond."""
@@ -47,7 +82,14 @@ class Segment:
             "flags": list(self.flags),
             "tokens": list(self.tokens),
             **({} if self.channel is None else {"channel": self.channel}),
+            **self._words_dict(),
         }
+
+    def _words_dict(self) -> dict[str, Any]:
+        if self.words is None:
+            return {}
+        certainty = None if self.words_certainty is None else round(self.words_certainty, 3)
+        return {"words": [word.to_dict() for word in self.words], "words_certainty": certainty}
 
 
 @dataclass(frozen=True)

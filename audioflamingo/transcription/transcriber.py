@@ -41,7 +41,7 @@ def transcribe(
         processor: its `AudioFlamingo3Processor`.
         source: a path, URL, bytes, file object, array or tensor; see `load_audio`.
         sampling_rate: Hz of an array or tensor.
-        options: batch size, prompt, how speech is found.
+        options: batch size, prompt, adapter, how speech is found.
         on_progress: called with the seconds of audio that have been searched for speech.
         **changes: fields of `TranscriptionOptions` that differ from `options`.
 

@@ -22,6 +22,12 @@ class VadOptions:
     end_threshold: float = option(0.35, "Speech may end where its probability is below this.", is_flag=False)
     min_speech_ms: float = option(100.0, "Shorter stretches of speech are taken for noise.", is_flag=False)
     min_silence_ms: float = option(800.0, "A pause this long ends a segment.", group=_SPEECH)
+    max_pause_ms: float = option(
+        0.0,
+        "Speech with pauses of up to this stays together, as far as it fits into a segment: heard in its context, with "
+        "fewer questions to the model, but fewer times. 0: every pause of min_silence_ms ends a segment.",
+        group=_SPEECH,
+    )
     pad_ms: float = option(
         200.0,
         "Audio kept before and after speech, half the pause where two segments meet.",
@@ -43,6 +49,8 @@ class VadOptions:
         for name in ("min_speech_ms", "min_silence_ms", "pad_ms"):
             value = getattr(self, name)
             check_value(math.isfinite(value) and 0 <= value <= 10_000, name, value, "in [0, 10000] ms")
+        is_allowed = math.isfinite(self.max_pause_ms) and 0 <= self.max_pause_ms <= CHUNK_LENGTH_S * 1000
+        check_value(is_allowed, "max_pause_ms", self.max_pause_ms, f"in [0, {CHUNK_LENGTH_S * 1000}] ms")
         is_allowed = 1 <= self.max_window_s <= CHUNK_LENGTH_S
         check_value(is_allowed, "max_window_s", self.max_window_s, f"in [1, {CHUNK_LENGTH_S}] s")
         check_value(self.cut_search_s >= 0, "cut_search_s", self.cut_search_s, "at least 0 s")
@@ -69,6 +77,15 @@ class TranscriptionOptions:
         "Beams of beam search: hears better, takes longer; 1 is greedy. By default the checkpoint's: 4 for nano, 1 for "
         "Audio Flamingo 3.",
         at_least=1,
+        group=_MODEL,
+    )
+    adapter: str | None = option(
+        None, "Name of the loaded adapter that answers; None for the model itself.", is_flag=False
+    )
+    word_timestamps: bool = option(
+        False,
+        "Say when each word was said, and cut subtitles at words: 42 characters a line, 7 s. From the model's own "
+        "attention; words_certainty says how clear it is.",
         group=_MODEL,
     )
     use_vad: bool = option(

@@ -1,6 +1,7 @@
 """Cuts a stream of audio at silences into windows that the model takes, in bounded memory.
 
-A window is a stretch of speech with a little of the pause on either side. Speech that goes on for longer than
+A window is a stretch of speech with a little of the pause on either side, or several with the pauses between them
+(`max_pause_ms`). Speech that goes on for longer than
 a window is cut where it is quietest. Times are counted in samples, so they are exact however long the audio
 is.
 """
@@ -165,6 +166,8 @@ class WindowCutter:
         self._cut_by_level = cut_by_level
         self._pad = round(options.pad_ms * SAMPLING_RATE / 1000)
         self._min_silence = max(1, round(options.min_silence_ms * SAMPLING_RATE / 1000))
+        max_pause = round(options.max_pause_ms * SAMPLING_RATE / 1000)
+        self._max_pause = max(self._min_silence, max_pause)
         self._min_speech = 0 if cut_by_level else round(options.min_speech_ms * SAMPLING_RATE / 1000)
         self._max_speech = int(options.max_window_s * SAMPLING_RATE) - 2 * self._pad - VAD_FRAME
         self._search_frames = max(1, int(options.cut_search_s * SAMPLING_RATE) // VAD_FRAME)
@@ -174,6 +177,7 @@ class WindowCutter:
         self._offset = 0  # the first sample in `_samples`; a multiple of VAD_FRAME, as all of the following
         self._start: int | None = None  # where the present speech began
         self._silence: int | None = None  # where a pause in it began
+        self._pauses: list[tuple[int, int]] = []  # within the present speech that could have ended it
         self._last_end = 0  # where the speech before ended
 
     @property
@@ -203,19 +207,29 @@ class WindowCutter:
         """Takes the frame that starts at sample `at`."""
         end = at + VAD_FRAME
         if probability >= self._options.threshold:
+            if self._silence is not None and at - self._silence >= self._min_silence:
+                self._pauses.append((self._silence, at))
             self._silence = None
             if self._start is None:
                 self._start = at
         elif self._start is not None and probability < self._options.end_threshold:
             self._silence = at if self._silence is None else self._silence
-            if end - self._silence >= self._min_silence:
+            if end - self._silence >= self._max_pause:
                 yield from self._close(self._silence)
         if self._start is not None and end - self._start >= self._max_speech:
             yield from self._cut(end)
 
     def _cut(self, end: int) -> Iterator[Window]:
-        """Cuts speech that has become too long at its quietest place before `end`."""
+        """Cuts speech that has become too long: in its last pause, or else at its quietest place before `end`."""
         assert self._start is not None
+        if self._silence is not None and end - self._silence >= self._min_silence:
+            yield from self._close(self._silence)
+            return
+        if self._pauses:
+            (pause, following), silence = self._pauses[-1], self._silence
+            yield from self._close(pause)
+            self._start, self._silence = following, silence
+            return
         last = (end - self._offset) // VAD_FRAME
         first = max((self._start - self._offset) // VAD_FRAME + 1, last - self._search_frames)
         at = self._offset + (first + quietest(self._scores[first:last])) * VAD_FRAME
@@ -225,6 +239,7 @@ class WindowCutter:
     def _close(self, end: int) -> Iterator[Window]:
         """Ends the present speech at sample `end`."""
         start, self._start, self._silence = self._start, None, None
+        self._pauses = []
         assert start is not None
         is_rest = start == self._last_end  # of speech that was cut: never too short to keep
         if end - start >= (1 if is_rest else max(1, self._min_speech)):

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from audioflamingo.files import write_whole
-from audioflamingo.transcription.segments import Segment, has_speech
+from audioflamingo.transcription.segments import Segment, Word, has_speech
+
+LINE_WIDTH = 42  # characters, as for television
+CUE_LINES = 2
+MAX_CUE_S = 7.0
+CUE_PAUSE_S = 1.0  # silence that ends a cue
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,14 @@ class Format:
         head: what stands before the first piece.
         skips_silence: whether segments without words are left out.
         is_whole: whether the pieces only make sense as one document (json).
+        has_cues: whether segments are cut into pieces to be read at once.
     """
 
     piece: Callable[[int, Segment, str | None], str]
     head: str = ""
     skips_silence: bool = True
     is_whole: bool = False
+    has_cues: bool = False
 
 
 def time_stamp(seconds: float, decimal_mark: str = ".") -> str:
@@ -60,15 +68,59 @@ def _named_line(segment: Segment) -> str:
     return text if segment.channel is None else f"{segment.channel}: {text}"
 
 
+def subtitle_cues(segment: Segment) -> list[Segment]:
+    """A segment in pieces to be read at once, cut at words; the segment itself where its words have no times.
+
+    A cue has at most two lines of 42 characters and lasts 7 s at most. It ends early with a sentence of half a line, or
+    before a pause of a second.
+    """
+    if not segment.words:
+        return [segment]
+    cues: list[list[Word]] = [[]]
+    for word in segment.words:
+        cue = cues[-1]
+        if cue and _ends_before(word, cue):
+            cues.append([word])
+        else:
+            cue.append(word)
+    return [
+        replace(
+            segment,
+            start_s=cue[0].start_s,
+            end_s=min(cue[-1].end_s, cue[0].start_s + MAX_CUE_S),
+            text=" ".join(word.text for word in cue),
+            words=tuple(cue),
+        )
+        for cue in cues
+    ]
+
+
+def _ends_before(word: Word, cue: list[Word]) -> bool:
+    text = " ".join(part.text for part in cue)
+    is_sentence = text.endswith((".", "?", "!")) and len(text) >= LINE_WIDTH / 2
+    return (
+        is_sentence
+        or word.start_s - cue[-1].end_s >= CUE_PAUSE_S
+        or word.end_s - cue[0].start_s > MAX_CUE_S
+        or len(textwrap.wrap(f"{text} {word.text}", LINE_WIDTH)) > CUE_LINES
+    )
+
+
+def _lines(text: str, segment: Segment) -> str:
+    """The text of a cue in lines, where it was cut to fit some."""
+    return "\n".join(textwrap.wrap(text, LINE_WIDTH, break_long_words=False)) if segment.words else text
+
+
 def _srt(number: int, segment: Segment, _: str | None) -> str:
     times = f"{time_stamp(segment.start_s, ',')} --> {time_stamp(segment.end_s, ',')}"
-    return f"{number}\n{times}\n{_cue_text(_named_line(segment))}\n\n"
+    return f"{number}\n{times}\n{_lines(_cue_text(_named_line(segment)), segment)}\n\n"
 
 
 def _vtt(_: int, segment: Segment, __: str | None) -> str:
     times = f"{time_stamp(segment.start_s)} --> {time_stamp(segment.end_s)}"
     voice = "" if segment.channel is None else f"<v {segment.channel}>"
-    return f"{times}\n{voice}{html.escape(_cue_text(segment.text), quote=False)}\n\n"
+    text = _lines(_cue_text(segment.text), segment)
+    return f"{times}\n{voice}{html.escape(text, quote=False)}\n\n"
 
 
 def _cue_text(text: str) -> str:
@@ -98,8 +150,8 @@ FORMATS: dict[str, Format] = {
     "txt": Format(lambda _, segment, __: _named_line(segment) + "\n"),
     "json": Format(_jsonl, skips_silence=False, is_whole=True),
     "jsonl": Format(_jsonl, skips_silence=False),
-    "srt": Format(_srt),
-    "vtt": Format(_vtt, head="WEBVTT\n\n"),
+    "srt": Format(_srt, has_cues=True),
+    "vtt": Format(_vtt, head="WEBVTT\n\n", has_cues=True),
     "tsv": Format(_tsv, head="start_ms\tend_ms\ttext\n"),
 }
 
@@ -122,8 +174,11 @@ class Formatter:
         """The text of the next segment, possibly none."""
         if self._format.skips_silence and not segment.text.strip():
             return ""
-        self._number += 1
-        return self._format.piece(self._number, segment, self._source)
+        text = ""
+        for part in subtitle_cues(segment) if self._format.has_cues else [segment]:
+            self._number += 1
+            text += self._format.piece(self._number, part, self._source)
+        return text
 
 
 def format_transcript(

@@ -45,6 +45,26 @@ def test_an_answer_grows_and_the_next_question_carries_it(page: Page, page_serve
     ]
 
 
+def test_thoughts_are_dimmed_and_no_part_of_the_conversation(page: Page, page_server: PageServer) -> None:
+    reply = answer("Woof.")
+    thought = {
+        "choices": [{"index": 0, "delta": {"reasoning_content": "A <i>dog</i>."}, "finish_reason": None}]
+    }
+    reply.events.insert(1, thought)
+    page_server.will_chat(reply, answer("Yes."))
+    ask(page, "What is it?")
+    expect_said(page, "A <i>dog</i>.\n\nWoof.")
+    colors = [
+        page.locator(f".turn [data-part={name}]").evaluate("(element) => getComputedStyle(element).color")
+        for name in ("thoughts", "answer")
+    ]
+    assert colors[0] != colors[1]
+    ask(page, "Sure?")
+    expect_said(page, "Yes.")
+    expect(page.locator(".turn").last.locator("[data-part=thoughts]")).to_be_hidden()
+    assert page_server.chats()[1]["messages"][1] == {"role": "assistant", "content": "Woof."}
+
+
 def test_a_new_conversation_keeps_the_clips_and_a_removed_one_is_not_sent(
     page: Page, page_server: PageServer
 ) -> None:

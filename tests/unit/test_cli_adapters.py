@@ -12,7 +12,7 @@ import soundfile
 from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor, Chat
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.cli.ask_command import print_answer
-from audioflamingo.errors import ArgumentError
+from audioflamingo.errors import ArgumentError, PromptError
 from audioflamingo.tasks import THINK_SUFFIX
 from tests.adapter_folders import save_adapter
 from tests.cli_runs import af3, write_tiny_model
@@ -114,6 +114,22 @@ def test_nvidias_line_feeds(model: Path) -> None:
     assert body(audio, "What is it?") == body("What is it? ", audio) == "<sound>\nWhat is it?"
     assert body(audio, audio, " Which one? ") == "<sound><sound>\nWhich one?"
     assert body("First ", audio, " and then", audio) == "First\n<sound>\nand then\n<sound>"
-    assert body("no clip ") == "no clip "
+    assert body("no clip <sound>") == "no clip <sound>"
+    assert body(audio, "Is <sound> ", "a dog?") == body("Is <sound-1> a dog?", audio) == "Is\n<sound>\na dog?"
+    assert body(audio, audio, "<sound-2><sound> or not") == "<sound><sound>\nor not"
+    with pytest.raises(PromptError, match=r"<sound-3> names no clip: the message has 2"):
+        body(audio, audio, "<sound-3> or <sound>")
+    with pytest.raises(PromptError, match=r"<sound> names no clip: the message has 1"):
+        body(audio, "<sound> and <sound>")
+    with pytest.raises(PromptError, match=r"but not where <sound-1>; add it"):
+        body(audio, audio, "<sound-2>")
+    first, second = (np.full(n, 0.1, np.float32) for n in (16000, 48000))
+    content = [
+        *({"type": "audio", "audio": clip} for clip in (first, second)),
+        {"type": "text", "text": "<sound-2>.<sound>"},
+    ]
+    message = {"role": "user", "content": content}
+    windows = processor.prompt([message], preset="nvidia").windows
+    assert [window.num_tokens for window in windows] == [75, 25]  # the second clip first
     with pytest.raises(ArgumentError, match="preset='x': it must be 'nvidia' or None"):
         processor.apply_chat_template([{"role": "user", "content": "x"}], preset="x")

@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from tests.tiny_family import make_music_batch, tiny_music_model
 from tests.tiny_model import make_batch, tiny_model
 
 MODULES = (
@@ -25,6 +26,7 @@ MODULES = (
     "audioflamingo.network.qwen2",
     "audioflamingo.network.af3",
     "audioflamingo.network.loss",
+    "audioflamingo.network.music_flamingo",
 )
 
 
@@ -90,12 +92,22 @@ class Playback:
         for name in MODULES:
             monkeypatch.setattr(importlib.import_module(name), "to_host", play)
 
-    def compare(self, run: Callable[[Any, dict[str, Any]], Any], batch: dict[str, Any]) -> Any:
+    def compare(
+        self,
+        run: Callable[[Any, dict[str, Any]], Any],
+        batch: dict[str, Any],
+        build: Callable[[], Any] = tiny_model,
+    ) -> Any:
         """Runs on the CPU, then on fake CUDA tensors, and returns the second result."""
-        real = run(tiny_model(), batch)
+        real = run(build(), batch)
         self.replayed = iter(self.values)
-        with unittest.mock.patch("tests.tiny_model.randomize"), FakeTensorMode(), WithoutCudaRuntime():
-            model = tiny_fake_cuda_model()
+        with (
+            unittest.mock.patch("tests.tiny_model.randomize"),
+            unittest.mock.patch("tests.tiny_family.randomize"),
+            FakeTensorMode(),
+            WithoutCudaRuntime(),
+        ):
+            model = fake_cuda_model(build)
             fake_batch = {k: torch.empty(v.shape, dtype=v.dtype, device="cuda") for k, v in batch.items()}
             fake = run(model, fake_batch)
         assert next(self.replayed, None) is None, "the replay read fewer values than the real run"
@@ -103,9 +115,9 @@ class Playback:
         return fake
 
 
-def tiny_fake_cuda_model() -> Any:
-    """The tiny model with fake parameters on a CUDA device that does not exist; to be called inside a fake mode."""
-    model = tiny_model()
+def fake_cuda_model(build: Callable[[], Any]) -> Any:
+    """A tiny model with fake parameters on a CUDA device that does not exist; to be called inside a fake mode."""
+    model = build()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -127,6 +139,15 @@ def test_forward_stays_on_the_device(playback: Playback) -> None:
     fake = playback.compare(run, make_batch([([300, 1], 6), ([], 4), ([50], 9)]))
     assert fake.device.type == "cuda"
     assert playback.devices == {"cuda"}
+
+
+def test_the_time_of_music_stays_on_the_device(playback: Playback) -> None:
+    @torch.no_grad()
+    def run(model: Any, batch: dict[str, Any]) -> Any:
+        return model(**batch).logits
+
+    batch = make_music_batch([([[3000, 300], [50]], 6), ([[80]], 4)])
+    assert playback.compare(run, batch, tiny_music_model).device.type == "cuda"
 
 
 def test_prefill_and_decode_stay_on_the_device(playback: Playback) -> None:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audioflamingo.checkpoint import device_map
 from audioflamingo.errors import DeviceError
+from audioflamingo.network.adapters import AdapterWeights, Lora
 from tests.tiny_model import make_batch, tiny_model
 from tests.unit import test_placement
 from tests.unit.test_placement import Playback, WithoutCudaRuntime
@@ -26,6 +27,7 @@ GENERATION_MODULES = (
     "engine.choosing",
     "engine.generate",
     "engine.sampling",
+    "network.adapters",
     "processor.collate",
 )
 FIRST, SECOND = "cuda:0", "cuda:1"
@@ -98,6 +100,29 @@ def test_loss(playback: Playback, split: dict[str, str]) -> None:
 def test_generate(playback: Playback, split: dict[str, str], options: dict[str, Any]) -> None:
     def run(model: Any, batch: dict[str, Any]) -> Any:
         return model.generate(**batch, max_new_tokens=5, do_sample=False, **options)
+
+    run_split(playback, split, run, make_batch([([300], 6), ([50], 9)]))
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
+def test_adapters(playback: Playback, split: dict[str, str]) -> None:
+    """Of the language model and the projector, LoRA and replaced; for all rows, and for one of two."""
+
+    def run(model: Any, batch: dict[str, Any]) -> Any:
+        def change(name: str, rank: int = 2) -> Lora:
+            rows, columns = model.get_submodule(name).weight.shape
+            with torch.device("cpu"):
+                return Lora(torch.ones(rank, columns), torch.ones(rows, rank), 0.01)
+
+        names = (f"{LAYERS}.0.self_attn.q_proj", f"{LAYERS}.1.mlp.down_proj", "lm_head")
+        audio = "model.multi_modal_projector.linear_1"
+        with torch.device("cpu"):
+            replaced = {audio: {"bias": torch.ones(model.get_submodule(audio).bias.shape)}}
+        weights = AdapterWeights({name: change(name) for name in (*names, audio)}, replaced)
+        model.adapters.add(model, "mine", weights)
+        with model.use_adapter("mine"):
+            assert model(**batch).logits.shape[0] == 2
+        return model.generate(**batch, max_new_tokens=5, do_sample=False, adapter=["mine", None])
 
     run_split(playback, split, run, make_batch([([300], 6), ([50], 9)]))
 

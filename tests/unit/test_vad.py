@@ -124,6 +124,31 @@ def test_long_speech_is_cut_where_it_is_quietest() -> None:
     assert not second.is_cut
 
 
+def test_stretches_share_a_window_with_the_pauses_between_them() -> None:
+    second = SAMPLING_RATE / VAD_FRAME
+
+    def track(*lengths_s: float) -> list[float]:
+        """Speech and pauses by turns."""
+        return [
+            (0.9, 0.0)[i % 2] for i, length in enumerate(lengths_s) for _ in range(round(length * second))
+        ]
+
+    speech = track(2, 1.5, 3, 2.5, 4, 6, 2, 1)
+    alone = run_cutter(speech, VadOptions())
+    assert len(alone) == 4
+    first, last = run_cutter(speech, VadOptions(max_pause_ms=3000))
+    assert (first.start, first.end_s) == (alone[0].start, alone[2].end_s)
+    np.testing.assert_array_equal(first.waveform, np.arange(first.start, first.start + len(first.waveform)))
+    assert (last.start, last.end_s) == (alone[3].start, alone[3].end_s)
+    # What does not fit is cut in the last pause, not in the middle of speech.
+    parts = run_cutter(speech, VadOptions(max_pause_ms=3000, max_window_s=11))
+    assert [(p.start, p.end_s) for p in parts] == [
+        (alone[0].start, alone[1].end_s),
+        *((window.start, window.end_s) for window in alone[2:]),
+    ]
+    assert not any(part.is_cut for part in parts)
+
+
 def test_the_rest_of_cut_speech_is_kept_however_short() -> None:
     """A rest below `min_speech_ms` once fell away, and with it the last syllable."""
     options = VadOptions(max_window_s=3.0, min_speech_ms=400, cut_search_s=0.05)

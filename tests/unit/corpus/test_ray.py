@@ -69,7 +69,7 @@ def deadly_load(marker: Path) -> Any:
     """A `load` whose model kills its process at the second batch, once in all."""
 
     def load_deadly(*arguments: Any) -> tuple[Any, Any]:
-        model, processor = load(*arguments)
+        model, processor = load(arguments[0])
         encode = model.get_audio_features
         num_calls = 0
 
@@ -107,7 +107,7 @@ def test_nothing_is_lost_or_doubled(
     assert not (out / "transcripts.jsonl").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
-    monkeypatch.setattr(cluster_job, "load", deadly_load(marker))
+    monkeypatch.setattr(cluster_job, "_load", deadly_load(marker))
     result = af3(*command)
     assert result.exit_code == 1, result.output  # one file is broken
     assert int(marker.read_text()) != os.getpid()

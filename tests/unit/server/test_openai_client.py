@@ -211,19 +211,21 @@ def test_transcription_formats(client: openai.OpenAI) -> None:
         file=("a.wav", wav(2.0)),
         response_format="verbose_json",
         language="en",
-        timestamp_granularities=["segment"],
+        timestamp_granularities=["segment", "word"],
     )
     assert verbose.duration == 2.0
+    assert verbose.words is not None
+    assert all(0 <= word.start <= word.end <= 2 for word in verbose.words)
     assert verbose.language == "en"
     events = list(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav(2.0)), stream=True))
     assert events[-1].type == "transcript.text.done"
     assert events[-1].text == plain.text
-    with pytest.raises(openai.BadRequestError, match="aligner"):
+    with pytest.raises(openai.BadRequestError, match="'segment' and 'word'"):
         client.audio.transcriptions.create(
             model="tiny",
             file=("a.wav", wav()),
             response_format="verbose_json",
-            timestamp_granularities=["word"],
+            timestamp_granularities=["letter"],  # type: ignore[list-item]
         )
 
 

@@ -163,7 +163,8 @@ def test_thoughts_are_an_item_of_their_own() -> None:
         request, chat = parse_responses(b'{"model": "tiny", "input": "hello"}')
         prompt: Any = SimpleNamespace(token_ids=[1, 2], num_audio_tokens=0)
         tokenizer: Any = SimpleNamespace(encode_plain=lambda text: list(text))
-        reply = ResponsesReply(request, chat, prompt, tokenizer)
+        reply = ResponsesReply(request, chat, tokenizer)
+        reply.add_prompt(prompt)
         events = reply.begin()
         for place, piece in enumerate(pieces):
             is_last = place == len(pieces) - 1

@@ -190,7 +190,7 @@ def test_a_damaged_file_is_an_error_and_in_a_stream_an_event(server: RunningServ
         ({"stream": "maybe"}, "stream"),
         ({"stream": "true", "response_format": "srt"}, "stream"),
         ({"language": "../../etc"}, "language"),
-        ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities"),
+        ({"timestamp_granularities[]": "char", "response_format": "verbose_json"}, "timestamp_granularities"),
         ({"timestamp_granularities": "segment"}, "timestamp_granularities"),
         ({"include[]": "logprobs"}, "include"),
         ({"chunking_strategy": "server_vad"}, "chunking_strategy"),
