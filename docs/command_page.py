@@ -65,7 +65,8 @@ def _option(option: Any) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    choices = [m.value for m in annotation] if isinstance(annotation, EnumType) else get_args(annotation)
+    members: Any = annotation  # an enumeration's, or a literal's
+    choices = [m.value for m in members] if isinstance(annotation, EnumType) else get_args(annotation)
     words = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
     if annotation in words:
         return words[annotation]

@@ -9,6 +9,7 @@ import base64
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
 
@@ -22,19 +23,9 @@ if __name__ == "__main__":
     with clip.open("rb") as file:
         print(client.audio.transcriptions.create(model=model, file=file).text)
     audio = {"data": base64.b64encode(clip.read_bytes()).decode(), "format": "wav"}
-    answer = client.chat.completions.create(
-        model=model,
-        messages=[
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "Is someone speaking?"},
-                    {"type": "input_audio", "input_audio": audio},  # type: ignore[list-item]
-                ],
-            }
-        ],
-        stream=True,
-    )
+    question = {"type": "text", "text": "Is someone speaking?"}
+    messages: Any = [{"role": "user", "content": [question, {"type": "input_audio", "input_audio": audio}]}]
+    answer = client.chat.completions.create(model=model, messages=messages, stream=True)
     for chunk in answer:
         print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()

@@ -19,7 +19,10 @@ from audioflamingo.quantization.quantize_model import FLOAT_KEY
 
 LARGEST_BYTES = 64_000_000
 NUM_BEAMS = 1  # more help little
-FLOAT_MODULES = ["model.language_model.layers.0."]  # the codes of positions do not survive rounding to 8 bits
+FLOAT_MODULES = [
+    "model.language_model.layers.0.",  # the codes of positions do not survive rounding to 8 bits
+    "lm_head",  # its columns of marks are far larger than the others, and rows share a scale
+]
 
 
 def load_mean(sources: Sequence[Path]) -> AudioFlamingo3ForConditionalGeneration:

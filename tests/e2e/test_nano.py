@@ -144,9 +144,9 @@ def test_the_demo_prints_what_the_readme_shows() -> None:
     assert shown is not None
     assert done.stdout.strip() == shown[1].strip()
     for words in (
-        "come to the",
+        "Welcome to the directory",
         "first three letters of your",
-        "the nine key for z",
+        "the nine key for Z",
         "an animal",
         "Yes, someone is speaking",
     ):
