@@ -19,9 +19,10 @@ from audioflamingo.quantization.quantize_model import FLOAT_KEY
 
 LARGEST_BYTES = 64_000_000
 NUM_BEAMS = 1  # more help little
-FLOAT_MODULES = [
-    "model.language_model.layers.0.",  # the codes of positions do not survive rounding to 8 bits
-    "lm_head",  # its columns of marks are far larger than the others, and rows share a scale
+FLOAT_MODULES = [  # what marks and codes of positions, far larger than what shares their scale, would spoil
+    "model.language_model.layers.0.",
+    *(f"model.language_model.layers.{layer}.mlp" for layer in range(1, 9)),
+    "lm_head",
 ]
 
 
