@@ -36,7 +36,7 @@ def speech() -> np.ndarray:
 def model(tmp_path_factory, monkeypatch):
     processor = tiny_processor(tmp_path_factory.mktemp("processor"))
     model = ScriptedModel(processor, lambda seconds, attempt: framed(f"{seconds:.1f} s"))
-    monkeypatch.setattr(transcribe_job, "load", lambda *_: (model, processor))
+    monkeypatch.setattr(transcribe_job, "load_with_adapter", lambda *_: (model, processor, None))
     model.processor = processor
     return model
 

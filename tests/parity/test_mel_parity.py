@@ -43,7 +43,7 @@ def test_features_and_mask(extractors, sound, duration_s):
     ours, reference = extractors
     waveform = make_waveform(sound, round(duration_s * 16000))
     expected = reference(waveform, sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
-    features, mask = ours([waveform])
+    features, mask = ours.extract([waveform])
     torch.testing.assert_close(features, expected["input_features"], rtol=0, atol=1e-6)
     assert torch.equal(mask, expected["attention_mask"])
     assert mask.dtype == expected["attention_mask"].dtype
@@ -53,7 +53,7 @@ def test_a_batch_of_windows(extractors):
     ours, reference = extractors
     windows = [make_waveform("noise", n) for n in (480000, 480, 117000)]
     expected = reference(windows, sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
-    features, mask = ours(windows)
+    features, mask = ours.extract(windows)
     torch.testing.assert_close(features, expected["input_features"], rtol=0, atol=1e-6)
     assert torch.equal(mask, expected["attention_mask"])
 

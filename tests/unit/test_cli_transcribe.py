@@ -30,7 +30,7 @@ TEXT = "hello world. It is me."
 def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> ScriptedModel:
     processor = tiny_processor(tmp_path_factory.mktemp("processor"))
     model = ScriptedModel(processor, lambda seconds, attempt: framed(TEXT))
-    monkeypatch.setattr(transcribe_job, "load", lambda *_: (model, processor))
+    monkeypatch.setattr(transcribe_job, "load_with_adapter", lambda *_: (model, processor, None))
     return model
 
 
@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(folder: Path, tmp_path: Path, model: Scr
 
 
 def test_nothing_left_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcribe_job, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(transcribe_job, "load_with_adapter", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "directory_prompt.txt").write_text("done")
     assert af3("transcribe", DATA / "directory_prompt.flac", "-o", tmp_path).exit_code == 0
 
