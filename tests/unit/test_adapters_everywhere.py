@@ -86,7 +86,7 @@ def test_evaluation_tells_adapters_apart(loaded: tuple[Any, Any], folder: Path, 
     for other in (("--adapter", folder / "other"), ()):
         result = af3(*command, *other)
         assert result.exit_code == 1
-        assert "another model, data set or setting" in result.stderr
+        assert "holds another run" in result.stderr
 
 
 def test_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

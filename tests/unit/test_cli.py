@@ -224,7 +224,7 @@ def test_unexpected_errors_keep_their_traceback(clip: Path, monkeypatch: pytest.
     def broken(*_: Any) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr("audioflamingo.cli.ask_command.load", broken)
+    monkeypatch.setattr("audioflamingo.cli.ask_command.load_with_adapter", broken)
     assert isinstance(af3("ask", clip, "What?").exception, RuntimeError)
 
 
