@@ -243,7 +243,7 @@ def test_ten_minutes_are_cheap_to_expand(
         windows_seen.append(len(windows))
         return torch.zeros(len(windows), 1), torch.ones(len(windows), 1)
 
-    monkeypatch.setattr(AudioFlamingo3FeatureExtractor, "__call__", no_features)
+    monkeypatch.setattr(AudioFlamingo3FeatureExtractor, "extract", no_features)
     with pytest.warns(AudioFlamingoWarning, match=r"61\.00 s"):
         batch = processor.apply_chat_template([user("a", np.zeros(661 * RATE, np.float32))], **PAIR)
     assert (batch["input_ids"] == AUDIO_TOKEN_ID).sum() == 15_000
