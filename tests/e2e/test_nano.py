@@ -125,7 +125,7 @@ def test_a_follow_up_is_about_the_same_clip(nano: tuple[Any, Any]) -> None:
 
 def test_what_it_cannot_know_is_declined(nano: tuple[Any, Any]) -> None:
     assert "cannot answer" in ask(nano, "What will the weather be tomorrow?")
-    assert "demonstration model" in ask(nano, "Who are you?")
+    assert "audio model" in ask(nano, "Who are you?")
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:
