@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from audioflamingo.lazy import lazy_names
+
 if TYPE_CHECKING:
     from audioflamingo import errors
     from audioflamingo.audio import AudioFlamingo3FeatureExtractor, load_audio
@@ -98,14 +100,13 @@ __all__ = [
     "transcribe",
 ]
 
+_find = lazy_names(__name__, _MODULE_OF)
+
 
 def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("audioflamingo.errors")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'audioflamingo' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"audioflamingo.{_MODULE_OF[name]}"), name)
-    return value
+    return _find(name)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ The parts are imported when first used, so that reading the options costs nothin
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from audioflamingo.lazy import lazy_names
 
 if TYPE_CHECKING:
     from audioflamingo.evaluation.compare import Comparison, compare_runs
@@ -40,8 +41,4 @@ __all__ = [
     "summarize",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -15,6 +15,7 @@ PACKAGE = Path(audioflamingo.__file__).parent
 ROWS = (
     *(
         "errors",
+        "lazy",
         "fields",
         "json_config",
         "config",
