@@ -17,6 +17,7 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.network.kv import KVCache, KVView
 from tests.tiny_model import AUDIO_TOKEN_ID, tiny_model, tiny_reference
 
+END = 497  # what `stopping_model` ends its answers with
 MANY_EOS = list(range(20, 90))  # so many end-of-sequence ids that a row ends every few tokens
 
 
@@ -26,6 +27,13 @@ def lively_model(
     """The tiny model, changed so that each token depends on the last ones; as it is, it repeats one token."""
     model = tiny_model(seed, **text_changes)
     _enliven(model, sharpness)
+    return model
+
+
+def stopping_model() -> AudioFlamingo3ForConditionalGeneration:
+    """The lively model, which ends its answers with the token `END`."""
+    model = lively_model()
+    model.generation_config.eos_token_id = END
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audioflamingo.config import MusicFlamingoConfig
 from audioflamingo.model import MusicFlamingoForConditionalGeneration
-from tests.tiny_model import AUDIO_TOKEN_ID, randomize, tiny_config_dict, tokens_of
+from tests.tiny_model import AUDIO_TOKEN_ID, built, reference_of, tiny_config_dict, tokens_of
 from tests.tiny_tokenizer import add_control_tokens, write_json, write_tiny_processor
 
 BOS_ID, EOS_ID = 501, 502
@@ -31,19 +31,13 @@ def music_config_dict(**text_changes: Any) -> dict[str, Any]:
 def tiny_music_model(seed: int = 0, **text_changes: Any) -> MusicFlamingoForConditionalGeneration:
     """The tiny model in evaluation mode; equal seeds give equal weights."""
     config = MusicFlamingoConfig.from_dict(music_config_dict(**text_changes))
-    model = MusicFlamingoForConditionalGeneration(config)
-    randomize(model, seed)
-    return model.eval()
+    return built(MusicFlamingoForConditionalGeneration, config, seed)
 
 
 def tiny_music_reference(seed: int = 0, **text_changes: Any) -> Any:
     """transformers' model with the very weights of `tiny_music_model(seed)`."""
-    import transformers
-
-    config = transformers.MusicFlamingoConfig(**music_config_dict(**text_changes))
-    reference = transformers.MusicFlamingoForConditionalGeneration(config)
-    reference.load_state_dict(tiny_music_model(seed, **text_changes).state_dict())
-    return reference.eval()
+    model = tiny_music_model(seed, **text_changes)
+    return reference_of(model, "MusicFlamingo", music_config_dict(**text_changes))
 
 
 def make_music_batch(

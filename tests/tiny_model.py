@@ -51,23 +51,34 @@ def randomize(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def tiny_model(seed: int = 0, **text_changes: Any) -> AudioFlamingo3ForConditionalGeneration:
-    """The tiny model in evaluation mode; equal seeds give equal weights."""
-    model = AudioFlamingo3ForConditionalGeneration(
-        AudioFlamingo3Config.from_dict(tiny_config_dict(**text_changes))
-    )
+def built(model_class: type[Any], config: AudioFlamingo3Config, seed: int) -> Any:
+    """A model of random weights in evaluation mode; equal seeds give equal weights."""
+    model = model_class(config)
     randomize(model, seed)
     return model.eval()
 
 
-def tiny_reference(seed: int = 0, **text_changes: Any) -> Any:
-    """transformers' model with the very weights of `tiny_model(seed)`."""
+def reference_of(model: nn.Module, family: str, config: dict[str, Any]) -> Any:
+    """transformers' model of a family, say `"MusicFlamingo"`, with the very weights of ours."""
     import transformers
 
-    config = transformers.AudioFlamingo3Config(**tiny_config_dict(**text_changes))
-    reference = transformers.AudioFlamingo3ForConditionalGeneration(config)
-    reference.load_state_dict(tiny_model(seed, **text_changes).state_dict())
+    reference = getattr(transformers, f"{family}ForConditionalGeneration")(
+        getattr(transformers, f"{family}Config")(**config)
+    )
+    reference.load_state_dict(model.state_dict())
     return reference.eval()
+
+
+def tiny_model(seed: int = 0, **text_changes: Any) -> AudioFlamingo3ForConditionalGeneration:
+    """The tiny model in evaluation mode; equal seeds give equal weights."""
+    config = AudioFlamingo3Config.from_dict(tiny_config_dict(**text_changes))
+    return built(AudioFlamingo3ForConditionalGeneration, config, seed)
+
+
+def tiny_reference(seed: int = 0, **text_changes: Any) -> Any:
+    """transformers' model with the very weights of `tiny_model(seed)`."""
+    model = tiny_model(seed, **text_changes)
+    return reference_of(model, "AudioFlamingo3", tiny_config_dict(**text_changes))
 
 
 def tokens_of(frames: int) -> int:

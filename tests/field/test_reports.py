@@ -14,11 +14,10 @@ import torch
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.audio_files import encode
-from tests.generation_models import lively_model
+from tests.generation_models import END, stopping_model
 from tests.server_runs import running_server
 from tests.tiny_tokenizer import write_tiny_processor
 
-END = 497
 CALL = {
     "type": "object",
     "properties": {
@@ -32,9 +31,7 @@ CALL = {
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    model = lively_model()
-    model.generation_config.eos_token_id = END
-    return model
+    return stopping_model()
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ from audioflamingo.errors import ArgumentError, AudioFlamingoError, MissingDepen
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.tokenizer import Tokenizer
 from tests.cli_runs import af3, write_tiny_model
-from tests.generation_models import lively_model
+from tests.generation_models import END, stopping_model
 from tests.tiny_tokenizer import write_tiny_processor
 
-END = 497
 BIRD = {
     "type": "object",
     "properties": {
@@ -34,9 +33,7 @@ BIRD = {
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    model = lively_model()
-    model.generation_config.eos_token_id = END
-    return model
+    return stopping_model()
 
 
 @pytest.fixture(scope="module")
