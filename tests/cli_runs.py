@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,10 @@ def af3(*arguments: object, **options: Any) -> Result:
 
 
 def af3_process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    """Starts the command as a process."""
+    """Starts the command as a process, which Ctrl-C reaches: what runs in a shell's background ignores it, and so would
+    its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "audioflamingo.cli", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -281,7 +281,7 @@ def without_features(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     feature_extractor = reference.feature_extractor
     monkeypatch.setattr(reference, "feature_extractor", ReferenceExtractor())
-    monkeypatch.setattr(type(ours.feature_extractor), "__call__", lambda _, windows: only_mask(windows))
+    monkeypatch.setattr(type(ours.feature_extractor), "extract", lambda _, windows: only_mask(windows))
     return ours, reference
 
 

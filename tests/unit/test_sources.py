@@ -229,7 +229,7 @@ def test_addresses_that_are_refused(address, message):
         load_audio(address)
 
 
-@pytest.mark.parametrize("source", [None, 42, [0.1, 0.2], {"path": "clip.wav"}])
+@pytest.mark.parametrize("source", [None, 42, [0.1, 0.2], {"name": "clip.wav"}])
 def test_sources_of_another_type(source):
     with pytest.raises(ArgumentError, match=type(source).__name__):
         load_audio(source)
