@@ -103,7 +103,6 @@ class Playback:
         self.replayed = iter(self.values)
         with (
             unittest.mock.patch("tests.tiny_model.randomize"),
-            unittest.mock.patch("tests.tiny_family.randomize"),
             FakeTensorMode(),
             WithoutCudaRuntime(),
         ):
