@@ -20,11 +20,11 @@ from audioflamingo.errors import AudioError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.writers import format_transcript
-from tests.audio_files import encode, tone
-from tests.generation_models import lively_model
-from tests.recordings import Track, record
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.audio_files import encode, tone
+from tests.support.generation_models import lively_model
+from tests.support.recordings import Track, record
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server, wav
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 SPEECH = (Path(__file__).parents[1] / "data" / "directory_prompt.flac").read_bytes()
 FORM = "/v1/audio/transcriptions"

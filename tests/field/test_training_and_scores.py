@@ -20,12 +20,12 @@ from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.reading_data import read_data
 from audioflamingo.training.settings import build
 from audioflamingo.training.training_config import TrainingConfig
-from tests.adapter_folders import save_adapter
-from tests.audio_files import tone
-from tests.generation_models import lively_model
-from tests.tiny_model import tiny_model, tiny_reference
-from tests.tiny_tokenizer import write_tiny_processor
-from tests.tiny_training import config_values, conversation, write_clip, write_rows
+from tests.support.adapter_folders import save_adapter
+from tests.support.audio_files import tone
+from tests.support.generation_models import lively_model
+from tests.support.tiny_model import tiny_model, tiny_reference
+from tests.support.tiny_tokenizer import write_tiny_processor
+from tests.support.tiny_training import config_values, conversation, write_clip, write_rows
 
 END = "<|im_end|>"
 FRAME = 'The spoken content of the audio is "{}".'
