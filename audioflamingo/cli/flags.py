@@ -83,6 +83,17 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def refuse_without(ctx: typer.Context, kind: type, needed: str) -> None:
+    """Refuses flags of a dataclass where what they belong to is not asked for.
+
+    Raises:
+        typer.BadParameter: one is given.
+    """
+    for name in flag_names(kind):
+        if is_given(ctx, name):
+            raise typer.BadParameter(f"it needs {needed}.", param_hint=f"--{name.replace('_', '-')}")
+
+
 def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """Fields and their types: those that are flags, and those that hold further ones."""
     hints = get_type_hints(kind)
