@@ -62,6 +62,7 @@ def fill(tensor: torch.Tensor, generator: torch.Generator) -> None:
 def run_step(num_layers: int, num_tokens: int, quantization: str) -> dict[str, float]:
     """One step of LoRA on a random model of so many layers: bytes at the peak, estimated and measured."""
     from audioflamingo.config import AudioFlamingo3Config
+    from audioflamingo.engine.memory import map_large_blocks
     from audioflamingo.training.batches import Batch
     from audioflamingo.training.estimate import empty_model, estimate_memory
     from audioflamingo.training.module import TrainingModule
@@ -69,6 +70,7 @@ def run_step(num_layers: int, num_tokens: int, quantization: str) -> dict[str, f
     from audioflamingo.training.settings import build
     from audioflamingo.training.training_config import TrainingConfig
 
+    map_large_blocks()
     peaks: dict[str, int] = {}
     start = memory("VmRSS")
     values = {

@@ -112,7 +112,7 @@ def answer_shard(
 def _ask_for_facts(load: Load, plan: WorkerPlan, adapter: str | None) -> ModelFacts:
     """What the model is, from a worker: this machine may have no room for it."""
     ray = require("ray", EXTRA)
-    task = ray.remote(_facts).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_calls=1)
+    task = ray.remote(max_calls=1)(_facts).options(num_cpus=plan.cpus, num_gpus=plan.gpus)
     try:
         facts: ModelFacts | str = ray.get(task.remote(load, adapter))
     except ray.exceptions.RayError as error:

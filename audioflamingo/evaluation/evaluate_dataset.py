@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, DataError
@@ -35,7 +36,7 @@ from audioflamingo.evaluation.scoring import (
 from audioflamingo.evaluation.submission import write_submission
 from audioflamingo.evaluation.suite_questions import read_suite
 from audioflamingo.evaluation.suites import SUITES
-from audioflamingo.files import to_json, write_whole
+from audioflamingo.files import FileWatch, to_json, write_whole
 from audioflamingo.kernels.host import to_host
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -115,7 +116,7 @@ def evaluate(
         **options: fields of `EvaluationOptions`, and further keywords of `generate`, such as `adapter`.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: the data set cannot be used, or an audio file changes meanwhile.
         ArgumentError: `output_dir` holds the items of another model, data set or setting; or an unknown keyword.
         OutputError: `output_dir` cannot be written to.
     """
@@ -158,6 +159,7 @@ def run_questions(
         output_dir: the run's folder.
         progress: called with the number of questions that are done and of all, after each.
     """
+    watch = FileWatch(path_of(clip) for question in questions for clip in question.clips())
     manifest = make_manifest(questions, settings, options, facts.digests)
     done: dict[str, ItemResult] = {}
     folder = None if output_dir is None else Path(output_dir).expanduser()
@@ -166,6 +168,7 @@ def run_questions(
             done = dict(run.done)
         remaining = [question for question in questions if question.key not in done]
         for question, item in answer(remaining) if remaining else ():
+            watch.check(map(path_of, question.clips()))
             done[question.key] = item
             if run is not None:
                 run.add(question.key, item)
