@@ -241,9 +241,11 @@ def test_lmms_eval_asks_the_model(lmms_eval: dict[str, Any]) -> None:
         ]
 
     words, animal = model.generate_until(
-        requests({"max_new_tokens": 60, "until": ["\n\n"], "temperature": 0})
+        requests({"max_new_tokens": 12, "until": ["\n\n"], "temperature": 0})
     )
-    assert words.lower().startswith("welcome")  # without the sentence around it
+    assert (
+        words.strip('"').lower().startswith("welcome")
+    )  # without the sentence around it; its end was not reached
     assert "animal" in animal
     assert (
         model.generate_until(requests({"max_new_tokens": 12, "until": "an"}))[1]
