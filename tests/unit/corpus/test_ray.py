@@ -20,8 +20,8 @@ from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from tests.cli_runs import af3, af3_process, write_tiny_model
-from tests.tiny_training import conversation
+from tests.support.cli_runs import af3, af3_process, write_tiny_model
+from tests.support.tiny_training import conversation
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
 
