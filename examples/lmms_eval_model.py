@@ -21,7 +21,7 @@ from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 MAX_NEW_TOKENS = 256
 
 
-@register_model("lmms_eval_model")  # type: ignore[untyped-decorator]
+@register_model("lmms_eval_model")
 class AudioFlamingo(lmms):  # type: ignore[misc]
     """Audio Flamingo 3 as lmms-eval asks it.
 
