@@ -112,7 +112,7 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         configs = [*self.config.data.train, *self.config.data.validation]
-        now = [
+        now: list[dict[str, Any]] = [
             {
                 "path": item.path,
                 "rows": len(dataset.rows),
