@@ -286,6 +286,28 @@ def test_a_question_sees_the_word_before():
     assert (scores[1:].argmax(-1) == torch.arange(29)).all()
 
 
+def test_some_cross_heads_of_a_question_look_at_the_near_clip_and_some_at_the_far_one():
+    layer = at.Layer()
+    answers.order_clips(layer, 3.0)
+    keys = tokens_of("audio", 300, 3.0)
+    queries = torch.cat([tokens_of("header", 1, 3.0), tokens_of("transcript", 1, 3.0)])
+    q, k = queries @ layer.q.T + layer.bq, keys @ layer.k.T + layer.bk
+    angles = (300 - torch.arange(300)) * at.THETA ** (-answers.DISTANCE_PAIR / (at.HEAD / 2))
+    for head in range(at.HEADS):
+        first = head * at.HEAD + answers.DISTANCE_PAIR
+        second = first + at.HEAD // 2
+        scores = q[:, [first]] * (k[:, first] * angles.cos() - k[:, second] * angles.sin()) / 8
+        scores = scores + q[:, [second]] * (k[:, second] * angles.cos() + k[:, first] * angles.sin()) / 8
+        near = scores.softmax(-1)[:, 150:].sum(-1)  # of the second of two clips, for each query
+        if head in answers.NEAR_HEADS:
+            assert near[0] > 0.9
+        elif head in answers.FAR_HEADS:
+            assert near[0] < 0.1
+        else:
+            assert near[0] == pytest.approx(0.5)
+        assert near[1] == pytest.approx(0.5)  # a transcript looks at all of it
+
+
 def test_free_neurons_write_nothing_and_are_shut_for_transcripts():
     layer = at.Layer()
     answers.free_neurons(layer, 3.0, 1.0)
