@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recipes.nano.nano_model import answers, assemble, attention, masks, mlp, positions, vocabulary
+from recipes.nano.nano_model import (
+    answers,
+    assemble,
+    attention,
+    equalize,
+    masks,
+    mlp,
+    positions,
+    vocabulary,
+)
 from recipes.nano.nano_model import layout as at
 from recipes.nano.nano_model.whisper import Attention, DecoderLayer, Whisper, attend
 from recipes.nano.nano_model.whisper import mlp as whisper_mlp
@@ -387,3 +396,27 @@ def test_whispers_states_follow_its_layers():
     assert len(states) == 4
     assert all(state.shape == (3, at.STATE) for state in states)
     assert max(float(state.mean(1).abs().max()) for state in states) < 1e-5
+
+
+# made even for quantization
+
+
+def test_factors_change_nothing_in_float_and_much_in_int8():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 64, generator=generator)
+    x[:, 3] *= 0.02  # a small flag that decides by a large column
+    reader = torch.nn.Linear(64, 32, bias=False)
+    torch.nn.init.normal_(reader.weight, std=0.1, generator=generator)
+    with torch.no_grad():
+        reader.weight[:, 3] = 50.0
+    gain = torch.ones(64)
+    wanted = x @ reader.weight.detach().T
+    before = equalize._error(x, [reader], torch.ones(64))
+    channels = equalize.Channel("norm", [gain], [reader])
+    factors = min(
+        (equalize._factors(x, [reader], power) for power in equalize.POWERS),
+        key=lambda tried: equalize._error(x * tried, [reader], tried),
+    )
+    channels.multiply(factors)
+    torch.testing.assert_close((x * gain) @ reader.weight.detach().T, wanted)
+    assert equalize._error(x * gain, [reader], torch.ones(64)) < before / 100

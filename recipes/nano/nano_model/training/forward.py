@@ -101,7 +101,7 @@ def visible(queries: Side, keys: Side) -> Tensor:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm with gain 1, which the built-in model's layers keep."""
+    """RMSNorm without its gain."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
@@ -176,9 +176,10 @@ class FastModel:
         for number, layer in enumerate(self.language_model.layers):
             before = None
             if number in self.cross and heard is not None:
+                read = heard * layer.input_layernorm.weight
                 before = (
-                    audio.spread(self.rotate(project(layer, "k", heard), turned), self.heads),
-                    audio.spread(project(layer, "v", heard), self.heads),
+                    audio.spread(self.rotate(project(layer, "k", read), turned), self.heads),
+                    audio.spread(project(layer, "v", read), self.heads),
                 )
             x, keys = self.layer(number, x, text, turns, masks[before is not None], before)
             if keep is not None:
@@ -215,7 +216,7 @@ class FastModel:
                 added = added - x
             return x + added, keys
         layer, noise = self.language_model.layers[number], self.noise if number else 0.0
-        normed = rounded(rms_norm(x), noise)
+        normed = rounded(rms_norm(x) * layer.input_layernorm.weight, noise)
         query = text.spread(self.rotate(project(layer, "q", normed), turns), self.heads)
         key = text.spread(self.rotate(project(layer, "k", normed), turns), self.heads)
         value = text.spread(project(layer, "v", normed), self.heads)
@@ -223,7 +224,7 @@ class FastModel:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
         out = F.scaled_dot_product_attention(query, key, value, mask)
         x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
-        normed = rounded(rms_norm(x), noise)
+        normed = rounded(rms_norm(x) * layer.post_attention_layernorm.weight, noise)
         gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
         return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
 
