@@ -1,10 +1,10 @@
 """Weights made even for quantization: factors between neighbours, which change nothing in float.
 
-A flag decides alone: the column of a gate that shuts it for audio is a hundred times as large as what the gate computes,
-and a row of a matrix in int8, or a group in int4, has one scale, so that such a column leaves the others a few steps.
-But what writes a channel (a norm's gain, the values of attention, the neurons of an MLP) can multiply it by what the
-columns that read it are divided by. The flags of audio and sinks before an MLP may grow as they like, since nothing
-comes of them there; the other factors are the usual compromise between largest inputs and largest weights.
+A flag decides alone: the column of a gate that shuts it for audio is a hundred times as large as what the gate
+computes, and a row of a matrix in int8, or a group in int4, has one scale, so that such a column leaves the others a
+few steps. But what writes a channel (a norm's gain, the values of attention, the neurons of an MLP) can multiply it by
+what the columns that read it are divided by. The flags of audio and sinks before an MLP may grow as they like, since
+nothing comes of them there; the other factors are the usual compromise between largest inputs and largest weights.
 """
 
 from __future__ import annotations
