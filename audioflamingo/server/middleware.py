@@ -29,6 +29,7 @@ GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 KEY_PROTOCOL = "openai-insecure-api-key."  # as OpenAI's clients in browsers say it
 SWITCHED = 101  # to a websocket
 CLOSED_BY_FAULT = 1011
+NO_HANDSHAKE = "returned without completing handshake"
 CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
 PATHS = (
     *("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/audio/translations"),
@@ -217,6 +218,8 @@ def set_up_logs(level: str) -> None:
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
     )  # it warns of every bad form; the client is told
+    # Of every websocket that is refused, which the line of the request says already.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: NO_HANDSHAKE not in record.getMessage())
     for name in ("audioflamingo.server", "uvicorn", "py.warnings"):
         target = logging.getLogger(name)
         target.handlers = [handler]

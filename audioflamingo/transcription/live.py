@@ -5,14 +5,22 @@ Windows are found by the same rules as those of a recording (`windows.WindowCutt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from audioflamingo.audio.vad import VAD_FRAME, SpeechDetector
-from audioflamingo.transcription.transcription_options import VadOptions
+from audioflamingo.engine.generate import evaluation_mode
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
+from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.transcription.driver import WindowTranscriber
+from audioflamingo.transcription.segments import Segment
+from audioflamingo.transcription.transcriber import change_options
+from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 from audioflamingo.transcription.windows import Window, WindowCutter
+from audioflamingo.transcription.writers import joined_text
 
 BLOCK = 8 * VAD_FRAME  # 0.26 s: samples that are searched together
 
@@ -117,3 +125,98 @@ class Agreement:
             return ""
         self.words = words
         return (" " if num_said else "") + " ".join(words[num_said:])
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is known of speech that goes on.
+
+    Attributes:
+        start_s: when it began.
+        text: the words so far that two hearings agree on.
+    """
+
+    start_s: float
+    text: str
+
+
+def listen(
+    model: AudioFlamingo3WithHead,
+    processor: AudioFlamingo3Processor,
+    blocks: Iterable[np.ndarray],
+    *,
+    options: TranscriptionOptions | None = None,
+    draft_every_s: float | None = 1.0,
+    **changes: Any,
+) -> Iterator[Draft | Segment]:
+    """Transcribes speech while it is spoken.
+
+    Args:
+        model: see `transcribe`.
+        processor: likewise.
+        blocks: float32 (n,) at 16 kHz, as they come: all that has come in since the last block, so that a slow model
+            falls behind by no more than one answer.
+        options: see `transcribe`; what it says about files does not apply.
+        draft_every_s: seconds of new speech after which it is heard again; None: only once it has ended.
+        **changes: fields of `options` that differ.
+
+    Yields:
+        A `Draft` whenever more of the present speech is known, then its `Segment`.
+
+    Raises:
+        ArgumentError: an option that does not exist, or a value that is not allowed.
+        AudioFlamingoError: the model cannot answer.
+    """
+    options = change_options("listen()", options, changes)
+    with evaluation_mode(model):
+        listener = _Listener(WindowTranscriber(model, processor, options), options.vad, draft_every_s)
+        for samples in blocks:
+            yield from listener.put(samples)
+        yield from listener.end()
+
+
+class _Listener:
+    """See `listen`."""
+
+    def __init__(
+        self, transcriber: WindowTranscriber, options: VadOptions, draft_every_s: float | None
+    ) -> None:
+        self._ear = LiveEar(options)
+        self._transcriber = transcriber
+        self._draft_every_s = draft_every_s
+        self._agreement = Agreement()
+        self._drafted_s = 0.0  # seconds of the present speech that the last draft heard
+
+    def put(self, samples: np.ndarray) -> Iterator[Draft | Segment]:
+        yield from self._hear(self._ear.put(samples))
+        window = None if self._draft_every_s is None else self._ear.open_window()
+        if (
+            window is None
+            or (spoken_s := window.end_s - window.start_s) - self._drafted_s < self._draft_every_s
+        ):
+            return
+        self._drafted_s = spoken_s
+        (segments,) = self._transcribe([window])
+        is_good = all(segment.finish_reason == "stop" for segment in segments)
+        if is_good and self._agreement.add(joined_text(segments)):
+            yield Draft(window.start_s, " ".join(self._agreement.words))
+
+    def end(self) -> Iterator[Draft | Segment]:
+        yield from self._hear(self._ear.flush())
+
+    def _hear(self, found: Iterator[SpeechStarted | Window]) -> Iterator[Segment]:
+        windows = [news for news in found if isinstance(news, Window)]
+        if windows:
+            self._agreement, self._drafted_s = Agreement(), 0.0
+        for segments in self._transcribe(windows):
+            yield from segments
+
+    def _transcribe(self, windows: list[Window]) -> Iterator[list[Segment]]:
+        """The segments of each window."""
+        jobs = [self._transcriber.start(window) for window in windows]
+        for job in jobs:
+            while not job.is_done:
+                self._transcriber.step()
+            if job.error is not None:
+                raise job.error
+            yield job.segments or []
