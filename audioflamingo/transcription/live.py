@@ -189,13 +189,11 @@ class _Listener:
 
     def put(self, samples: np.ndarray) -> Iterator[Draft | Segment]:
         yield from self._hear(self._ear.put(samples))
-        window = None if self._draft_every_s is None else self._ear.open_window()
-        if (
-            window is None
-            or (spoken_s := window.end_s - window.start_s) - self._drafted_s < self._draft_every_s
-        ):
+        if self._draft_every_s is None or (window := self._ear.open_window()) is None:
             return
-        self._drafted_s = spoken_s
+        if window.end_s - window.start_s - self._drafted_s < self._draft_every_s:
+            return
+        self._drafted_s = window.end_s - window.start_s
         (segments,) = self._transcribe([window])
         is_good = all(segment.finish_reason == "stop" for segment in segments)
         if is_good and self._agreement.add(joined_text(segments)):

@@ -24,8 +24,8 @@ from websockets.sync.client import connect
 from audioflamingo.audio.live_audio import g711_table
 from audioflamingo.audio.loading import load_audio
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.scripted_model import ScriptedModel, framed
-from tests.server_runs import RunningServer, running_server
+from tests.support.scripted_model import ScriptedModel, framed
+from tests.support.server_runs import RunningServer, running_server
 
 SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
 RATE = 24000
