@@ -129,6 +129,7 @@ def test_ctrl_c_writes_the_last_words(tmp_path: Path, talk: np.ndarray) -> None:
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    (second,) = [json.loads(line) for line in rest.splitlines()]
-    assert (first["start_s"], second["start_s"]) == pytest.approx((1.0, 7.0), abs=0.3)
-    assert second["end_s"] == pytest.approx(9.0, abs=0.3)
+    later = [json.loads(line) for line in rest.splitlines()]  # the tiny model's answers are mended in halves
+    assert first["start_s"] == pytest.approx(1.0, abs=0.3)
+    assert later[-1]["end_s"] == pytest.approx(9.0, abs=0.3)
+    assert any(segment["start_s"] == pytest.approx(7.0, abs=0.3) for segment in later)
