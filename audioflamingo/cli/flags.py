@@ -19,7 +19,8 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 
 from audioflamingo.cli.failures import DEBUG, QUIET
-from audioflamingo.fields import Option, option, option_of
+from audioflamingo.errors import ArgumentError
+from audioflamingo.fields import Option, clock_time, option, option_of
 
 _REMEMBERED = {
     "quiet": QUIET,
@@ -130,11 +131,19 @@ def _typer_option(field: dataclasses.Field[Any], hint: Any, about: Option) -> An
         help=about.help,
         min=about.at_least,
         max=about.at_most,
-        metavar=about.metavar,
+        metavar="TIME" if about.is_time else about.metavar,
+        parser=_seconds if about.is_time else None,
         envvar=about.envvar,
         callback=_remember(_REMEMBERED[name]) if name in _REMEMBERED else None,
         rich_help_panel=about.group,
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return clock_time(text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _is_list(hint: Any) -> bool:

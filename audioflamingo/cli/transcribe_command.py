@@ -57,7 +57,7 @@ def transcribe(
     Examples:
       af3 transcribe meeting.mp3
       af3 transcribe recordings/ -f srt -f json -o subtitles/
-      af3 transcribe lecture.mp4 --start 90 --end 300
+      af3 transcribe lecture.mp4 --start 1:30 --end 5:00
       af3 transcribe 'calls/2024-*/*.wav' -f jsonl -o calls-json/ --batch-size 16
       ffmpeg -i film.mkv -f wav - | af3 transcribe - -f vtt > film.vtt
       af3 transcribe corpus.jsonl -o corpus-out/ --engine ray --address 10.0.0.1:6379
