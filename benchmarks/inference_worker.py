@@ -51,6 +51,9 @@ class TorchEngine:
         inputs["input_features"] = inputs["input_features"].to(torch.bfloat16)
         return inputs
 
+    def run_encoder(self, features: torch.Tensor, mask: torch.Tensor) -> None:
+        raise NotImplementedError
+
     def encode(self, seconds: int) -> float:
         inputs = self.inputs(seconds)
         start = time.perf_counter()
@@ -148,7 +151,11 @@ class LlamaCppEngine:
         return (time.perf_counter() - start) / NEW_TOKENS
 
 
-ENGINES = {"transformers": TransformersEngine, "audioflamingo": OurEngine, "llama.cpp": LlamaCppEngine}
+ENGINES: dict[str, Any] = {
+    "transformers": TransformersEngine,
+    "audioflamingo": OurEngine,
+    "llama.cpp": LlamaCppEngine,
+}
 
 
 def main() -> None:
