@@ -459,7 +459,7 @@ def check_packed(bench: Bench, model: Any, scheme: str) -> bool:
         weight = layer.dequantize()
         for num_rows in (1, 5, 16, 40, 64, 200):
             x = torch.randn(num_rows, layer.shape[1], device=bench.device).bfloat16()
-            bias = None if layer.bias is None else layer.bias.float()
+            bias: Any = None if layer.bias is None else layer.bias.float()
             with torch.no_grad():
                 expected = nn.functional.linear(x.float(), weight, bias)
                 worst = max(worst, float((layer(x).float() - expected).norm() / expected.norm()))
