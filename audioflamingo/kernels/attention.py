@@ -1,8 +1,7 @@
-"""Attention on a CPU, of rows of any length to keys that lie anywhere; the formula is `reference`'s.
+"""Attention on a CPU, of rows of any length to keys that lie anywhere.
 
-Scores, the softmax and the sums are float32; a query's result does not depend on the queries beside it. Factors are
-float32, or bfloat16 where the processor multiplies those faster. torch's own kernel does without: `is_faster` measures
-which of the two is to be taken.
+Scores, softmax and sums are float32; a query's result does not depend on the queries beside it. Factors are float32, or
+bfloat16 where the processor multiplies those faster. Whether torch's own kernel is to be taken, `is_faster` measures.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from audioflamingo.errors import ArgumentError
 from audioflamingo.kernels import bfloat16, native
+from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.linear import INPUT_DTYPES
 
 _TRIAL = (2, 300)  # heads, and as many queries as keys: some milliseconds
@@ -112,12 +112,12 @@ def _check(
         raise ArgumentError(
             f"query {tuple(query.shape)}, keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit."
         )
-    numbers = [(t.tolist()) for t in (offsets, starts[:num_rows], ends[:num_rows])]
-    if len(numbers[1]) != num_rows or len(numbers[2]) != num_rows or offsets[-1] != len(query):
+    numbers = [to_host(t) for t in (offsets, starts[:num_rows], ends[:num_rows])]
+    if not len(numbers[1]) == len(numbers[2]) == num_rows or numbers[0][-1] != len(query):
         raise ArgumentError(f"offsets, starts and ends do not name rows of {len(query)} queries.")
     for begin, end, start, count in zip(numbers[0], numbers[0][1:], *numbers[1:], strict=False):
         least = end - begin if is_causal else min(end - begin, 1)
-        if not (0 <= begin <= end and 0 <= start and least <= count <= len(keys) - start):
+        if not (0 <= begin <= end and start >= 0 and least <= count <= len(keys) - start):
             raise ArgumentError(
                 f"a row of {end - begin} queries cannot look at {count} keys from slot {start} on of {len(keys)}."
             )

@@ -20,11 +20,20 @@ _OUT_OF_MEMORY = 1
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The shared library, or None where it was not built."""
+    """The shared library, or None where it was not built.
+
+    Raises:
+        ImportError: it was built from an older version of the sources.
+    """
     spec = importlib.util.find_spec("audioflamingo.kernels._native")
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
+    if not hasattr(loaded, "af3_attention"):
+        raise ImportError(
+            f"the compiled kernels in {spec.origin} are older than this package: install audioflamingo again, or in a "
+            "source tree run `python setup.py build_ext --inplace`."
+        )
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     loaded.af3_best_level.argtypes = []
     loaded.af3_linear.argtypes = [integer] * 7 + [pointer] * 5

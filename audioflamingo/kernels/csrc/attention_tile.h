@@ -8,7 +8,7 @@
 // Every query has its own sums, filled in the order of the keys: a result does not depend on the queries beside it.
 
 typedef float Floats __attribute__((vector_size(AF3_LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(AF3_LANES * 4)));
+typedef uint32_t Ints __attribute__((vector_size(AF3_LANES * 4)));
 constexpr int kPanelFloats = kPanel / AF3_LANES;  // registers of a panel's line
 
 AF3_TARGET AF3_INLINE Floats load_floats(const float* from) {
@@ -25,7 +25,7 @@ AF3_TARGET AF3_INLINE Floats power_of_two(Floats x) {
     const Floats rest = x - (shifted - AF3_SPLAT(12582912.0f));
     Floats value = AF3_SPLAT(kPowers[0]);
     AF3_UNROLL for (int i = 1; i < kNumPowers; ++i) value = AF3_FMA(value, rest, AF3_SPLAT(kPowers[i]));
-    const Ints exponent = ((Ints)shifted << 23) + 0x3f800000;
+    const Ints exponent = ((Ints)shifted << 23) + 0x3f800000u;
     return (Floats)((Ints)(value * (Floats)exponent) & ~(Ints)(x <= AF3_SPLAT(-125.0f)));
 }
 
