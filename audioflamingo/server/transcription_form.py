@@ -196,7 +196,12 @@ def _instruction(form: FormData, task: str, default: str) -> str | None:
             raise bad_request(f"{name} may have {MAX_HINT_CHARACTERS} characters.", name)
     if hint is None:
         return default if instruction is None and task == "translate" else instruction
-    return f"{instruction or default} Context: {hint}"
+    return with_hint(instruction or default, hint)
+
+
+def with_hint(instruction: str, hint: str | None) -> str:
+    """What the model is asked, with the context that a client gives."""
+    return instruction if hint is None else f"{instruction} Context: {hint}"
 
 
 def _text(form: FormData, name: str) -> str | None:
