@@ -89,6 +89,8 @@ FORM: Schema = {
     "response_format": {"enum": list(FORMATS), "default": "json"},
     "temperature": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "stream": _flag("Send the text segment by segment, as events; for json and text."),
+    "start": _text("Begin here: seconds, or as in 1:02:03.5 or 2m30s; our extension. Times stay the file's."),
+    "end": _text("End here, likewise."),
     "track": {
         "type": "integer",
         "minimum": 1,

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from audioflamingo.audio.reading import Reading
 from audioflamingo.errors import ArgumentError
+from audioflamingo.fields import clock_time
 from audioflamingo.server.error_replies import bad_request
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
@@ -20,6 +21,7 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 READING = tuple(field.name for field in dataclasses.fields(Reading))  # track, channel, allow_damaged
 FIELDS = (
     *("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream"),
+    *("start", "end"),
     *READING,
 )
 HARMLESS = ("user", "metadata")  # fields of known clients that change nothing
@@ -158,10 +160,25 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         options=TranscriptionOptions(
             prompt=_instruction(form, task, default_instruction),
             word_timestamps="word" in granularities,
+            **_part(form),
             **dataclasses.asdict(_reading(form)),
         ),
         ignored=tuple(sorted(ignored)),
     )
+
+
+def _part(form: FormData) -> dict[str, float]:
+    """Which part of the file."""
+    part: dict[str, float] = {}
+    for name in ("start", "end"):
+        if (text := _text(form, name)) is not None:
+            try:
+                part[f"{name}_s"] = clock_time(text)
+            except ArgumentError as error:
+                raise bad_request(f"{name}: {error}", name) from None
+    if "end_s" in part and part["end_s"] <= part.get("start_s", 0.0):
+        raise bad_request("end must be later than start.", "end")
+    return part
 
 
 def _reading(form: FormData) -> Reading:

@@ -19,7 +19,7 @@ from audioflamingo.server.transcription_form import TranscriptionRequest
 from audioflamingo.server.window_answers import WindowAnswers
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from audioflamingo.transcription.windows import Window, cut_windows
+from audioflamingo.transcription.windows import Window, part_windows
 
 MAX_WINDOWS = TranscriptionOptions.batch_size  # of one transcription in the engine at a time
 
@@ -53,7 +53,7 @@ class Transcription:
         Raises:
             AudioFlamingoError: the audio cannot be read; what came before is yielded first.
         """
-        windows = cut_windows(self._blocks, self.answers.options, self._note_samples)
+        windows = part_windows(self._blocks, self.answers.options, self._note_samples)
         running: deque[asyncio.Task[list[Segment]]] = deque()
         error: AudioFlamingoError | None = None
         is_read = False

@@ -132,6 +132,21 @@ def cut_windows(
     )
 
 
+def part_windows(
+    blocks: Iterable[np.ndarray],
+    options: TranscriptionOptions,
+    on_samples: Callable[[int], None] | None = None,
+) -> Iterator[Window]:
+    """The same for the part that the options name, with times from the start of the whole.
+
+    Raises:
+        AudioError: the recording ends before the part begins.
+    """
+    first = round((options.start_s or 0.0) * SAMPLING_RATE)
+    for window in cut_windows(between(blocks, options.start_s, options.end_s), options, on_samples):
+        yield replace(window, start=window.start + first)
+
+
 class _Ear:
     """Finds the speech of one channel."""
 

@@ -48,7 +48,7 @@ DRAWN = {
         "options": 100,
     },
 }
-NEWCOMERS = {"train": 900, "valid": 6, "test": 25}  # of each kind of newcomers' questions
+NEWCOMERS = {"train": 1500, "valid": 6, "test": 25}  # of each kind of newcomers' questions
 PASSES = {
     "train": 3,
     "valid": 1,
