@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import re
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
