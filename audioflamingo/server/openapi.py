@@ -100,7 +100,8 @@ FORM: Schema = {
     "allow_damaged": _flag("Transcribe what is left of a damaged file."),
     "timestamp_granularities": {**_list({"enum": ["segment", "word"]}), "description": "For verbose_json."},
     "chunking_strategy": {
-        "description": "`auto`, or of the type `server_vad` without more: recordings are always cut at silences."
+        "enum": ["auto", {"type": "server_vad"}, '{"type": "server_vad"}'],
+        "description": "Recordings are always cut at silences.",
     },
     "include": {"type": "array", "maxItems": 0, "description": "Nothing can be included."},
 }
