@@ -97,6 +97,7 @@ FORM: Schema = {
         "description": "Which audio track; by default the file's own.",
     },
     "channel": {"enum": list(CHANNELS), "default": "mix", "description": "`each` is a transcript a channel."},
+    "hotwords": {"type": "string", "description": "Names and terms to listen for, between commas."},
     "allow_damaged": _flag("Transcribe what is left of a damaged file."),
     "timestamp_granularities": {**_list({"enum": ["segment", "word"]}), "description": "For verbose_json."},
     "chunking_strategy": {

@@ -24,6 +24,7 @@ READING = tuple(field.name for field in dataclasses.fields(Reading))  # track, c
 FIELDS = (
     *("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream"),
     *("start", "end"),
+    "hotwords",
     *READING,
 )
 HARMLESS = ("user", "metadata")  # fields of known clients that change nothing
@@ -162,6 +163,7 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         options=TranscriptionOptions(
             prompt=_instruction(form, task, default_instruction),
             word_timestamps="word" in granularities,
+            hot_words=_hot_words(form),
             **_part(form),
             **dataclasses.asdict(_reading(form)),
         ),
@@ -221,6 +223,14 @@ def _instruction(form: FormData, task: str, default: str) -> str | None:
 def with_hint(instruction: str, hint: str | None) -> str:
     """What the model is asked, with the context that a client gives."""
     return instruction if hint is None else f"{instruction} Context: {hint}"
+
+
+def _hot_words(form: FormData) -> tuple[str, ...]:
+    """Names and terms to listen for, between commas."""
+    text = _text(form, "hotwords") or ""
+    if len(text) > MAX_HINT_CHARACTERS:
+        raise bad_request(f"hotwords may have {MAX_HINT_CHARACTERS} characters.", "hotwords")
+    return tuple(word.strip() for word in text.split(",") if any(map(str.isalnum, word)))
 
 
 def _text(form: FormData, name: str) -> str | None:

@@ -9,6 +9,7 @@ from audioflamingo.engine.request import Request, Share
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.service import Service
 from audioflamingo.transcription.driver import WindowRequests, finished, transcribe_window
+from audioflamingo.transcription.hot_words import HotWords
 from audioflamingo.transcription.mending import Answer, segment_of
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -40,6 +41,8 @@ class WindowAnswers:
         self.options = options
         self._service = service
         self._requests = WindowRequests(service.processor, service.generation_config, options, temperature)
+        words = options.hot_words
+        self._hot_words = HotWords(words, service.worker.engine.model, service.processor) if words else None
         self._share = share
         self._arrived = arrived
         self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0
@@ -56,7 +59,7 @@ class WindowAnswers:
                 segments: list[Segment] = done.value
                 break
         options, timer = self.options, self._service.word_timer
-        return await self._service.prepare(finished, segments, options, timer)
+        return await self._service.prepare(finished, segments, options, timer, self._hot_words)
 
     async def draft(self, window: Window) -> str | None:
         """What the model hears in a window that is not whole yet; None if it makes no sense of it."""

@@ -23,6 +23,7 @@ from audioflamingo.engine.sampling import Uniforms
 from audioflamingo.errors import AudioFlamingoError, warn
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.transcription.hot_words import HotWords
 from audioflamingo.transcription.mending import Answer, Ask, mend
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -100,9 +101,14 @@ def transcribe_window(
 
 
 def finished(
-    segments: list[Segment], options: TranscriptionOptions, timer: WordTimer | None
+    segments: list[Segment],
+    options: TranscriptionOptions,
+    timer: WordTimer | None,
+    hot_words: HotWords | None = None,
 ) -> list[Segment]:
-    """Segments with their words, where these are asked for, and without the audio."""
+    """Segments with the hot words in them and with their words' times, where these are asked for, without the audio."""
+    if hot_words is not None:
+        segments = [hot_words.correct(segment, options.prompt, options.adapter) for segment in segments]
     if timer is not None and options.word_timestamps:
         return [timer.time(segment, options) for segment in segments]
     return [replace(segment, window=None, logprobs=()) for segment in segments]
@@ -166,6 +172,8 @@ class WindowTranscriber:
         # Timing words hears each window again: it is kept until then.
         self._clip_cache = ClipCache() if options.word_timestamps else ClipCache(max_bytes=0)
         self._timer = WordTimer(model, processor, self._clip_cache) if options.word_timestamps else None
+        words = options.hot_words
+        self._hot_words = HotWords(words, model, processor) if words else None
         self._engine = self._new_engine()
 
     @property
@@ -231,7 +239,7 @@ class WindowTranscriber:
         try:
             ask = job.steps.send([job.answers[i] for i in range(num_wanted)])
         except StopIteration as done:
-            job.segments = finished(done.value, self._options, self._timer)
+            job.segments = finished(done.value, self._options, self._timer, self._hot_words)
             return
         self._ask(job, ask)
 

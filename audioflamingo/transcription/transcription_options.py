@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.config import CHUNK_LENGTH_S, DEFAULT_TRANSCRIPTION_PROMPT
+from audioflamingo.errors import ArgumentError
 from audioflamingo.fields import check_fields, check_value, option, same_option
 
 _MODEL = "Model"
 _SPEECH = "Finding speech"
+MAX_PATH = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ class TranscriptionOptions:
         at_least=1.0,
         is_flag=False,
     )
+    hot_words: tuple[str, ...] = option(
+        (),
+        "Names and terms to listen for: a text file with one in each line, or a list with commas; may be repeated.",
+        flag="--hotwords",
+        metavar="FILE|WORDS",
+        group=_MODEL,
+    )
     start_s: float | None = option(
         None,
         "Begin here in the recording: seconds, or as in 1:02:03.5 or 2m30s. Times stay those of the recording.",
@@ -125,12 +135,20 @@ class TranscriptionOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for word in self.hot_words:
+            is_word = isinstance(word, str) and any(map(str.isalnum, word))
+            check_value(is_word, "hot_words", word, "texts with a letter or digit each")
         check_value(isinstance(self.vad, VadOptions), "vad", self.vad, "VadOptions")
         if self.end_s is not None:
             check_value(
                 self.end_s > (self.start_s or 0), "end_s", self.end_s, f"above start_s={self.start_s}"
             )
         _ = self.reading  # checks itself
+
+    @classmethod
+    def from_flags(cls, hot_words: tuple[str, ...], **values: Any) -> Self:
+        """Hot words are read from their files."""
+        return cls(hot_words=tuple(word for given in hot_words for word in read_words(given)), **values)
 
     def part_s(self, duration_s: float) -> float:
         """Seconds of a recording of this length that are transcribed."""
@@ -141,3 +159,19 @@ class TranscriptionOptions:
     def reading(self) -> Reading:
         """What is taken of a source."""
         return Reading(self.track, self.channel, self.allow_damaged)
+
+
+def read_words(given: str) -> list[str]:
+    """Hot words of a text file, one in each line, or of a list with commas.
+
+    Raises:
+        ArgumentError: the file cannot be read.
+    """
+    path = Path(given).expanduser()
+    try:
+        if len(given) > MAX_PATH or not path.is_file():
+            return [word.strip() for word in given.split(",") if word.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"cannot read the hot words in {given!r:.200}: {error}.") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
