@@ -218,7 +218,7 @@ def measure_overhead(model_name: str, rounds: int) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT))
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
     from audioflamingo.transcription import transcribe
-    from tests.server_runs import running_server
+    from tests.support.server_runs import running_server
 
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(model_name, dtype="float32")
     processor = AutoProcessor.from_pretrained(model_name)

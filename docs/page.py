@@ -11,9 +11,9 @@ import torch
 from playwright.sync_api import Page, expect
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from tests.browser import running_browser
-from tests.page_runs import ask
-from tests.server_runs import running_server
+from tests.support.browser import running_browser
+from tests.support.page_runs import ask
+from tests.support.server_runs import running_server
 
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT / "tests" / "data" / "directory_prompt.flac"

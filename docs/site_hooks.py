@@ -29,6 +29,7 @@ COPIES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "audioflamingo/nano/README.md": "about/nano.md",
+    "tests/README.md": "tests.md",
 }
 
 

@@ -1,6 +1,6 @@
 """Breaks a module in one place at a time and shows what its tests do not notice.
 
-    python -m tests.mutate audioflamingo/processor/thoughts.py tests/unit/test_thoughts.py
+    python -m tests.mutate audioflamingo/processor/thoughts.py tests/unit/processor/test_thoughts.py
 
 Works on a copy of the repository. Each change costs a run of the tests: for one module, by hand, not for CI.
 """

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.page_server import PageServer
-from tests.tiny_model import tiny_model
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.page_server import PageServer
+from tests.support.tiny_model import tiny_model
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -46,7 +46,7 @@ def audio_url() -> Iterator[str]:
 def browser() -> Iterator[Any]:
     """A headless Chromium. It ends with the module: as long as it runs, this thread has an event loop."""
     pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brings it")
-    from tests.browser import CHROMIUM, running_browser
+    from tests.support.browser import CHROMIUM, running_browser
 
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")

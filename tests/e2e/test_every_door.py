@@ -19,12 +19,12 @@ from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.corpus.records import CorpusFile, transcribe_files
 from audioflamingo.evaluation import evaluate
 from audioflamingo.transcription import TranscriptionOptions, transcribe
-from tests.cli_runs import af3
-from tests.generation_models import enliven
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server
-from tests.tiny_family import BOS_ID, EOS_ID, tiny_music_model, write_music_processor
-from tests.tiny_model import tiny_model
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.cli_runs import af3
+from tests.support.generation_models import enliven
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server
+from tests.support.tiny_family import BOS_ID, EOS_ID, tiny_music_model, write_music_processor
+from tests.support.tiny_model import tiny_model
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 SPEECH = Path(__file__).parents[1] / "data/directory_prompt.flac"
 QUESTION = "What is the sound"

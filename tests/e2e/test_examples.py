@@ -20,7 +20,7 @@ import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, load_audio
 from tests.e2e.conftest import DATA
-from tests.server_runs import RunningServer, running_server
+from tests.support.server_runs import RunningServer, running_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPEECH, MONKEYS = str(DATA / "directory_prompt.flac"), str(DATA / "monkeys.ogg")

@@ -13,9 +13,9 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 from playwright.sync_api import Browser, Page, expect
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.generation_models import lively_model
-from tests.server_runs import RunningServer, audio_part, running_server
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.generation_models import lively_model
+from tests.support.server_runs import RunningServer, audio_part, running_server
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 SPEECH = Path(__file__).parents[1] / "data" / "directory_prompt.flac"
 

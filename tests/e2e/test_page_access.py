@@ -10,8 +10,8 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page_runs import SEGMENTS, ask, clip, expect_said, place, wait_until_behind
-from tests.page_server import PageServer, answer, refusal, transcript
+from tests.support.page_runs import SEGMENTS, ask, clip, expect_said, place, wait_until_behind
+from tests.support.page_server import PageServer, answer, refusal, transcript
 
 
 def test_the_keyboard_is_enough(page: Page, page_server: PageServer) -> None:

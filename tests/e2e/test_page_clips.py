@@ -12,9 +12,9 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 
 from playwright.sync_api import Page, expect
 
-from tests.audio_files import encode, tone
-from tests.page_runs import RATE, SEGMENTS, ask, clip, expect_said, place, wait_until_behind
-from tests.page_server import PageServer, Reply, answer, transcript
+from tests.support.audio_files import encode, tone
+from tests.support.page_runs import RATE, SEGMENTS, ask, clip, expect_said, place, wait_until_behind
+from tests.support.page_server import PageServer, Reply, answer, transcript
 
 CANVAS = """(canvas) => {
   const {width, height} = canvas;

@@ -11,8 +11,8 @@ pytest.importorskip("playwright", reason="pip install 'audioflamingo[test]' brin
 
 from playwright.sync_api import Page, expect
 
-from tests.page_runs import ask, clip, expect_said
-from tests.page_server import PageServer, answer, refusal
+from tests.support.page_runs import ask, clip, expect_said
+from tests.support.page_server import PageServer, answer, refusal
 
 
 def test_an_answer_grows_and_the_next_question_carries_it(page: Page, page_server: PageServer) -> None:

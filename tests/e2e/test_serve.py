@@ -19,7 +19,7 @@ import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.transcription import transcribe
-from tests.cli_runs import af3, af3_process
+from tests.support.cli_runs import af3, af3_process
 
 DATA = Path(__file__).parents[1] / "data"
 SPEECH = DATA / "directory_prompt.flac"

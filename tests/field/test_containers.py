@@ -15,8 +15,8 @@ from audioflamingo.audio import load_audio
 from audioflamingo.audio.decoding import read_audio_info
 from audioflamingo.audio.joined_recordings import FilePart
 from audioflamingo.errors import AudioError, AudioFlamingoWarning
-from tests.audio_files import encode, tone
-from tests.recordings import Track, heard, record
+from tests.support.audio_files import encode, tone
+from tests.support.recordings import Track, heard, record
 
 FURTHER = [  # container, codec, rate
     ("mpegts", "aac", 44100),

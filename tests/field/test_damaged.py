@@ -10,8 +10,8 @@ import pytest
 from audioflamingo.audio import load_audio
 from audioflamingo.errors import AudioError, AudioFlamingoWarning
 from audioflamingo.transcription import TranscriptionOptions
-from tests.audio_files import KINDS, encode, tone
-from tests.recordings import Track, heard, record
+from tests.support.audio_files import KINDS, encode, tone
+from tests.support.recordings import Track, heard, record
 
 FILES = {kind: encode(tone(2.0, 48000, noise=0.02), 48000, kind) for kind in KINDS}
 WITHOUT_INDEX = ("m4a", "mp4")  # which stands at the end

@@ -1,8 +1,8 @@
-"""A little of `python -m tests.fuzz --decode-only`: no crash, no endless silence, no other exception."""
+"""A little of `python -m tests.support.fuzz --decode-only`: no crash, no endless silence, no other exception."""
 
 from __future__ import annotations
 
-from tests.fuzz import decode
+from tests.support.fuzz import decode
 
 
 def test_mutated_files() -> None:

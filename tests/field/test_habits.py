@@ -17,10 +17,10 @@ from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.evaluation.scoring import normalize, word_errors
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.audio_files import tone
-from tests.generation_models import MANY_EOS, lively_model
-from tests.tiny_model import make_batch, tiny_model
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.audio_files import tone
+from tests.support.generation_models import MANY_EOS, lively_model
+from tests.support.tiny_model import make_batch, tiny_model
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 RATE = 8000
 MONO = tone(1.0, rate=RATE)[:, 0]

@@ -13,10 +13,10 @@ import torch
 
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.tokenizer import Tokenizer
-from tests.audio_files import encode
-from tests.generation_models import END, stopping_model
-from tests.server_runs import running_server
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.audio_files import encode
+from tests.support.generation_models import END, stopping_model
+from tests.support.server_runs import running_server
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 CALL = {
     "type": "object",

@@ -15,8 +15,8 @@ from audioflamingo.audio.loading import stream_channels
 from audioflamingo.audio.reading import Reading
 from audioflamingo.audio.timeline import Frame, Timeline
 from audioflamingo.errors import AudioError, AudioFlamingoWarning
-from tests.audio_files import encode, tone
-from tests.recordings import Track, heard, record
+from tests.support.audio_files import encode, tone
+from tests.support.recordings import Track, heard, record
 
 
 def test_a_stream_of_wav_files_in_one():

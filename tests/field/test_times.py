@@ -10,8 +10,8 @@ import pytest
 from audioflamingo.audio import load_audio
 from audioflamingo.audio.timeline import Frame, Timeline
 from audioflamingo.errors import AudioError, AudioFlamingoWarning
-from tests.audio_files import encode, tone
-from tests.recordings import Track, heard, record
+from tests.support.audio_files import encode, tone
+from tests.support.recordings import Track, heard, record
 
 CLOSE_S = 0.05
 TIMED = [

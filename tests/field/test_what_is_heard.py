@@ -19,10 +19,10 @@ from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning
 from audioflamingo.transcription import TranscriptionOptions, format_transcript, transcribe
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.windows import cut_windows
-from tests.audio_files import encode, tone
-from tests.cli_runs import af3
-from tests.recordings import Track, heard, record
-from tests.scripted_model import ScriptedModel, framed, tiny_processor
+from tests.support.audio_files import encode, tone
+from tests.support.cli_runs import af3
+from tests.support.recordings import Track, heard, record
+from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 import audioflamingo
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
-from tests.checkpoint_folders import SINGLE, assert_equal_state, make_nvidia_folder
-from tests.tiny_model import make_batch, tiny_model, tiny_reference
+from tests.support.checkpoint_folders import SINGLE, assert_equal_state, make_nvidia_folder
+from tests.support.tiny_model import make_batch, tiny_model, tiny_reference
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from audioflamingo.engine.sampling import Uniforms, draw, draw_without_replacement
-from tests.generation_models import MANY_EOS, lively_model, lively_reference
-from tests.tiny_model import AUDIO_TOKEN_ID, make_batch
+from tests.support.generation_models import MANY_EOS, lively_model, lively_reference
+from tests.support.tiny_model import AUDIO_TOKEN_ID, make_batch
 
 PAD = 7
 SEEDS = range(3)

@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor
 
 from audioflamingo.audio import load_audio
 from audioflamingo.audio.features import AudioFlamingo3FeatureExtractor, mel_filter_bank
-from tests.audio_files import encode, tone
+from tests.support.audio_files import encode, tone
 
 
 @pytest.fixture(scope="module", params=[80, 128])

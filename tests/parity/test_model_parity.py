@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny_model import AUDIO_TOKEN_ID, make_batch, tiny_model, tiny_reference, tokens_of
+from tests.support.tiny_model import AUDIO_TOKEN_ID, make_batch, tiny_model, tiny_reference, tokens_of
 
 # 0.03, 0.05, 0.5, 7.3, 29.99, 30.0, 30.005, 30.01, 30.03, 59.99 and 65.2 s as frames of their windows.
 WINDOWS = {

@@ -16,8 +16,8 @@ from audioflamingo import (
 )
 from audioflamingo.config import MusicFlamingoConfig
 from audioflamingo.network.music_flamingo import RotaryTimeEmbedding
-from tests.checkpoint_folders import assert_equal_state
-from tests.tiny_family import (
+from tests.support.checkpoint_folders import assert_equal_state
+from tests.support.tiny_family import (
     BOS_ID,
     EOS_ID,
     make_music_batch,
@@ -26,7 +26,7 @@ from tests.tiny_family import (
     tiny_music_reference,
     write_music_processor,
 )
-from tests.tiny_model import AUDIO_TOKEN_ID
+from tests.support.tiny_model import AUDIO_TOKEN_ID
 
 transformers = pytest.importorskip("transformers")
 

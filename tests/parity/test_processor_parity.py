@@ -18,8 +18,8 @@ from transformers import AudioFlamingo3Processor as ReferenceProcessor
 
 from audioflamingo.errors import AudioFlamingoWarning
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.qwen_tokenizer_files import write_qwen_processor
-from tests.tiny_tokenizer import CONTROL_TOKENS, TINY_VOCABULARY_SIZE, write_tiny_processor
+from tests.support.qwen_tokenizer_files import write_qwen_processor
+from tests.support.tiny_tokenizer import CONTROL_TOKENS, TINY_VOCABULARY_SIZE, write_tiny_processor
 
 RATE = 16000
 TEXTS = {

@@ -17,10 +17,10 @@ from audioflamingo.corpus import ClusterOptions, CorpusFile
 from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import evaluate
 from audioflamingo.transcription import TranscriptionOptions, transcribe
-from tests.adapter_folders import save_adapter
-from tests.cli_runs import af3, write_tiny_model
-from tests.tiny_model import tiny_reference
-from tests.tiny_training import write_clip, write_dataset
+from tests.support.adapter_folders import save_adapter
+from tests.support.cli_runs import af3, write_tiny_model
+from tests.support.tiny_model import tiny_reference
+from tests.support.tiny_training import write_clip, write_dataset
 
 pytest.importorskip("peft", reason="needs peft")
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "use_vad": False, "retry_ngram_size": 0}

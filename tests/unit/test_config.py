@@ -14,7 +14,7 @@ from audioflamingo.config import (
     Qwen2Config,
 )
 from audioflamingo.errors import AudioFlamingoError, ConfigError
-from tests.tiny_model import tiny_config_dict
+from tests.support.tiny_model import tiny_config_dict
 
 
 def test_defaults_are_the_published_model() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.hub import BUILT_IN_FOLDER, PROCESSOR_FILES, resolve_folder
-from tests.hub_stub import HubStub, StubRepository
+from tests.support.hub_stub import HubStub, StubRepository
 
 FILES = {
     "config.json": b"{}",

@@ -1,6 +1,6 @@
 """What is claimed of a GPU, on a GPU: a test for every claim. Without one they are skipped.
 
-`tests/unit/test_gpu_paths.py` and `tests/unit/kernels/test_gpu_kernels.py` check what can be checked without.
+`tests/unit/network/test_gpu_paths.py` and `tests/unit/kernels/test_gpu_kernels.py` check what can be checked without.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
 from audioflamingo.processor.prompt import Prompt
 from audioflamingo.quantization import quantize
 from audioflamingo.quantization.quantize_model import packed_layers
-from tests.generation_models import MANY_EOS, lively_model
-from tests.tiny_model import make_batch
+from tests.support.generation_models import MANY_EOS, lively_model
+from tests.support.tiny_model import make_batch
 
 pytestmark = [
     pytest.mark.gpu,

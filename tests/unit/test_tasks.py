@@ -9,7 +9,7 @@ import pytest
 from audioflamingo.engine.generate_options import CHECKS
 from audioflamingo.errors import ArgumentError
 from audioflamingo.tasks import GENERATION_PRESETS, SYSTEM_PROMPTS, TASKS, generation_preset
-from tests.cli_runs import af3
+from tests.support.cli_runs import af3
 
 # SHA-256 of the published texts, the spelling mistake and the em dash included.
 DIGESTS = {"music-flamingo": "ab6e1442bdda8615", "audio-flamingo-next": "892f3ca1ee01fff8"}

@@ -12,7 +12,7 @@ import pytest
 from audioflamingo.corpus import cluster
 from audioflamingo.corpus.cluster import WorkerPlan, check_answers, plan_workers
 from audioflamingo.errors import ArgumentError, ClusterError, MissingDependencyError
-from tests.cli_runs import af3
+from tests.support.cli_runs import af3
 
 DATA = Path(__file__).parents[2] / "data"
 CPU_NODES = [{"CPU": 8.0}, {"CPU": 4.0}, {}]

@@ -19,7 +19,7 @@ from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardRes
 from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcript_record
 from audioflamingo.errors import ArgumentError, CheckpointError, ClusterError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from tests.scripted_model import ScriptedModel, framed, tiny_processor
+from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
 
 DATA = Path(__file__).parents[2] / "data"
 TEXT = "hello world. It is me."

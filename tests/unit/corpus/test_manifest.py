@@ -9,7 +9,7 @@ import pytest
 
 from audioflamingo.cli.inputs import find_inputs
 from audioflamingo.errors import ArgumentError
-from tests.cli_runs import af3
+from tests.support.cli_runs import af3
 
 
 def write(path: Path, *lines: object) -> Path:

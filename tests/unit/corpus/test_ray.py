@@ -19,7 +19,7 @@ from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from tests.cli_runs import af3, af3_process, write_tiny_model
+from tests.support.cli_runs import af3, af3_process, write_tiny_model
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
 

@@ -19,8 +19,8 @@ from audioflamingo.engine.stopping import StopRules
 from audioflamingo.errors import AudioFlamingoError, AudioFlamingoWarning
 from audioflamingo.network.kv import KVStore, Span
 from audioflamingo.processor.prompt import Prompt
-from tests.generation_models import MANY_EOS, lively_model
-from tests.tiny_model import make_batch
+from tests.support.generation_models import MANY_EOS, lively_model
+from tests.support.tiny_model import make_batch
 
 BATCH = make_batch([([300, 40], 6), ([], 4), ([50], 9)])
 CASES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from audioflamingo.engine.likelihood import _score_tokens
 from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.tiny_training import write_dataset, write_model
+from tests.support.tiny_training import write_dataset, write_model
 
 OPTIONS = ["hello", "a dog barking", "x"]
 

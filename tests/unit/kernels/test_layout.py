@@ -7,7 +7,7 @@ import torch
 
 from audioflamingo import kernels
 from audioflamingo.errors import ArgumentError
-from tests.kernel_weights import random_int4
+from tests.support.kernel_weights import random_int4
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 40])

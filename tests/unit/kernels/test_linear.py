@@ -13,7 +13,7 @@ from torch import Tensor
 from audioflamingo import kernels
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import bfloat16, native
-from tests.kernel_weights import random_int4, random_int8
+from tests.support.kernel_weights import random_int4, random_int8
 
 Force = Callable[[str], None]
 DTYPES = (torch.float32, torch.bfloat16)

@@ -11,7 +11,7 @@ import torch
 from audioflamingo import kernels
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning
 from audioflamingo.kernels import native
-from tests.kernel_weights import random_int8
+from tests.support.kernel_weights import random_int8
 
 
 @pytest.fixture

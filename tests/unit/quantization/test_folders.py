@@ -23,7 +23,7 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import QuantizationConfig, read_quantization
 from audioflamingo.quantize_folder import quantize_checkpoint
-from tests.checkpoint_folders import (
+from tests.support.checkpoint_folders import (
     INDEX,
     SINGLE,
     assert_equal_state,
@@ -31,8 +31,8 @@ from tests.checkpoint_folders import (
     edit_tensors,
     make_nvidia_folder,
 )
-from tests.tiny_model import make_batch, tiny_model
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.tiny_model import make_batch, tiny_model
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 SCHEMES = ["int8", "int4"]
 

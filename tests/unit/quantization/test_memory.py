@@ -16,8 +16,8 @@ from audioflamingo.checkpoint.saving import plan_shards, write_checkpoint
 from audioflamingo.checkpoint.weights import hub_name
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from tests.cli_runs import ROOT
-from tests.tiny_model import tiny_config_dict
+from tests.support.cli_runs import ROOT
+from tests.support.tiny_model import tiny_config_dict
 
 MEGABYTE = 1_000_000
 # Prints how much memory, mapped files included, the statement took above what was there before, at most.

@@ -21,8 +21,8 @@ from audioflamingo.quantization import (
 )
 from audioflamingo.quantization.calibration import NUM_TOKENS, measure_inputs
 from audioflamingo.quantization.quantize_model import FLOAT_KEY, packed_layers
-from tests.generation_models import lively_model
-from tests.tiny_model import make_batch, tiny_model
+from tests.support.generation_models import lively_model
+from tests.support.tiny_model import make_batch, tiny_model
 
 SCHEMES = ["int8", "int4"]
 

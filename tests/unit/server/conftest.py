@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.generation_models import lively_model
-from tests.server_runs import RunningServer, running_server
-from tests.tiny_tokenizer import write_tiny_processor
+from tests.support.generation_models import lively_model
+from tests.support.server_runs import RunningServer, running_server
+from tests.support.tiny_tokenizer import write_tiny_processor
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ import pytest
 
 from audioflamingo.errors import ArgumentError
 from audioflamingo.server.server_settings import ServerSettings
-from tests.adapter_folders import save_adapter
-from tests.generation_models import lively_model
-from tests.scripted_model import ScriptedModel, framed
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
-from tests.tiny_model import tiny_reference
+from tests.support.adapter_folders import save_adapter
+from tests.support.generation_models import lively_model
+from tests.support.scripted_model import ScriptedModel, framed
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server, wav
+from tests.support.tiny_model import tiny_reference
 
 pytest.importorskip("peft", reason="needs peft")
 NAMES = ("tiny", "first", "second")

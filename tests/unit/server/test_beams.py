@@ -13,8 +13,8 @@ import pytest
 from audioflamingo.audio.loading import load_audio
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import transcribe
-from tests.audio_files import encode
-from tests.server_runs import RunningServer, chat_body, running_server
+from tests.support.audio_files import encode
+from tests.support.server_runs import RunningServer, chat_body, running_server
 from tests.unit.server.test_transcriptions import SPEECH, post, text_of
 
 CHAT = "/v1/chat/completions"

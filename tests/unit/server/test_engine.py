@@ -20,8 +20,8 @@ from audioflamingo.engine.worker import EngineWorker
 from audioflamingo.errors import ContextLengthError, EngineStoppedError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.processor.prompt import Prompt
-from tests.audio_files import tone
-from tests.engine_runs import greedy, seeded, submit
+from tests.support.audio_files import tone
+from tests.support.engine_runs import greedy, seeded, submit
 
 OPTIONS = EngineOptions(cache_tokens=6000, max_prefill_tokens=100)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.server_runs import RunningServer, chat_body, running_server
+from tests.support.server_runs import RunningServer, chat_body, running_server
 
 
 def test_through_the_server(server: RunningServer, model: Any, processor: Any) -> None:

@@ -1,4 +1,4 @@
-"""A little of `python -m tests.fuzz`: mutated files and bodies never end in a 500, a hang or a crash."""
+"""A little of `python -m tests.support.fuzz`: mutated files and bodies never end in a 500, a hang or a crash."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from tests.fuzz import fuzz
-from tests.server_runs import RunningServer
+from tests.support.fuzz import fuzz
+from tests.support.server_runs import RunningServer
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -15,7 +15,7 @@ import pytest
 
 from audioflamingo.engine.engine import Engine
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
 

@@ -11,8 +11,8 @@ import pytest
 
 from audioflamingo import Chat
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.scripted_model import tiny_processor
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
+from tests.support.scripted_model import tiny_processor
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
 

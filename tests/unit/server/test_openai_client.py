@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.server_runs import RunningServer, audio_part, wav
+from tests.support.server_runs import RunningServer, audio_part, wav
 
 
 @pytest.fixture(scope="module")

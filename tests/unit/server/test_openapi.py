@@ -14,7 +14,7 @@ from audioflamingo.server.chat_schema import ChatRequest
 from audioflamingo.server.openapi import FORM, openapi
 from audioflamingo.server.responses_schema import ResponsesRequest
 from audioflamingo.server.transcription_form import FIELDS, LISTS
-from tests.server_runs import RunningServer, audio_part, chat_body, wav
+from tests.support.server_runs import RunningServer, audio_part, chat_body, wav
 
 DOCUMENT = openapi()
 

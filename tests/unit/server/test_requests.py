@@ -13,7 +13,7 @@ from audioflamingo.errors import ArgumentError
 from audioflamingo.server.middleware import JsonFormatter, request_id
 from audioflamingo.server.run_server import is_loopback
 from audioflamingo.server.server_settings import ServerSettings
-from tests.server_runs import RunningServer, audio_part, chat_body, running_server, wav
+from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server, wav
 
 CHAT = "/v1/chat/completions"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}

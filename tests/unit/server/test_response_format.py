@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from tests.server_runs import RunningServer, audio_part, chat_body, wav
+from tests.support.server_runs import RunningServer, audio_part, chat_body, wav
 
 
 class Bird(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server_runs import RunningServer, audio_part, chat_body, wav
+from tests.support.server_runs import RunningServer, audio_part, chat_body, wav
 from tests.unit.server.test_response_format import Bird
 
 PATH = "/v1/responses"

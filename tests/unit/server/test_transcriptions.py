@@ -14,8 +14,8 @@ from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.transcription_job import Transcription
 from audioflamingo.transcription import Segment, format_transcript, transcribe
 from audioflamingo.transcription.windows import Window
-from tests.audio_files import encode
-from tests.server_runs import RunningServer, running_server
+from tests.support.audio_files import encode
+from tests.support.server_runs import RunningServer, running_server
 
 SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
 

@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from audioflamingo.processor import AudioFlamingo3Processor
-from tests.audio_files import encode, tone
-from tests.server_runs import RunningServer, audio_part, chat_body, wav
+from tests.support.audio_files import encode, tone
+from tests.support.server_runs import RunningServer, audio_part, chat_body, wav
 
 SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
 CHAT = "/v1/chat/completions"

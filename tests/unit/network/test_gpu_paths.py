@@ -1,0 +1,173 @@
+"""The ways that only a GPU takes, without one.
+
+Their arithmetic: torch's flash attention is replaced by a few lines that say what it is documented to do. Their shapes
+and devices: fake CUDA tensors, which have no data, see `tests/unit/network/test_placement.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from audioflamingo.engine.captured_steps import CapturedSteps, DecodeStep
+from audioflamingo.kernels import gpu
+from audioflamingo.network import attention, encoder
+from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
+from audioflamingo.network.row_layout import Bounds
+from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from audioflamingo.quantization.schemes import LayerFormat
+from tests.support.generation_models import MANY_EOS, lively_model
+from tests.support.tiny_model import make_batch, tiny_model
+from tests.unit.network.test_placement import WithoutCudaRuntime
+
+BATCH = make_batch([([300, 40], 6), ([], 4), ([50], 9)])
+
+
+def row_by_row(
+    query: Tensor, keys: Tensor, values: Tensor, bounds: Bounds, *, scale: float, is_causal: bool
+) -> Tensor:
+    """What variable-length attention is: row i's queries begin at `offsets[i]`, its keys at `starts[i]`."""
+    out = torch.full_like(query, torch.nan)
+    assert bounds.offsets.dtype == bounds.starts.dtype == bounds.ends.dtype == torch.int32
+    assert len(bounds.offsets) == len(bounds.starts) == len(bounds.ends) + 1
+    for row, num_keys in enumerate(bounds.ends.tolist()):
+        first, last = bounds.offsets[row : row + 2].tolist()
+        start = int(bounds.starts[row])
+        assert last - first <= bounds.most_new
+        assert num_keys <= bounds.most_keys
+        q = query[first:last].transpose(0, 1)[None]  # (1, H, T, E)
+        k, v = (kv[start : start + num_keys].transpose(0, 1)[None] for kv in (keys, values))
+        mask = None
+        if is_causal:
+            mask = torch.ones(last - first, num_keys).bool().tril(num_keys - (last - first))
+        found, _ = attention.eager_attention(q, k, v, mask, scale)
+        out[first:last] = found[0].transpose(0, 1)
+    return out
+
+
+@pytest.fixture
+def any_lengths(monkeypatch: pytest.MonkeyPatch) -> list[Bounds]:
+    """All attention goes the way of a GPU; the calls that were made."""
+    calls: list[Bounds] = []
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, bounds: Bounds, **options: Any) -> Tensor:
+        calls.append(bounds)
+        return row_by_row(query, keys, values, bounds, **options)
+
+    for module in (attention, encoder):
+        monkeypatch.setattr(module, "takes_any_lengths", lambda *_: True)
+        monkeypatch.setattr(module, "attend_any_lengths", attend)
+    monkeypatch.setattr(encoder, "_is_on_gpu", lambda _: True)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"eos_token_id": MANY_EOS}, {"num_beams": 3}, {"num_return_sequences": 2}]
+)
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_rows_of_any_length_in_one_call_give_the_same_answers(
+    options: dict[str, Any], is_captured: bool, request: pytest.FixtureRequest
+) -> None:
+    options = {"max_new_tokens": 12, "eos_token_id": [], "seed": 1, **options}
+    options["do_sample"] = "num_return_sequences" in options
+    expected = lively_model().generate(**BATCH, **options)
+    calls = request.getfixturevalue("any_lengths")
+    model = lively_model()
+    if is_captured:
+        model.compiles_steps, model.kept_steps = True, CapturedSteps(is_recorded=False)
+    assert model.generate(**BATCH, **options).tolist() == expected.tolist()
+    assert len(calls) > 20
+
+
+def test_windows_of_any_length_attend_in_one_call(request: pytest.FixtureRequest) -> None:
+    model = tiny_model()
+    batch = make_batch([([300, 40, 3000, 300, 40], 6)])
+    features, mask = batch["input_features"], batch["input_features_mask"]
+    with torch.no_grad():
+        expected = model.get_audio_features(features, mask)
+        calls = request.getfixturevalue("any_lengths")
+        found = model.get_audio_features(features, mask)
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+    assert len(calls) == model.config.audio_config.num_hidden_layers
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors without data on a card that is not there, of a kind that has flash attention."""
+    for module in (attention, encoder):
+        monkeypatch.setattr(module, "has_flash", lambda _: True, raising=False)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), WithoutCudaRuntime():
+        yield
+
+
+def fake_model() -> Any:
+    """A tiny model in bfloat16 on the card, its heads as wide as flash attention needs them."""
+    model = tiny_model(hidden_size=64)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=False)
+    return model
+
+
+CUDA = torch.device("cuda")
+
+
+def test_prefill_and_decode_of_unequal_rows_stay_on_the_card(fake_cuda: None) -> None:
+    model = fake_model()
+    store = KVStore(2, 100)
+    layout = PackedLayout.of([0, 60, 30], [0, 3, 7], [5, 1, 4], CUDA, room=[30, 40, 30])
+    x = torch.empty(10, 64, dtype=torch.bfloat16, device=CUDA)
+    logits = model.packed_logits(x, KVView(store, layout))
+    assert logits.device.type == "cuda"
+    assert logits.shape == (10, model.config.text_config.vocab_size)
+    assert "groups" not in layout.__dict__, "rows were attended to one group after the other"
+    assert "bounds" in layout.__dict__
+
+
+def test_a_captured_step_stays_on_the_card(fake_cuda: None) -> None:
+    model = fake_model()  # a step does not keep it
+    step = DecodeStep(model, KVStore(2, 100), num_rows=4, window=4096, scratch=0)
+    step.load([5, 6], [Span(1, 20, 3), Span(40, 20, 9)])
+    step.run()
+    assert step.logits is not None
+    assert step.chosen is not None
+    assert {step.logits.device.type, step.chosen.device.type, step.tokens.device.type} == {"cuda"}
+    assert step.logits.shape[0] == step.chosen.shape[0] == 4
+
+
+def test_encoding_stays_on_the_card(fake_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "to_host", lambda _: [[300, 40], [1, 1]])
+    features = torch.empty(2, 128, 3000, device=CUDA)
+    mask = torch.empty(2, 3000, dtype=torch.int32, device=CUDA)
+    found = fake_model().get_audio_features(features, mask)
+    assert found.pooler_output.device.type == "cuda"
+    assert found.pooler_output.shape == (75 + 10, 64)
+
+
+@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(8, None, True)])
+@pytest.mark.parametrize("num_rows", [1, 200])
+def test_packed_layers_stay_on_the_card(fake_cuda: None, format_: LayerFormat, num_rows: int) -> None:
+    with CUDA:
+        layer = QuantizedLinear(64, 40, True, format_)
+    layer.bias = torch.nn.Parameter(torch.empty(40, dtype=torch.bfloat16, device=CUDA), requires_grad=False)
+    if layer.smoothing is not None:
+        layer.smoothing = layer.smoothing.bfloat16()
+    out = layer(torch.empty(2, num_rows, 64, dtype=torch.bfloat16, device=CUDA))
+    assert out.device.type == "cuda"
+    assert (out.shape, out.dtype) == ((2, num_rows, 40), torch.bfloat16)
+
+
+def test_packed_embeddings_are_those_of_the_cpu() -> None:
+    table = QuantizedEmbedding(50, 30, LayerFormat(8))
+    table.fill(torch.randn(50, 30, generator=torch.Generator().manual_seed(0)), "embed_tokens")
+    ids = torch.tensor([[3, 49], [0, 3]])
+    expected = table(ids)
+    found = gpu.gather_packed(ids, table.packed, table.scales, table.shape, table.dtype)
+    assert torch.equal(found, expected)

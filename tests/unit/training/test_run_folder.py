@@ -1,0 +1,124 @@
+"""The folder of a run: two runs in one, data that changed, what was skipped, a full disk, rows that are too long."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audioflamingo.errors import ConfigError, DataError, OutputError
+from tests.support.tiny_training import config_values, conversation, write_clip, write_model, write_rows
+
+pytest.importorskip("accelerate", reason="needs accelerate")
+
+from audioflamingo.training import TrainingConfig, train
+from audioflamingo.training.resume import list_checkpoints
+from audioflamingo.training.run_folder import RunFolder
+from audioflamingo.training.settings import build
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    config_values(folder)
+    return folder
+
+
+def short(base: Path, name: str, **changes: Any) -> dict[str, Any]:
+    values = config_values(base, output_dir=str(base / name), **changes)
+    values["stages"] = [{"learning_rates": {"projector": 1e-2}, "max_steps": 3}]
+    values["data"]["validation"] = []
+    return values
+
+
+def run(values: dict[str, Any], **options: Any):
+    return train(build(TrainingConfig, values), show_progress=False, **options)
+
+
+def test_two_runs_in_one_folder(base: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    values = short(base, "locked")
+    other = RunFolder(build(TrainingConfig, values), accelerate.Accelerator(cpu=True))
+    other.open(fresh=False)
+    with pytest.raises(ConfigError, match=r"another run is at work in '.*locked'"):
+        run(values)
+    other.close()
+    assert run(values).step == 3
+
+
+def test_data_that_changed_since_the_run_began(base: Path) -> None:
+    data = base / "changing"
+    data.mkdir()
+    for number in range(4):
+        write_clip(data / f"{number}.wav", 0.3, number)
+    rows = [conversation(str(number), "hello", 0.3) for number in range(4)]
+    path = write_rows(data / "train.jsonl", rows)
+    values = short(base, "changed", data={"train": [{"path": str(path)}]}, batch={"max_rows": 1})
+    values["data"] = {"train": [{"path": str(path)}]}
+    run(values)
+    write_rows(path, [conversation("0", "world", 0.3), *rows[1:]])
+    with pytest.raises(ConfigError, match=r"train\.jsonl has changed since .* \(4 rows then, 4 now\)"):
+        run(values)
+    write_rows(path, rows)
+    assert run(values).step == 3
+    write_rows(path, rows[:3])
+    assert run(values, fresh=True).step == 3
+
+
+def test_what_was_skipped_is_written_with_its_reason(base: Path, caplog) -> None:
+    path = write_rows(
+        base / "data" / "partly.jsonl",
+        [
+            json.loads((base / "data" / "train.jsonl").read_text().splitlines()[0]),
+            conversation("gone", "x", 1.0),
+        ],
+    )
+    values = short(base, "partly", batch={"max_rows": 1})
+    values["data"] = {"train": [{"path": str(path)}], "on_bad_row": "skip"}
+    train(build(TrainingConfig, values), show_progress=True)
+    (line,) = (base / "partly" / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    item = json.loads(line)
+    assert item["place"] == f"{path}:2"
+    assert "gone.wav" in item["reason"]
+    assert "1 rows left out (1 there is no audio file)" in caplog.text
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(base: Path, monkeypatch) -> None:
+    values = short(base, "full", checkpoint_every_steps=1)
+    from audioflamingo.training import resume
+
+    save, calls = resume.torch.save, []
+
+    def failing(value: Any, file: Any) -> None:
+        calls.append(file)
+        if len(calls) > 3:  # random state and tensors of the first, then the random state of the second
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, file)
+
+    monkeypatch.setattr(resume.torch, "save", failing)
+    with pytest.raises(OutputError, match=r"No space left on device\); those before it are whole"):
+        run(values)
+    monkeypatch.undo()
+    folder = base / "full" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-000000001"]
+    assert run(values).step == 3
+    assert list_checkpoints(folder)
+
+
+def test_a_row_longer_than_the_context(base: Path) -> None:
+    write_model(base / "narrow", max_position_embeddings=200)
+    long = conversation("train-0", "hello " * 400, 0.5)
+    good = json.loads((base / "data" / "train.jsonl").read_text().splitlines()[1])
+    path = write_rows(base / "data" / "long.jsonl", [long, good])
+    values = short(base, "long", model=str(base / "narrow"), batch={"max_rows": 1})
+    values["data"] = {"train": [{"path": str(path)}]}
+    with pytest.raises(
+        DataError, match=r"long\.jsonl:1: \d+ tokens, more than the 200 of the model's context"
+    ):
+        run(values)
+    values["data"]["on_bad_row"] = "skip"
+    assert run(values).step == 3
+    assert "more than the 200" in (base / "long" / "skipped.jsonl").read_text(encoding="utf-8")
