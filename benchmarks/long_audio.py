@@ -6,8 +6,8 @@ forward (9 GB in float32); a prefill here forms one.
 
     python benchmarks/long_audio.py --seconds 600 --layers 1
 
-Up to 600 s are heard by Audio Flamingo 3, more by Audio Flamingo Next (Music Flamingo with 131,072 positions). Processor
-time is printed beside the wall clock's: it holds on a busy machine too.
+Up to 600 s are heard by Audio Flamingo 3, more by Audio Flamingo Next (Music Flamingo with 131,072 positions).
+Processor time is printed beside the wall clock's: it holds on a busy machine too.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def main() -> None:
     print(
         f"{options.seconds} s of audio, {num_tokens} audio tokens, {options.layers} + {options.layers} layers, "
         f"{options.dtype}: {result['peak_above_weights_gb']:.2f} GB above {weights / GB:.2f} GB of weights, "
-        f"{seconds:.0f} s (processor {processor_s:.0f} s); the cache of all {text.num_hidden_layers} layers in bfloat16 is {cache / GB:.2f} GB"
+        f"{seconds:.0f} s (processor {processor_s:.0f} s); "
+        f"the cache of all {text.num_hidden_layers} layers in bfloat16 is {cache / GB:.2f} GB"
     )
     print(json.dumps(result))
 
