@@ -73,7 +73,9 @@ class AnswerReply(ABC):
         """Counts what the model reads."""
         self._num_prompt_tokens += len(prompt.token_ids)
         self._num_audio_tokens += prompt.num_audio_tokens
-        self.is_thinking = ends_in_thoughts(self._tokenizer.decode(prompt.token_ids[-MAX_THOUGHTS:]))
+        end = self._tokenizer.decode(prompt.token_ids[-MAX_THOUGHTS:])
+        assert isinstance(end, str)
+        self.is_thinking = ends_in_thoughts(end)
 
     def add_stretch(self, stretch: Stretch, prompt: Prompt, output: Output) -> None:
         """Takes a part of a long clip that was asked."""
