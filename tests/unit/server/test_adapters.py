@@ -22,7 +22,6 @@ from tests.support.tiny_model import tiny_reference
 
 pytest.importorskip("peft", reason="needs peft")
 NAMES = ("tiny", "first", "second")
-DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture(scope="module")
@@ -173,21 +172,6 @@ def test_thoughts_that_the_prompt_began(processor: Any, is_streamed: bool) -> No
                 reply = client.post("/v1/chat/completions", json=body).json()
             deltas = [reply["choices"][0]["message"]]
     assert (said(deltas, "reasoning_content"), said(deltas, "content")) == ("A tone.", "It hums.")
-
-
-@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
-def test_a_transcript_has_no_thoughts(processor: Any, is_streamed: bool) -> None:
-    def script(seconds: float, attempt: int) -> str:
-        return "<think>\nThey say hello.\n</think>\n\n" + framed("hello")
-
-    speech = (DATA / "directory_prompt.flac").read_bytes()
-    form = {"model": "tiny", "stream": str(is_streamed).lower()}
-    model = ScriptedModel(processor, script)
-    with running_server(model, processor, cache_tokens=4000) as running, running.client() as client:
-        reply = client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.flac", speech)})
-    assert "hello" in reply.text
-    assert "think" not in reply.text
-    assert "They say" not in reply.text
 
 
 def test_an_adapter_on_a_quantized_model(processor: Any, folders: dict[str, Path]) -> None:
