@@ -7,6 +7,8 @@ Imports nothing heavy, so that the command line can show its help at once.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ class Option:
         flag: its first name, where that is not the field's.
         metavar: stands for the value in the help.
         envvar: environment variable that the flag's value may come from.
+        is_time: whether the flag takes what `clock_time` does.
     """
 
     help: str
@@ -41,6 +44,7 @@ class Option:
     flag: str | None = None
     metavar: str | None = None
     envvar: str | None = None
+    is_time: bool = False
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -86,6 +90,27 @@ def check_fields(options: Any) -> None:
             check_value(value <= about.at_most, field.name, value, f"at most {about.at_most:g}")
         if about.above is not None:
             check_value(value > about.above, field.name, value, f"above {about.above:g}")
+
+
+_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d{1,2}(?:\.\d*)?)")
+_UNITS = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s)?", re.IGNORECASE)
+
+
+def clock_time(text: str) -> float:
+    """Seconds of a time as people write it: `90`, `90.5`, `2:30`, `1:02:03.5`, `2m30s`, `1h`.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII):
+        return float(text)
+    found = text.isascii() and text and (_CLOCK.fullmatch(text) or _UNITS.fullmatch(text))
+    h, m, s = (float(part or 0) for part in found.groups()) if found else (0, 0, math.inf)
+    is_clock = ":" not in text or (s < 60 and (text.count(":") == 1 or m < 60))
+    allowed = "seconds, or as in 1:02:03.5 or 2m30s"
+    check_value(math.isfinite(s) and is_clock, "a time", text[:100], allowed)
+    return 3600 * h + 60 * m + s
 
 
 def check_value(is_allowed: bool, name: str, value: object, allowed: str) -> None:

@@ -10,6 +10,7 @@ of the files that were not yet renamed and inside those that were.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -19,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from audioflamingo.errors import CheckpointError, OutputError
+from audioflamingo.errors import CheckpointError, DataError, OutputError
 
+_SAMPLE_BYTES = 4096
 TEMPORARY_PATTERN = re.compile(r"\.saving-(?P<save_id>[0-9a-f]{32})-.+")
 
 
@@ -66,6 +68,53 @@ def differences(known: dict[str, Any], run: dict[str, Any]) -> str:
             values = f" ({json.dumps(old)}, now {json.dumps(new)})"
             texts.append(key + (values if len(values) < 100 and not key.endswith("sha256") else ""))
     return "other " + ", ".join(texts)
+
+
+def fingerprint_file(path: str) -> str:
+    """Tells files apart by their size and what stands at their start, middle and end; "" for one that is not there.
+
+    Times are left out: a copy of a file is the same file.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(f"{size}".encode())
+            for place in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE_BYTES))
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+class FileWatch:
+    """Notices files that change while a run reads them.
+
+    Args:
+        paths: of the files, as they are when the run begins.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._seen = {path: _state(path) for path in paths}
+
+    def check(self, paths: Iterable[str]) -> None:
+        """Makes sure that files are what they were; a missing one is for its reader to tell.
+
+        Raises:
+            DataError: one has changed.
+        """
+        for path in paths:
+            before, now = self._seen.get(path), _state(path)
+            if before is not None and now is not None and before != now:
+                raise DataError(f"{path} has changed since the run began. Put it back, or start again.")
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def make_folder(folder: Path) -> None:

@@ -41,7 +41,9 @@ def _operation(path: str, method: str, operation: Schema) -> list[str]:
         lines += [f"Body, `{media}`: {_kind(body['schema'])}", ""]
     lines += ["| Status | | Body |", "|---|---|---|"]
     for status, reply in operation["responses"].items():
-        bodies = "; ".join(f"`{media}`: {_kind(c['schema'])}" for media, c in reply["content"].items())
+        bodies = "; ".join(
+            f"`{media}`: {_kind(c['schema'])}" for media, c in reply.get("content", {}).items()
+        )
         lines.append(f"| {status} | {_cell(reply['description'])} | {bodies} |")
     return [*lines, ""]
 

@@ -295,7 +295,7 @@ def _resample(
 
     Where the rate changes (recordings that were joined), one conversion ends and the next begins.
     """
-    resampler: _Resampler | None = None
+    resampler: Resampler | None = None
     num_out = 0
     for rate, block in blocks:
         if resampler is not None and (resampler.rate, resampler.num_channels) != (rate, len(block)):
@@ -311,7 +311,7 @@ def _resample(
             resampler = None
         if resampler is None:
             rate = _check_rate(rate, f"{name}, sampling rate")
-            resampler = _Resampler(rate, target_rate, len(block))
+            resampler = Resampler(rate, target_rate, len(block))
         block = resampler.put(block)
         num_out += block.shape[1]
         if block.size:
@@ -324,7 +324,7 @@ def _resample(
         yield tail
 
 
-class _Resampler:
+class Resampler:
     """Converts the blocks of channels from one rate to another.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The work of `af3 transcribe --engine ray`: what is sent to the cluster, and what is shown of it."""
+"""The work of `--engine ray`: what is sent to the cluster, and what is shown of a corpus on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,25 @@ from audioflamingo.corpus import (
     transcribe_corpus,
 )
 from audioflamingo.errors import AudioError
+from audioflamingo.fields import option
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
+
+
+class Engine(StrEnum):
+    """Where the work is done."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True)
+class PlacedModelOptions(AdaptedModelOptions):
+    """A model, an adapter of it, and who computes."""
+
+    engine: Engine = option(
+        Engine.LOCAL, "local: this process. ray: the workers of a Ray cluster.", group="Ray"
+    )
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
 
 def check_cluster_output(output: OutputOptions, is_format_given: bool) -> Path:
@@ -100,8 +120,7 @@ class ClusterJob(CorpusWatcher):
         Raises:
             typer.Exit: something failed, or Ctrl-C.
         """
-        if model.device == "cpu" and cluster.gpus_per_worker is None:
-            cluster = dataclasses.replace(cluster, gpus_per_worker=0.0)
+        cluster = for_device(cluster, model)
         if model.adapter is not None:
             options = dataclasses.replace(options, adapter=ADAPTER_NAME)
         with Terminal.progress(len(self._files), not self._screen.quiet) as bar:
@@ -110,7 +129,7 @@ class ClusterJob(CorpusWatcher):
                 summary = transcribe_corpus(
                     self._files,
                     self._output_dir,
-                    functools.partial(_load, _everywhere(model)),
+                    cluster_load(model),
                     model=_describe(model),
                     options=options,
                     cluster=cluster,
@@ -146,6 +165,18 @@ class ClusterJob(CorpusWatcher):
             Terminal.say(f"{summary.num_files - summary.num_failed} transcribed{failed} -> {summary.path}")
         if summary.num_failed:
             raise typer.Exit(EXIT_FAILED)
+
+
+def for_device(cluster: ClusterOptions, model: AdaptedModelOptions) -> ClusterOptions:
+    """Workers without GPUs for a model on the CPU."""
+    if model.device == "cpu" and cluster.gpus_per_worker is None:
+        return dataclasses.replace(cluster, gpus_per_worker=0.0)
+    return cluster
+
+
+def cluster_load(model: AdaptedModelOptions) -> Callable[[], tuple[Any, Any]]:
+    """How a worker gets its model and processor."""
+    return functools.partial(_load, _everywhere(model))
 
 
 def _everywhere(options: AdaptedModelOptions) -> AdaptedModelOptions:

@@ -47,13 +47,14 @@ def _add_commands() -> None:
     from audioflamingo.cli.evaluate_command import evaluate
     from audioflamingo.cli.info_command import info
     from audioflamingo.cli.inspect_command import inspect
+    from audioflamingo.cli.listen_command import listen
     from audioflamingo.cli.merge_command import merge
     from audioflamingo.cli.quantize_command import quantize
     from audioflamingo.cli.serve_command import serve
     from audioflamingo.cli.train_command import train
     from audioflamingo.cli.transcribe_command import transcribe
 
-    for command in (transcribe, ask, chat, serve, inspect, info, quantize, merge, train, evaluate):
+    for command in (transcribe, listen, ask, chat, serve, inspect, info, quantize, merge, train, evaluate):
         app.command()(command)
 
 

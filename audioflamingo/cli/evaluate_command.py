@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from audioflamingo.cli.cluster_job import Engine, PlacedModelOptions, cluster_load, for_device
 from audioflamingo.cli.failures import EXIT_FAILED
-from audioflamingo.cli.flags import QuietOptions, is_given, with_flags
-from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
+from audioflamingo.cli.flags import QuietOptions, is_given, refuse_without, with_flags
+from audioflamingo.cli.model_loading import ADAPTER_NAME, load_with_adapter
 from audioflamingo.cli.terminal import Terminal
+from audioflamingo.corpus import ClusterOptions, evaluate_on_cluster
 from audioflamingo.evaluation.evaluation_options import EvaluationOptions
 from audioflamingo.fields import option
 
@@ -57,7 +61,7 @@ def evaluate(
     ] = None,
     data: DataOptions,
     options: EvaluationOptions,
-    model: AdaptedModelOptions,
+    model: PlacedModelOptions,
     screen: QuietOptions,
 ) -> None:
     """Measure a model: word error rate, multiple-choice accuracy, exact match.
@@ -68,6 +72,7 @@ def evaluate(
     Examples:
       af3 evaluate test.jsonl -o results/
       af3 evaluate --suite mmar MMAR/ -o mmar/ --model nvidia/audio-flamingo-3-hf
+      af3 evaluate --suite librispeech LibriSpeech/ -o ls/ --engine ray --address 10.0.0.1:6379
       af3 evaluate --compare mmar/ mmar-official/
     """
     if compare is not None:
@@ -83,11 +88,17 @@ def evaluate(
     from audioflamingo.datasets.dataset_config import DatasetConfig
     from audioflamingo.evaluation import evaluate as run_evaluation
 
-    loaded, processor, name = load_with_adapter(model)
+    if model.engine is Engine.RAY:
+        name = None if model.adapter is None else ADAPTER_NAME
+        run: Callable[..., Evaluation] = functools.partial(
+            evaluate_on_cluster, cluster_load(model), cluster=for_device(model.cluster, model)
+        )
+    else:
+        refuse_without(ctx, ClusterOptions, "--engine ray")
+        loaded, processor, name = load_with_adapter(model)
+        run = functools.partial(run_evaluation, loaded, processor)
     with Terminal.progress(None, not screen.quiet) as bar:
-        result = run_evaluation(
-            loaded,
-            processor,
+        result = run(
             DatasetConfig(path, **dataclasses.asdict(data)),
             output_dir=output_dir,
             progress=lambda done, total: bar.update(done, f"{done}/{total}", total),
@@ -98,8 +109,8 @@ def evaluate(
 
 
 def _read_arguments(
-    ctx: typer.Context, names: list[str], model: AdaptedModelOptions
-) -> tuple[str, AdaptedModelOptions]:
+    ctx: typer.Context, names: list[str], model: PlacedModelOptions
+) -> tuple[str, PlacedModelOptions]:
     """The data, and the model that may stand before it."""
     if not 1 <= len(names) <= 2:
         raise typer.BadParameter(f"one model and one data set, got {len(names)} names.")

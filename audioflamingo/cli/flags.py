@@ -19,7 +19,8 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 
 from audioflamingo.cli.failures import DEBUG, QUIET
-from audioflamingo.fields import Option, option, option_of
+from audioflamingo.errors import ArgumentError
+from audioflamingo.fields import Option, clock_time, option, option_of
 
 _REMEMBERED = {
     "quiet": QUIET,
@@ -83,6 +84,17 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def refuse_without(ctx: typer.Context, kind: type, needed: str) -> None:
+    """Refuses flags of a dataclass where what they belong to is not asked for.
+
+    Raises:
+        typer.BadParameter: one is given.
+    """
+    for name in flag_names(kind):
+        if is_given(ctx, name):
+            raise typer.BadParameter(f"it needs {needed}.", param_hint=f"--{name.replace('_', '-')}")
+
+
 def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """Fields and their types: those that are flags, and those that hold further ones."""
     hints = get_type_hints(kind)
@@ -119,11 +131,19 @@ def _typer_option(field: dataclasses.Field[Any], hint: Any, about: Option) -> An
         help=about.help,
         min=about.at_least,
         max=about.at_most,
-        metavar=about.metavar,
+        metavar="TIME" if about.is_time else about.metavar,
+        parser=_seconds if about.is_time else None,
         envvar=about.envvar,
         callback=_remember(_REMEMBERED[name]) if name in _REMEMBERED else None,
         rich_help_panel=about.group,
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return clock_time(text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _is_list(hint: Any) -> bool:

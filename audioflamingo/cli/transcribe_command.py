@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from audioflamingo.cli.cluster_job import ClusterJob, check_cluster_output, corpus_files
-from audioflamingo.cli.flags import ScreenOptions, flag_names, is_given, with_flags
+from audioflamingo.cli.cluster_job import ClusterJob, Engine, check_cluster_output, corpus_files
+from audioflamingo.cli.flags import ScreenOptions, is_given, refuse_without, with_flags
 from audioflamingo.cli.inputs import find_inputs
 from audioflamingo.cli.model_loading import AdaptedModelOptions
 from audioflamingo.cli.transcribe_job import OutputOptions, TranscribeJob
 from audioflamingo.corpus import ClusterOptions
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-
-
-class Engine(StrEnum):
-    """Where the work is done."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 @with_flags
@@ -65,7 +57,7 @@ def transcribe(
     Examples:
       af3 transcribe meeting.mp3
       af3 transcribe recordings/ -f srt -f json -o subtitles/
-      af3 transcribe lecture.mp4 --start 90 --end 300
+      af3 transcribe lecture.mp4 --start 1:30 --end 5:00
       af3 transcribe 'calls/2024-*/*.wav' -f jsonl -o calls-json/ --batch-size 16
       ffmpeg -i film.mkv -f wav - | af3 transcribe - -f vtt > film.vtt
       af3 transcribe corpus.jsonl -o corpus-out/ --engine ray --address 10.0.0.1:6379
@@ -75,9 +67,7 @@ def transcribe(
         folder = check_cluster_output(output, is_given(ctx, "formats"))
         ClusterJob(corpus_files(inputs), folder, screen).run(model, options, cluster, output.overwrite)
         return
-    for name in flag_names(ClusterOptions):
-        if is_given(ctx, name):
-            raise typer.BadParameter("it needs --engine ray.", param_hint=f"--{name.replace('_', '-')}")
+    refuse_without(ctx, ClusterOptions, "--engine ray")
     if output.output_dir is None and len(output.formats) > 1:
         raise typer.BadParameter("several formats need --output-dir.", param_hint="--format")
     is_whole = output.formats[0] not in ("txt", "jsonl")

@@ -39,6 +39,18 @@ _OUTPUT = "Output"
 DEFAULT_FORMAT = "txt"
 
 
+def check_format(name: str) -> str:
+    """The name of a format, given in any case.
+
+    Raises:
+        typer.BadParameter: there is none of this name.
+    """
+    known = name.strip().lower()
+    if known not in FORMATS:
+        raise typer.BadParameter(f"{known!r} is not one of {', '.join(FORMATS)}.", param_hint="--format")
+    return known
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """Where transcripts go, and how they look."""
@@ -58,12 +70,7 @@ class OutputOptions:
     @classmethod
     def from_flags(cls, formats: tuple[str, ...], **values: Any) -> Self:
         """Formats may also be given as `srt,json`."""
-        names = [name.strip().lower() for given in formats for name in given.split(",")]
-        for name in names:
-            if name not in FORMATS:
-                raise typer.BadParameter(
-                    f"{name!r} is not one of {', '.join(FORMATS)}.", param_hint="--format"
-                )
+        names = [check_format(name) for given in formats for name in given.split(",")]
         return cls(tuple(dict.fromkeys(names)) or (DEFAULT_FORMAT,), **values)
 
 

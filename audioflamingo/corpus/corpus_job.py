@@ -7,13 +7,14 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from audioflamingo.corpus.cluster import ClusterOptions, alive_nodes, connected, plan_workers
 from audioflamingo.corpus.folder import CorpusFolder, describe_files
 from audioflamingo.corpus.ray_data import Load, ShardResult, run_shards
-from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record, transcribe_shard
 from audioflamingo.errors import ArgumentError, ClusterError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
@@ -94,8 +95,8 @@ def transcribe_corpus(
                 alive_nodes(), cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker
             )
 
-            def run_all(parts: Sequence[Shard]) -> Iterator[ShardResult]:
-                return run_shards(parts, load, options, plan)
+            def run_all(parts: Sequence[Shard]) -> Iterator[ShardResult[Shard]]:
+                return run_shards(parts, load, partial(transcribe_shard, options), plan)
 
             _run(todo, run_all, folder, watcher.finished)
     return CorpusSummary(folder.path, len(files), folder.merge(shards), num_kept)
@@ -103,7 +104,7 @@ def transcribe_corpus(
 
 def _run(
     shards: Sequence[Shard],
-    run_all: Callable[[Sequence[Shard]], Iterator[ShardResult]],
+    run_all: Callable[[Sequence[Shard]], Iterator[ShardResult[Shard]]],
     folder: CorpusFolder,
     on_records: Callable[[Sequence[str]], None],
 ) -> None:

@@ -7,14 +7,29 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from audioflamingo.corpus.cluster import EXTRA, WorkerPlan
-from audioflamingo.corpus.records import Shard, transcribe_files
 from audioflamingo.errors import AudioFlamingoError, ClusterError, require
-from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
 Load = Callable[[], tuple[Any, Any]]
+Work = Callable[
+    [Any, Any, dict[str, Any]], Sequence[str]
+]  # a model, its processor, a shard's row -> its records, a line each
+
+
+class AnyShard(Protocol):
+    """Work that one worker does together, and that is done again if it dies meanwhile."""
+
+    @property
+    def index(self) -> int:
+        """Its place among all shards."""
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of a Ray data set, with the column `index`."""
+
+
+S = TypeVar("S", bound=AnyShard)
 
 MAX_ATTEMPTS = 3  # times that a shard may take its worker down with it
 
@@ -40,23 +55,21 @@ class ShardWorker:
 
     Args:
         load: gives a model and its processor.
-        options: how files are transcribed.
+        work: what is done with a shard.
         count_attempt: `AttemptCounter.count`, of one counter for all workers.
     """
 
-    def __init__(
-        self, load: Load, options: TranscriptionOptions, count_attempt: Callable[[int], int]
-    ) -> None:
-        self._options = options
+    def __init__(self, load: Load, work: Work, count_attempt: Callable[[int], int]) -> None:
+        self._work = work
         self._count_attempt = count_attempt
         self._load_error = ""
         try:
             self._model, self._processor = load()
         except Exception as error:
-            self._load_error = _describe(error)
+            self._load_error = describe_error(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Transcribes a shard."""
+        """Does a shard's work."""
         result = {"index": row["index"], "records": "", "failure": "", "load_error": self._load_error}
         if self._load_error:
             return result
@@ -66,14 +79,13 @@ class ShardWorker:
                 "failure": f"its worker died {MAX_ATTEMPTS} times: a crash, or not enough memory",
             }
         try:
-            files = Shard.from_row(row).files
-            records = transcribe_files(self._model, self._processor, files, self._options)
-            return {**result, "records": "".join(records)}
+            return {**result, "records": "".join(self._work(self._model, self._processor, row))}
         except Exception as error:
-            return {**result, "failure": _describe(error)}
+            return {**result, "failure": describe_error(error)}
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """An error in a line: ours by its message, any other with its type."""
     text = " ".join(str(error).split())
     if isinstance(error, AudioFlamingoError) and text:
         return text
@@ -81,29 +93,27 @@ def _describe(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class ShardResult:
+class ShardResult(Generic[S]):
     """What became of a shard.
 
     Attributes:
         shard: which one.
-        records: a line for each of its files; empty if the shard failed.
+        records: a line for each of its members; empty if the shard failed.
         failure: why it failed as a whole; empty if it did not.
     """
 
-    shard: Shard
+    shard: S
     records: tuple[str, ...]
     failure: str = ""
 
 
-def run_shards(
-    shards: Sequence[Shard], load: Load, options: TranscriptionOptions, plan: WorkerPlan
-) -> Iterator[ShardResult]:
-    """Transcribes shards on the cluster that we are connected to.
+def run_shards(shards: Sequence[S], load: Load, work: Work, plan: WorkerPlan) -> Iterator[ShardResult[S]]:
+    """Has the work of shards done on the cluster that we are connected to.
 
     Args:
         shards: with indices of their own.
         load: gives a model and its processor; called once by each worker.
-        options: how files are transcribed.
+        work: what is done with each; pickled.
         plan: how many workers, and what each takes.
 
     Yields:
@@ -113,7 +123,7 @@ def run_shards(
         ClusterError: the model cannot be loaded, or the cluster stopped.
     """
     missing = {shard.index: shard for shard in shards}
-    with contextlib.closing(_rows(shards, load, options, plan)) as rows:
+    with contextlib.closing(_rows(shards, load, work, plan)) as rows:
         for row in rows:
             if row["load_error"]:
                 raise ClusterError(f"a worker cannot load the model: {row['load_error']}")
@@ -124,7 +134,7 @@ def run_shards(
 
 
 def _rows(
-    shards: Sequence[Shard], load: Load, options: TranscriptionOptions, plan: WorkerPlan
+    shards: Sequence[AnyShard], load: Load, work: Work, plan: WorkerPlan
 ) -> Generator[dict[str, Any], None, None]:
     """What the workers return."""
     ray, data = require("ray", EXTRA), require("ray.data", EXTRA)
@@ -139,7 +149,7 @@ def _rows(
             override_num_blocks=len(shards),  # a block is what a worker takes, and gives back, at a time
         ).map(
             ShardWorker,
-            fn_constructor_args=(load, options, lambda index: ray.get(attempts.count.remote(index))),
+            fn_constructor_args=(load, work, lambda index: ray.get(attempts.count.remote(index))),
             compute=data.ActorPoolStrategy(
                 size=min(plan.num_workers, len(shards)), max_tasks_in_flight_per_actor=1
             ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -56,6 +56,16 @@ class Shard:
         """What `to_row` was called on."""
         files = tuple(CorpusFile(name, source) for name, source in json.loads(str(row["files"])))
         return cls(int(row["index"]), files)
+
+
+def transcribe_shard(
+    options: TranscriptionOptions,
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    row: dict[str, Any],
+) -> list[str]:
+    """The records of the files in the row of a shard."""
+    return transcribe_files(model, processor, Shard.from_row(row).files, options)
 
 
 def cut_shards(files: Sequence[CorpusFile], shard_size: int) -> list[Shard]:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, read_dataset, text_of
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, DataError
@@ -35,13 +36,29 @@ from audioflamingo.evaluation.scoring import (
 from audioflamingo.evaluation.submission import write_submission
 from audioflamingo.evaluation.suite_questions import read_suite
 from audioflamingo.evaluation.suites import SUITES
-from audioflamingo.files import to_json, write_whole
+from audioflamingo.files import FileWatch, to_json, write_whole
 from audioflamingo.kernels.host import to_host
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 
 CONFUSION_FILE = "confusion.png"
 PACKAGES = ("audioflamingo", "torch", "numpy")
+
+
+Answers = Iterator[tuple[Question, ItemResult]]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a run's folder says of the model.
+
+    Attributes:
+        digests: tell models, adapters and templates apart.
+        decoding: keywords of `generate` that are named, so that they tell runs apart.
+    """
+
+    digests: dict[str, Any]
+    decoding: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,26 +116,59 @@ def evaluate(
         **options: fields of `EvaluationOptions`, and further keywords of `generate`, such as `adapter`.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: the data set cannot be used, or an audio file changes meanwhile.
         ArgumentError: `output_dir` holds the items of another model, data set or setting; or an unknown keyword.
         OutputError: `output_dir` cannot be written to.
     """
+    settings, options = split_options(options)
+    facts = describe_model(model, processor, options.get("adapter"))
+    options = {**facts.decoding, **options}
+
+    def answer(questions: Sequence[Question]) -> Answers:
+        return answer_questions(model, processor, questions, settings, **options)
+
+    return run_questions(
+        read_questions(dataset, settings), settings, options, facts, answer, output_dir, progress
+    )
+
+
+def split_options(options: dict[str, Any]) -> tuple[EvaluationOptions, dict[str, Any]]:
+    """The fields of `EvaluationOptions` among keywords, and the others."""
     names = {field.name for field in dataclasses.fields(EvaluationOptions)}
     settings = EvaluationOptions(**{name: value for name, value in options.items() if name in names})
-    options = {name: value for name, value in options.items() if name not in names}
-    questions = read_questions(dataset, settings)
-    num_beams = model.generation_config.num_beams  # named, so that it tells runs apart
-    options = {"do_sample": False, "num_beams": num_beams, **options}
-    manifest = make_manifest(
-        questions, settings, options, fingerprint_model(model, processor, options.get("adapter"))
-    )
+    return settings, {name: value for name, value in options.items() if name not in names}
+
+
+def run_questions(
+    questions: Sequence[Question],
+    settings: EvaluationOptions,
+    options: dict[str, Any],
+    facts: ModelFacts,
+    answer: Callable[[Sequence[Question]], Answers],
+    output_dir: str | os.PathLike[str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Evaluation:
+    """Has questions answered, those that are not yet, and collects scores; see `evaluate`.
+
+    Args:
+        questions: all of them.
+        settings: of the evaluation.
+        options: keywords of `generate`.
+        facts: about the model that is asked.
+        answer: answers and scores questions, in any order.
+        output_dir: the run's folder.
+        progress: called with the number of questions that are done and of all, after each.
+    """
+    watch = FileWatch(path_of(clip) for question in questions for clip in question.clips())
+    manifest = make_manifest(questions, settings, options, facts.digests)
     done: dict[str, ItemResult] = {}
     folder = None if output_dir is None else Path(output_dir).expanduser()
     with nullcontext() if folder is None else RunFolder(folder, manifest, settings.overwrite) as run:
         if run is not None:
             done = dict(run.done)
         remaining = [question for question in questions if question.key not in done]
-        for question, item in answer_questions(model, processor, remaining, settings, **options):
+        for question, item in answer(remaining) if remaining else ():
+            watch.check(map(path_of, question.clips()))
             done[question.key] = item
             if run is not None:
                 run.add(question.key, item)
@@ -243,11 +293,11 @@ def make_manifest(
     }
 
 
-def fingerprint_model(
+def describe_model(
     model: AudioFlamingo3ForConditionalGeneration,
     processor: AudioFlamingo3Processor,
     adapter: str | None = None,
-) -> dict[str, Any]:
+) -> ModelFacts:
     """Tells models and adapters apart: digests of the configuration, a few values of every weight, and the template."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, parameter in model.state_dict().items():
@@ -258,8 +308,9 @@ def fingerprint_model(
         for name, tensor in model.adapters[adapter].tensors():
             digest.update(f"{name}{to_host(tensor.float().sum())}".encode())
     template = json.dumps(processor.chat_template, sort_keys=True).encode()
-    return {
+    digests = {
         "model_sha256": digest.hexdigest(),
         "dtype": str(model.dtype),
         "chat_template_sha256": hashlib.sha256(template).hexdigest(),
     }
+    return ModelFacts(digests, {"do_sample": False, "num_beams": model.generation_config.num_beams})

@@ -72,7 +72,7 @@ class RunFolder:
             OutputError: it cannot be written; what was there before is unharmed.
         """
         try:
-            self._file.write(json.dumps({"key": key, **item.to_dict()}, ensure_ascii=False) + "\n")
+            self._file.write(line_of(key, item))
             self._file.flush()
         except OSError as error:
             raise OutputError(
@@ -112,6 +112,20 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, ItemResult]]:
     return read_json(folder / MANIFEST_FILE), _read_items(folder / ITEMS_FILE, keeps_failed=True)[0]
 
 
+def line_of(key: str, item: ItemResult) -> str:
+    """An item as a line of JSON."""
+    return json.dumps({"key": key, **item.to_dict()}, ensure_ascii=False) + "\n"
+
+
+def item_of(line: str | bytes) -> tuple[str, ItemResult]:
+    """The key and the item of a line."""
+    values = json.loads(line)
+    key = values.pop("key")
+    if values.get("option_logprobs") is not None:
+        values["option_logprobs"] = tuple(values["option_logprobs"])
+    return key, ItemResult(**values)
+
+
 def _read_items(path: Path, keeps_failed: bool = False) -> tuple[dict[str, ItemResult], bytes]:
     """The items of a file, and the content that it should have: whole lines of answers, each key once."""
     items: dict[str, ItemResult] = {}
@@ -120,11 +134,7 @@ def _read_items(path: Path, keeps_failed: bool = False) -> tuple[dict[str, ItemR
         if not line.endswith(b"\n"):
             continue
         try:
-            values = json.loads(line)
-            key = values.pop("key")
-            if values.get("option_logprobs") is not None:
-                values["option_logprobs"] = tuple(values["option_logprobs"])
-            item = ItemResult(**values)
+            key, item = item_of(line)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArgumentError(
                 f"{path} has a line that is no item ({error}): somebody changed it. Restore it, or start again in "

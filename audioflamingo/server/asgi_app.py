@@ -15,13 +15,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from audioflamingo.server.chat_route import ChatRoute
 from audioflamingo.server.error_replies import ApiError
 from audioflamingo.server.middleware import PATHS, KeyMiddleware, RequestMiddleware
 from audioflamingo.server.openapi import openapi
+from audioflamingo.server.realtime_route import RealtimeRoute
 from audioflamingo.server.replies import JsonResponse
 from audioflamingo.server.responses_route import ResponsesRoute
 from audioflamingo.server.service import Service
@@ -60,6 +61,8 @@ def _routes(service: Service) -> list[BaseRoute]:
         Route("/models/{name:path}", pages.model),
         Route("/chat/completions", ChatRoute(service), methods=["POST"]),
         Route("/responses", ResponsesRoute(service), methods=["POST"]),
+        WebSocketRoute("/realtime", RealtimeRoute(service)),
+        Route("/realtime", pages.realtime),
         Route("/audio/transcriptions", TranscriptionRoute(service), methods=["POST"]),
         Route("/audio/translations", TranslationRoute(service), methods=["POST"]),
     ]
@@ -113,6 +116,12 @@ class StatusPages:
     async def openapi(self, _: Request) -> Response:
         """`/openapi.json`: the interface, for tools."""
         return JsonResponse(openapi())
+
+    async def realtime(self, _: Request) -> Response:
+        """`/v1/realtime`, asked for as a page."""
+        message = "this address is a websocket; connect with ws:// or wss://."
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade, close"}
+        raise ApiError(426, message, "upgrade_required", headers=headers)
 
     async def models(self, _: Request) -> Response:
         """`/v1/models`: the model, and its adapters as models of their own."""

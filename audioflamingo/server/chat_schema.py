@@ -294,8 +294,8 @@ def parse_chat(body: bytes) -> ChatRequest:
     return chat
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """Reads a body that must be a JSON object.
+def parse_json(body: bytes | str, what: str = "the body") -> dict[str, Any]:
+    """Reads a body, or what messages call `what`, that must be a JSON object.
 
     Raises:
         ApiError: 400 if it is none.
@@ -309,9 +309,9 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise bad_request("the JSON is nested too deeply.") from None
     except ValueError as error:  # also UnicodeDecodeError
-        raise bad_request(f"the body is not valid JSON: {str(error)[:200]}.") from None
+        raise bad_request(f"{what} is not valid JSON: {str(error)[:200]}.") from None
     if not isinstance(content, dict):
-        raise bad_request("the body must be a JSON object.")
+        raise bad_request(f"{what} must be a JSON object.")
     return content
 
 

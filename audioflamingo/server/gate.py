@@ -17,7 +17,7 @@ class Gate:
         max_inside: requests that may be inside: uploading, being prepared, waiting for the model, or answered.
 
     Attributes:
-        is_closing: whether the server shuts down.
+        closing: set once the server shuts down.
     """
 
     def __init__(self, max_inside: int) -> None:
@@ -25,7 +25,12 @@ class Gate:
         self._places: set[Place] = set()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
-        self.is_closing = False
+        self.closing = asyncio.Event()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the server shuts down."""
+        return self.closing.is_set()
 
     @property
     def num_inside(self) -> int:
@@ -42,9 +47,17 @@ class Gate:
         """The others."""
         return self.num_inside - self.num_running
 
+    @property
+    def num_sessions(self) -> int:
+        """Live sessions."""
+        return sum(place.is_session for place in list(self._places))
+
     @contextmanager
-    def enter(self) -> Iterator[Place]:
+    def enter(self, is_session: bool = False) -> Iterator[Place]:
         """Takes a place until the end of the block.
+
+        Args:
+            is_session: whether it goes on until the client ends it; then it ends itself once `closing` is set.
 
         Raises:
             ApiError: 429 if all are taken, 503 if the server is shutting down.
@@ -53,22 +66,28 @@ class Gate:
             raise shutting_down()
         if self.num_inside >= self._max_inside:
             raise busy(self.num_waiting)
-        place = Place(self)
+        place = Place(self, is_session)
         self._places.add(place)
         self._is_empty.clear()
         try:
             yield place
         finally:
             self._places.remove(place)
+            place.left.set()
             if not self._places:
                 self._is_empty.set()
 
     def close(self) -> None:
         """Lets nobody in any more; whom the model has not begun with is turned away."""
-        self.is_closing = True
+        self.closing.set()
         for place in self._places:
-            if not place.is_running:
+            if not (place.is_running or place.is_session):
                 place.turn_away()
+
+    async def wait_for_sessions(self) -> None:
+        """Waits until the last live session has left."""
+        for place in [place for place in self._places if place.is_session]:
+            await place.left.wait()
 
     async def wait_until_empty(self) -> None:
         """Waits until the last request has left."""
@@ -80,10 +99,14 @@ class Place:
 
     Attributes:
         share: what it has had of the model.
+        is_session: see `Gate.enter`.
+        left: set once it is given back.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, is_session: bool) -> None:
         self._gate = gate
+        self.is_session = is_session
+        self.left = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._is_turned_away = False
         self.share = Share()

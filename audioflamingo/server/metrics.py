@@ -71,6 +71,7 @@ class EngineCollector(Collector):
         num_kept, num_free = kept.num_slots, pool.num_free
         yield _gauge("af3_requests_running", "Requests at work.", gate.num_running)
         yield _gauge("af3_requests_waiting", "Requests in the queue.", gate.num_waiting)
+        yield _gauge("af3_live_sessions", "Live sessions that are open.", gate.num_sessions)
         schedule = engine.scheduler
         rows = GaugeMetricFamily("af3_answers", "Answers by state.", labels=["state"])
         for state in ("waiting", "reading", "answering"):

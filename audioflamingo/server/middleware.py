@@ -26,10 +26,14 @@ logger = logging.getLogger("audioflamingo.server")
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+KEY_PROTOCOL = "openai-insecure-api-key."  # as OpenAI's clients in browsers say it
+SWITCHED = 101  # to a websocket
+CLOSED_BY_FAULT = 1011
+NO_HANDSHAKE = "returned without completing handshake"
 CLIENT_GONE = 499  # what logs and metrics call a request whose client hung up
 PATHS = (
     *("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/audio/translations"),
-    *("/v1/models", "/health", "/metrics", "/openapi.json"),
+    *("/v1/realtime", "/v1/models", "/health", "/metrics", "/openapi.json"),
 )
 
 
@@ -45,7 +49,7 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
@@ -76,6 +80,9 @@ class RequestMiddleware:
         if found is None:
             logger.exception("a request failed")
             found = internal_error(number)
+        if scope["type"] == "websocket":
+            await reply.refuse(found)
+            return
         if not reply.status:
             await JsonResponse(found.body, found.status, found.headers)(scope, receive, reply)
             return
@@ -98,7 +105,7 @@ class RequestMiddleware:
         log(
             level,
             "request",
-            method=scope["method"],
+            method=scope.get("method", "WEBSOCKET"),
             path=scope["path"][:200],
             status=status,
             duration_ms=round(duration_s * 1000, 1),
@@ -116,12 +123,26 @@ class Reply:
 
     async def __call__(self, message: Message) -> None:
         """Sends a message."""
+        if message["type"] == "websocket.accept":
+            self.status = SWITCHED
+            message.setdefault("headers", []).append((b"x-request-id", self._number.encode()))
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._number
             headers["x-content-type-options"] = "nosniff"
         await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answers an error to whoever wants a websocket, in plain HTTP; an open one is closed."""
+        if self.status:
+            await self._send({"type": "websocket.close", "code": CLOSED_BY_FAULT})
+            return
+        self.status = error.status
+        response = JsonResponse(error.body, error.status, {**error.headers, "X-Request-Id": self._number})
+        start = {"type": "websocket.http.response.start", "status": error.status}
+        await self._send({**start, "headers": response.raw_headers})
+        await self._send({"type": "websocket.http.response.body", "body": response.body})
 
 
 class KeyMiddleware:
@@ -133,11 +154,9 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
-        if scope["type"] == "http" and self._digest is not None and _is_guarded(scope):
-            kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(
-                _digest(given.strip().encode("latin-1")), self._digest
-            ):
+        if scope["type"] != "lifespan" and self._digest is not None and _is_guarded(scope):
+            given = _given_key(scope)
+            if given is None or not hmac.compare_digest(_digest(given.encode("latin-1")), self._digest):
                 raise ApiError(
                     401,
                     "send the server's key as 'Authorization: Bearer KEY'.",
@@ -148,8 +167,19 @@ class KeyMiddleware:
 
 
 def _is_guarded(scope: Scope) -> bool:
-    is_preflight = scope["method"] == "OPTIONS"
+    is_preflight = scope.get("method") == "OPTIONS"
     return not is_preflight and scope["path"].startswith(("/v1", "/metrics"))
+
+
+def _given_key(scope: Scope) -> str | None:
+    """The key that a request brings. A page in a browser can send one with a websocket as a subprotocol only."""
+    kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return given.strip()
+    for name in scope.get("subprotocols", ()):
+        if name.startswith(KEY_PROTOCOL):
+            return str(name).removeprefix(KEY_PROTOCOL)
+    return None
 
 
 def _digest(key: bytes) -> bytes:
@@ -188,6 +218,8 @@ def set_up_logs(level: str) -> None:
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
     )  # it warns of every bad form; the client is told
+    # Of every websocket that is refused, which the line of the request says already.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: NO_HANDSHAKE not in record.getMessage())
     for name in ("audioflamingo.server", "uvicorn", "py.warnings"):
         target = logging.getLogger(name)
         target.handlers = [handler]

@@ -22,8 +22,10 @@ BODIES = (ChatRequest, ResponsesRequest)
 ERRORS = {
     "400": "The request can never succeed as it is; `param` names the field.",
     "401": "The server wants a key.",
+    "403": "Pages of that host may not use the server.",
     "404": "There is no such model.",
     "413": "The request is larger than the server takes.",
+    "426": "This is a websocket; connect with ws:// or wss://.",
     "429": "The server is full; send the request again after `Retry-After` seconds.",
     "503": "The server is shutting down.",
     "504": "There was no complete answer in time.",
@@ -87,6 +89,8 @@ FORM: Schema = {
     "response_format": {"enum": list(FORMATS), "default": "json"},
     "temperature": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "stream": _flag("Send the text segment by segment, as events; for json and text."),
+    "start": _text("Begin here: seconds, or as in 1:02:03.5 or 2m30s; our extension. Times stay the file's."),
+    "end": _text("End here, likewise."),
     "track": {
         "type": "integer",
         "minimum": 1,
@@ -94,7 +98,7 @@ FORM: Schema = {
     },
     "channel": {"enum": list(CHANNELS), "default": "mix", "description": "`each` is a transcript a channel."},
     "allow_damaged": _flag("Transcribe what is left of a damaged file."),
-    "timestamp_granularities": {**_list({"const": "segment"}), "description": "For verbose_json."},
+    "timestamp_granularities": {**_list({"enum": ["segment", "word"]}), "description": "For verbose_json."},
     "chunking_strategy": {"const": "auto", "description": "Recordings of any length are cut at silences."},
     "include": {"type": "array", "maxItems": 0, "description": "Nothing can be included."},
 }
@@ -189,13 +193,14 @@ def _reply(about: str, **media: Schema) -> Schema:
 
 
 def _get(summary: str, reply: Schema, *errors: str, **more: Any) -> Schema:
-    return {"get": {"summary": summary, **more, "responses": {"200": reply, **_errors(*errors)}}}
+    status = "200" if "content" in reply else "101"
+    return {"get": {"summary": summary, **more, "responses": {status: reply, **_errors(*errors)}}}
 
 
 def _post(summary: str, media: str, body: str, reply: Schema) -> Schema:
     content = {media: {"schema": _ref(body)}}
     request = {"required": True, "content": content}
-    responses = {"200": reply, **_errors(*ERRORS)}
+    responses = {"200": reply, **_errors(*(code for code in ERRORS if code not in ("403", "426")))}
     return {"post": {"summary": summary, "requestBody": request, "responses": responses}}
 
 
@@ -204,6 +209,8 @@ def _errors(*codes: str) -> Schema:
 
 
 _EVENTS = _text("With `stream`: server-sent events, and `[DONE]` at the end.")
+_INTENT = {"name": "intent", "in": "query", "schema": {"const": "transcription"}}
+_MODEL = {"name": "model", "in": "query", "schema": _STRING}
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _STRING}
 
 _TRANSCRIPT = _reply(
@@ -231,6 +238,12 @@ PATHS: Schema = {
     ),
     "/v1/audio/translations": _post(
         "Transcribes it in English, whatever is spoken.", FORM_DATA, "TranscriptionForm", _TRANSCRIPT
+    ),
+    "/v1/realtime": _get(
+        "A websocket for speech that is transcribed while it is spoken: OpenAI's transcription sessions.",
+        {"description": "The socket is open. Events go both ways as JSON text; see the page on live speech."},
+        *("401", "403", "404", "426", "429", "503"),
+        parameters=[_INTENT, _MODEL],
     ),
     "/v1/models": _get("The model, and its adapters.", _reply("All of them.", json=_ref("Models")), "401"),
     "/v1/models/{name}": _get(

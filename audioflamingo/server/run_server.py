@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import sys
@@ -20,9 +21,11 @@ from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.server.asgi_app import create_app
 from audioflamingo.server.middleware import log, set_up_logs
+from audioflamingo.server.realtime_session import MAX_APPEND_BYTES
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
 
+MAX_EVENT_BYTES = 2 * MAX_APPEND_BYTES  # of a live session; larger ones end it without being read
 GRACE_S = 5  # for replies to leave once the engine has ended
 # The model's thread and the event loop take turns in Python; with the usual 5 ms every token would wait for its reply.
 SWITCH_INTERVAL_S = 0.0005
@@ -79,16 +82,7 @@ def serve(
             "Set --api-key, or listen on 127.0.0.1.",
         )
     service = build_service(model, processor, model_name, settings)
-    config = uvicorn.Config(
-        create_app(service),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_seconds) + GRACE_S,
-    )
-    Server(config, service).run()
+    Server(service).run()
 
 
 def is_loopback(host: str) -> bool:
@@ -102,7 +96,18 @@ def is_loopback(host: str) -> bool:
 class Server(uvicorn.Server):
     """Begins to turn requests away the moment it is told to stop, so that those in the queue get an answer."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        config = uvicorn.Config(
+            create_app(service),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.shutdown_seconds) + GRACE_S,
+            ws_max_size=MAX_EVENT_BYTES,
+        )
         super().__init__(config)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,6 +125,14 @@ class Server(uvicorn.Server):
                 address=f"http://{self.config.host}:{port}",
                 model=self._service.model_name,
             )
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Lets live sessions hear to their end what has been said: uvicorn would cut them off at once."""
+        if not self.force_exit:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._service.settings.shutdown_seconds):
+                    await self._service.gate.wait_for_sessions()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal."""

@@ -61,6 +61,12 @@ class ServerSettings:
         at_least=0.0,
         group=_LIMITS,
     )
+    live_buffer_seconds: float = option(
+        300.0,
+        "Audio of a live session that may wait to be heard or committed; more is refused with an error event.",
+        at_least=30.0,
+        group=_LIMITS,
+    )
     cache_tokens: int = same_option(EngineOptions, "cache_tokens")
     max_rows: int = same_option(EngineOptions, "max_rows")
     decode_threads: int = option(2, "Audio files decoded at once.", at_least=1, group=_LIMITS)

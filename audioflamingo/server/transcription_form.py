@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import re
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -13,6 +14,7 @@ from starlette.requests import Request
 
 from audioflamingo.audio.reading import Reading
 from audioflamingo.errors import ArgumentError
+from audioflamingo.fields import clock_time
 from audioflamingo.server.error_replies import bad_request
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 
@@ -20,6 +22,7 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 READING = tuple(field.name for field in dataclasses.fields(Reading))  # track, channel, allow_damaged
 FIELDS = (
     *("file", "model", "language", "prompt", "instruction", "response_format", "temperature", "stream"),
+    *("start", "end"),
     *READING,
 )
 HARMLESS = ("user", "metadata")  # fields of known clients that change nothing
@@ -158,10 +161,25 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         options=TranscriptionOptions(
             prompt=_instruction(form, task, default_instruction),
             word_timestamps="word" in granularities,
+            **_part(form),
             **dataclasses.asdict(_reading(form)),
         ),
         ignored=tuple(sorted(ignored)),
     )
+
+
+def _part(form: FormData) -> dict[str, Any]:
+    """Which part of the file."""
+    part: dict[str, Any] = {}
+    for name in ("start", "end"):
+        if (text := _text(form, name)) is not None:
+            try:
+                part[f"{name}_s"] = clock_time(text)
+            except ArgumentError as error:
+                raise bad_request(f"{name}: {error}", name) from None
+    if "end_s" in part and part["end_s"] <= part.get("start_s", 0.0):
+        raise bad_request("end must be later than start.", "end")
+    return part
 
 
 def _reading(form: FormData) -> Reading:
@@ -196,7 +214,12 @@ def _instruction(form: FormData, task: str, default: str) -> str | None:
             raise bad_request(f"{name} may have {MAX_HINT_CHARACTERS} characters.", name)
     if hint is None:
         return default if instruction is None and task == "translate" else instruction
-    return f"{instruction or default} Context: {hint}"
+    return with_hint(instruction or default, hint)
+
+
+def with_hint(instruction: str, hint: str | None) -> str:
+    """What the model is asked, with the context that a client gives."""
+    return instruction if hint is None else f"{instruction} Context: {hint}"
 
 
 def _text(form: FormData, name: str) -> str | None:

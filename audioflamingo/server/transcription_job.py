@@ -6,22 +6,20 @@ Finding speech, the requests, and the rules for mending bad answers are the libr
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from audioflamingo.audio.loading import SAMPLING_RATE
-from audioflamingo.engine.request import Request, Share
+from audioflamingo.engine.request import Share
 from audioflamingo.errors import AudioFlamingoError
-from audioflamingo.server.answers import Answers
 from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_form import TranscriptionRequest
-from audioflamingo.transcription.driver import InOrder, WindowRequests, finished, transcribe_window
-from audioflamingo.transcription.mending import Answer
+from audioflamingo.server.window_answers import WindowAnswers
+from audioflamingo.transcription.driver import InOrder
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from audioflamingo.transcription.windows import Window, cut_windows
+from audioflamingo.transcription.windows import Window, part_windows
 
 MAX_WINDOWS = TranscriptionOptions.batch_size  # of one transcription in the engine at a time
 
@@ -37,25 +35,17 @@ class Transcription:
 
     Attributes:
         duration_s: seconds of audio that were read so far.
-        num_text_tokens, num_audio_tokens, num_output_tokens: tokens of all windows so far.
+        answers: what the model is asked about the windows.
     """
 
     def __init__(self, service: Service, request: TranscriptionRequest, share: Share, arrived: float) -> None:
         self._service = service
-        self._requests = WindowRequests(
-            service.processor,
-            service.generation_config,
-            replace(request.options, adapter=service.adapter_of(request.model)),
-            request.temperature,
-        )
-        self._share = share
-        self._arrived = arrived
+        options = replace(request.options, adapter=service.adapter_of(request.model))
+        self.answers = WindowAnswers(service, options, request.temperature, share, arrived)
         self._blocks = limited_audio(
             request.data, service.settings.max_audio_seconds, request.options.reading
         )
-        self._is_first = True
         self.duration_s = 0.0
-        self.num_text_tokens = self.num_audio_tokens = self.num_output_tokens = 0
 
     async def segments(self) -> AsyncGenerator[Segment, None]:
         """Segments in order, as they come.
@@ -63,7 +53,7 @@ class Transcription:
         Raises:
             AudioFlamingoError: the audio cannot be read; what came before is yielded first.
         """
-        windows = cut_windows(self._blocks, self._requests.options, self._note_samples)
+        windows = part_windows(self._blocks, self.answers.options, self._note_samples)
         line: InOrder[asyncio.Task[list[Segment]]] = InOrder(asyncio.Task.done)
         error: AudioFlamingoError | None = None
         try:
@@ -90,7 +80,7 @@ class Transcription:
         return num_running < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
 
     def _start(self, window: Window) -> asyncio.Task[list[Segment]]:
-        task = asyncio.create_task(self._transcribe(window))
+        task = asyncio.create_task(self.answers.transcribe(window))
         self._service.num_windows += 1
         task.add_done_callback(self._note_window)
         return task
@@ -101,34 +91,3 @@ class Transcription:
     def _note_samples(self, num_samples: int) -> None:
         before, self.duration_s = self.duration_s, num_samples / SAMPLING_RATE
         self._service.metrics.audio_seconds.inc(self.duration_s - before)
-
-    async def _transcribe(self, window: Window) -> list[Segment]:
-        steps = transcribe_window(window, self._requests.options, self._service.processor)
-        ask = next(steps)
-        while True:
-            answers = [self._answer(part, ask.no_repeat_ngram_size) for part in ask.windows]
-            try:
-                ask = steps.send(list(await asyncio.gather(*answers)))
-            except StopIteration as done:
-                segments: list[Segment] = done.value
-                break
-        options, timer = self._requests.options, self._service.word_timer
-        return await self._service.prepare(finished, segments, options, timer)
-
-    async def _answer(self, window: Window, no_repeat_ngram_size: int) -> Answer:
-        service = self._service
-        request = await service.prepare(self._prepare, window, no_repeat_ngram_size)
-        prompt = request.prompt
-        self.num_audio_tokens += prompt.num_audio_tokens
-        self.num_text_tokens += len(prompt) - prompt.num_audio_tokens
-        (output,) = await Answers(service.worker, [request], self._share).complete()
-        self.num_output_tokens += len(output.token_ids)
-        if self._is_first:
-            self._is_first = False
-            service.note_answer(self._arrived, output)
-        return self._requests.answer(output)
-
-    def _prepare(self, window: Window, no_repeat_ngram_size: int) -> Request:
-        request = self._requests.request(window, no_repeat_ngram_size, seed=secrets.randbits(63))
-        _ = request.prompt.identity  # hashes the audio here, not in the engine's thread
-        return request

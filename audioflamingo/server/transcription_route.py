@@ -16,6 +16,7 @@ from audioflamingo.server.api_route import ApiRoute, Call
 from audioflamingo.server.replies import JsonResponse, send_events
 from audioflamingo.server.transcription_form import TranscriptionRequest, language_of, parse_form, read_form
 from audioflamingo.server.transcription_job import Transcription
+from audioflamingo.server.window_answers import WindowAnswers
 from audioflamingo.tasks import TASKS
 from audioflamingo.transcription.segments import Segment, Word, has_speech
 from audioflamingo.transcription.writers import format_transcript, joined_text
@@ -56,7 +57,7 @@ class TranscriptionRoute(ApiRoute[TranscriptionRequest]):
             if parsed.response_format == "verbose_json":
                 await call.reply(JsonResponse(verbose(segments, work.duration_s, parsed), headers=headers))
             elif parsed.response_format == "json":
-                content = {"text": joined_text(segments), "usage": usage_of(work)}
+                content = {"text": joined_text(segments), "usage": usage_of(work.answers)}
                 await call.reply(JsonResponse(content, headers=headers))
             elif parsed.response_format == "text":
                 await call.reply(PlainTextResponse(joined_text(segments) + "\n", headers=headers))
@@ -66,8 +67,8 @@ class TranscriptionRoute(ApiRoute[TranscriptionRequest]):
         finally:
             call.log(
                 audio_s=round(work.duration_s, 2),
-                prompt_tokens=work.num_text_tokens + work.num_audio_tokens,
-                completion_tokens=work.num_output_tokens,
+                prompt_tokens=work.answers.num_text_tokens + work.answers.num_audio_tokens,
+                completion_tokens=work.answers.num_output_tokens,
                 model_s=round(call.share.service_s, 4),
             )
 
@@ -93,20 +94,20 @@ async def _events(work: Transcription) -> AsyncGenerator[dict[str, Any], None]:
                 texts.append(text)
                 yield {"type": "transcript.text.delta", "delta": text if len(texts) == 1 else f" {text}"}
     mark = {} if texts else {"no_speech": True}
-    yield {"type": "transcript.text.done", "text": " ".join(texts), **mark, "usage": usage_of(work)}
+    yield {"type": "transcript.text.done", "text": " ".join(texts), **mark, "usage": usage_of(work.answers)}
 
 
-def usage_of(work: Transcription) -> dict[str, Any]:
+def usage_of(answers: WindowAnswers) -> dict[str, Any]:
     """Tokens of a transcription."""
-    num_input = work.num_text_tokens + work.num_audio_tokens
+    num_input = answers.num_text_tokens + answers.num_audio_tokens
     return {
         "type": "tokens",
         "input_tokens": num_input,
-        "output_tokens": work.num_output_tokens,
-        "total_tokens": num_input + work.num_output_tokens,
+        "output_tokens": answers.num_output_tokens,
+        "total_tokens": num_input + answers.num_output_tokens,
         "input_token_details": {
-            "text_tokens": work.num_text_tokens,
-            "audio_tokens": work.num_audio_tokens,
+            "text_tokens": answers.num_text_tokens,
+            "audio_tokens": answers.num_audio_tokens,
         },
     }
 

@@ -11,6 +11,7 @@ import torch
 from audioflamingo.checkpoint.pretrained import read_config
 from audioflamingo.config import AUDIO_TOKENS_PER_S, CHUNK_LENGTH_S, IGNORED_LABEL
 from audioflamingo.datasets.conversations import DataRow, Dataset, count_reasons
+from audioflamingo.files import FileWatch
 from audioflamingo.hub import resolve_folder
 from audioflamingo.processor import AudioFlamingo3Processor, AutoProcessor
 from audioflamingo.training.display import clock
@@ -101,7 +102,7 @@ def check_training(config: TrainingConfig) -> TrainingCheck:
     speed = measure_speed(device, precision)
     for number, stage in enumerate(config.stages):
         batch = stage.batch or config.batch
-        planned = StageData(datasets, stage, batch, (config.seed, number), skip_bad=True)
+        planned = StageData(datasets, stage, batch, (config.seed, number), skip_bad=True, watch=FileWatch(()))
         memory = estimate_memory(config, model, stage, precision)
         per_epoch = planned.steps_of(0)
         num_steps = Schedule.of(stage, per_epoch).num_steps

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import Dataset, count_reasons
 from audioflamingo.errors import ConfigError
-from audioflamingo.files import to_json, write_text
+from audioflamingo.files import fingerprint_file, to_json, write_text
 from audioflamingo.training.resume import list_checkpoints, read_state
 from audioflamingo.training.training_config import TrainingConfig
 from audioflamingo.training.training_run import CHECKPOINTS_FOLDER
@@ -111,8 +112,13 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         configs = [*self.config.data.train, *self.config.data.validation]
-        now = [
-            {"path": item.path, "rows": len(dataset.rows), "sha256": _digest(dataset)}
+        now: list[dict[str, Any]] = [
+            {
+                "path": item.path,
+                "rows": len(dataset.rows),
+                "sha256": _digest(dataset),
+                "audio": _audio(dataset),
+            }
             for item, dataset in zip(configs, [*train, *validation], strict=True)
         ]
         file = self.path / DATA_FILE
@@ -123,6 +129,11 @@ class RunFolder:
                     raise ConfigError(
                         f"{new['path']} has changed since the run in {str(self.path)!r} began ({old['rows']} rows "
                         f"then, {new['rows']} now). Put it back, or start again with --fresh."
+                    )
+                if changed := _changed(old.get("audio", {}), new["audio"]):
+                    raise ConfigError(
+                        f"{changed} has changed since the run in {str(self.path)!r} began. Put it back, or start again "
+                        "with --fresh."
                     )
         else:
             write_text(file, to_json({"datasets": now}))
@@ -144,6 +155,16 @@ def _digest(dataset: Dataset) -> str:
     for row in dataset.rows:
         digest.update(json.dumps([row.place, row.id, row.messages, row.duration_s], default=str).encode())
     return digest.hexdigest()
+
+
+def _audio(dataset: Dataset) -> dict[str, str]:
+    """The audio files of a data set, each with its fingerprint."""
+    paths = sorted({path_of(clip) for row in dataset.rows for clip in row.audio})
+    return {path: fingerprint_file(path) for path in paths}
+
+
+def _changed(before: dict[str, str], now: dict[str, str]) -> str | None:
+    return next((path for path, digest in before.items() if now.get(path, digest) != digest), None)
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,12 @@ class StageRun:
             cache = prepare_cache(run)
             datasets, validation_rows = _readable(datasets, validation_rows, set(cache.failed))
         self.data = StageData(
-            datasets, self.stage, batch, (self.config.seed, index), self.config.data.on_bad_row == "skip"
+            datasets,
+            self.stage,
+            batch,
+            (self.config.seed, index),
+            skip_bad=self.config.data.on_bad_row == "skip",
+            watch=run.watch,
         )
         uses_ctc, uses_answers = self.stage.ctc_weight > 0, self.stage.answer_weight > 0
         encoder, plain_encoder = (

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, Dataset
 from audioflamingo.errors import AudioError, DataError
+from audioflamingo.files import FileWatch
 from audioflamingo.training.batch_sampler import cut_batches, estimate_tokens, plan_epoch
 from audioflamingo.training.batches import Batch, BatchEncoder, ctc_targets
 from audioflamingo.training.training_config import BatchConfig, StageConfig
@@ -27,6 +29,7 @@ class StageData:
         batch: limits of a batch.
         seed: of the run, and number of the stage.
         skip_bad: report audio that cannot be read and go on, in place of an error.
+        watch: knows the audio files as they were when the run began.
 
     Raises:
         DataError: nothing is left.
@@ -39,10 +42,12 @@ class StageData:
         batch: BatchConfig,
         seed: Sequence[int],
         skip_bad: bool,
+        watch: FileWatch,
     ) -> None:
         self.batch = batch
         self.seed = seed
         self.skip_bad = skip_bad
+        self.watch = watch
         self.rows: list[DataRow] = []
         self.sets: list[tuple[int, float]] = []
         for dataset in datasets:
@@ -105,6 +110,7 @@ class _Steps(torch.utils.data.Dataset[Any]):
 
     def _load(self, number: int) -> Batch:
         rows = [self.data.rows[row] for row in self.plan[number]]
+        self.data.watch.check(path_of(clip) for row in rows for clip in row.audio)
         seed = [*self.data.seed, DATA_STREAM, self.epoch, number]
         try:
             return self.encoder(rows, seed)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from audioflamingo.audio.stored import path_of
+from audioflamingo.engine.memory import map_large_blocks
 from audioflamingo.errors import ConfigError, require
+from audioflamingo.files import FileWatch
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization import read_quantization
@@ -67,6 +70,8 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
     """
     accelerate = require("accelerate", "train")
     uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if uses_cpu:
+        map_large_blocks()
     accelerator = accelerate.Accelerator(
         mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
         cpu=uses_cpu,
@@ -121,6 +126,7 @@ class Trainer:
             adapter=adapter,
             datasets=datasets,
             validation_rows=[row for dataset in validation for row in dataset.rows],
+            watch=FileWatch(path_of(clip) for data in datasets for row in data.rows for clip in row.audio),
         )
 
     def _check_processes(self) -> None:

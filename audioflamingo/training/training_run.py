@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audioflamingo.datasets.conversations import DataRow, Dataset
-from audioflamingo.files import write_text
+from audioflamingo.files import FileWatch, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.display import StopSignal
@@ -44,6 +44,7 @@ class Run:
         datasets, validation_rows: the data.
         progress: where the run is.
         log: of the main process, while it runs.
+        watch: knows the audio files as they were when the run began.
         stop_signal: set when the run is to stop at the next step.
     """
 
@@ -58,6 +59,7 @@ class Run:
     validation_rows: Sequence[DataRow]
     progress: Progress = field(default_factory=Progress)
     log: MetricsLog | None = None
+    watch: FileWatch = field(default_factory=lambda: FileWatch(()))
     stop_signal: StopSignal = field(default_factory=StopSignal)
 
     @property

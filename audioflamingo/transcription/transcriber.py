@@ -18,7 +18,7 @@ from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.driver import InOrder, WindowJob, WindowTranscriber
 from audioflamingo.transcription.segments import Finished, Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-from audioflamingo.transcription.windows import Window, between, cut_windows
+from audioflamingo.transcription.windows import Window, part_windows
 
 OnProgress = Callable[[int, float], None]
 
@@ -184,10 +184,7 @@ def _read(
     error: Exception | None = None
     try:
         blocks = stream_channels(source, sampling_rate=sampling_rate, reading=options.reading)
-        part = between(blocks, options.start_s, options.end_s)
-        first = round((options.start_s or 0.0) * SAMPLING_RATE)
-        for window in cut_windows(part, options, count):
-            yield dataclasses.replace(window, start=window.start + first)
+        yield from part_windows(blocks, options, count)
     except (AudioFlamingoError, OSError) as caught:
         error = caught
     yield Finished(num_samples / SAMPLING_RATE, error)

@@ -110,13 +110,14 @@ class TranscriptionOptions:
     )
     start_s: float | None = option(
         None,
-        "Begin at this second of the recording; times stay those of the recording.",
+        "Begin here in the recording: seconds, or as in 1:02:03.5 or 2m30s. Times stay those of the recording.",
         at_least=0.0,
+        is_time=True,
         flag="--start",
         group="Audio",
     )
     end_s: float | None = option(
-        None, "End at this second of the recording.", above=0.0, flag="--end", group="Audio"
+        None, "End here, likewise.", above=0.0, is_time=True, flag="--end", group="Audio"
     )
     track: int | None = same_option(Reading, "track")
     channel: ChannelChoice = same_option(Reading, "channel")

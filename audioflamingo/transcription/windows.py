@@ -132,6 +132,21 @@ def cut_windows(
     )
 
 
+def part_windows(
+    blocks: Iterable[np.ndarray],
+    options: TranscriptionOptions,
+    on_samples: Callable[[int], None] | None = None,
+) -> Iterator[Window]:
+    """The same for the part that the options name, with times from the start of the whole.
+
+    Raises:
+        AudioError: the recording ends before the part begins.
+    """
+    first = round((options.start_s or 0.0) * SAMPLING_RATE)
+    for window in cut_windows(between(blocks, options.start_s, options.end_s), options, on_samples):
+        yield replace(window, start=window.start + first)
+
+
 class _Ear:
     """Finds the speech of one channel."""
 
@@ -200,8 +215,22 @@ class WindowCutter:
     def end(self) -> Iterator[Window]:
         """Gives the window that is still open at the end of the audio."""
         if self._start is not None:
-            end = self.num_samples if self._silence is None else self._silence
-            yield from self._close(end)
+            yield from self._close(self._open_end)
+
+    def open_window(self) -> Window | None:
+        """The speech that goes on, so far, once it is long enough to become a window; None where nobody speaks."""
+        if self._start is None or not self._is_kept(self._start, self._open_end):
+            return None
+        return self._window(self._start, self._open_end)
+
+    @property
+    def _open_end(self) -> int:
+        """Where the present speech would end if nothing followed."""
+        return self.num_samples if self._silence is None else self._silence
+
+    def _is_kept(self, start: int, end: int) -> bool:
+        """Whether a stretch is long enough for speech; the rest of speech that was cut always is."""
+        return end - start >= (1 if start == self._last_end else max(1, self._min_speech))
 
     def _put_frame(self, at: int, probability: float) -> Iterator[Window]:
         """Takes the frame that starts at sample `at`."""
@@ -241,8 +270,7 @@ class WindowCutter:
         start, self._start, self._silence = self._start, None, None
         self._pauses = []
         assert start is not None
-        is_rest = start == self._last_end  # of speech that was cut: never too short to keep
-        if end - start >= (1 if is_rest else max(1, self._min_speech)):
+        if self._is_kept(start, end):
             yield self._window(start, end)
             self._last_end = end
 

@@ -37,7 +37,7 @@ TESTED = {
         "lora",
         "quantize",
     ),
-    *("evaluate", "corpus_on_ray", "gradio_app", "demo"),  # demo: tests/e2e/test_nano.py
+    *("evaluate", "corpus_on_ray", "gradio_app", "lmms_eval_model", "demo"),  # demo: tests/e2e/test_nano.py
 }
 
 Run = Callable[..., str]
@@ -196,3 +196,65 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "304 audio tokens" in out
     assert "please" in out
+
+
+@pytest.fixture
+def lmms_eval(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The parts of lmms-eval that a model meets: its base class, which holds the tasks' documents, and the registry."""
+    registered: dict[str, Any] = {}
+
+    class Lmms:
+        def __init__(self) -> None:
+            self.task_dict: dict[str, Any] = {}
+
+    def register_model(name: str) -> Callable[[type], type]:
+        return lambda kind: registered.setdefault(name, kind)
+
+    api = {"instance": {"Instance": types.SimpleNamespace}, "model": {"lmms": Lmms}}
+    for name, values in {**api, "registry": {"register_model": register_model}}.items():
+        module = types.ModuleType(f"lmms_eval.api.{name}")
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("lmms_eval", "lmms_eval.api"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    return registered
+
+
+def test_lmms_eval_asks_the_model(lmms_eval: dict[str, Any]) -> None:
+    program = runpy.run_path(str(EXAMPLES / "lmms_eval_model.py"))
+    speech = {"array": load_audio(SPEECH)[: 5 * 16000], "sampling_rate": 16000}
+    monkeys = {"array": load_audio(MONKEYS), "sampling_rate": 16000}
+    docs = [
+        {"clip": speech, "question": "Transcribe the input speech.", "answer": "welcome"},
+        {"clip": monkeys, "question": "What is the sound in this audio?", "answer": "a monkey"},
+    ]
+    model = lmms_eval["lmms_eval_model"](pretrained="nano", device="cpu", batch_size="2")
+    assert isinstance(model, program["lmms"])
+    model.task_dict["task"] = {"test": docs}
+
+    def requests(second: Any) -> list[Any]:
+        rest = (lambda doc: [doc["clip"]], 0, "task", "test")
+        places = [(*rest[:1], number, *rest[2:]) for number in range(2)]
+        return [
+            types.SimpleNamespace(args=(doc["question"], second, *place))
+            for doc, place in zip(docs, places, strict=True)
+        ]
+
+    words, animal = model.generate_until(
+        requests({"max_new_tokens": 12, "until": ["\n\n"], "temperature": 0})
+    )
+    assert (
+        words.strip('"').lower().startswith("welcome")
+    )  # without the sentence around it; its end was not reached
+    assert "animal" in animal
+    assert (
+        model.generate_until(requests({"max_new_tokens": 12, "until": "an"}))[1]
+        == animal.split("an")[0].strip()
+    )
+    scores = model.loglikelihood(requests(lambda doc: doc["answer"]))
+    messages = program["conversation"](docs[1]["question"], [monkeys])
+    (expected,) = model.model.score(model.processor, messages, ["a monkey"])
+    assert scores[1] == (pytest.approx(expected.logprob), expected.is_greedy)
+    assert model.loglikelihood(requests("zebra quartz"))[1][0] < scores[1][0]
+    with pytest.raises(NotImplementedError):
+        model.generate_until_multi_round(requests({}))

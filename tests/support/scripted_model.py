@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from audioflamingo.processor import AudioFlamingo3Processor
 from tests.support.tiny_tokenizer import write_tiny_processor
 
 AUDIO_TOKEN_S = 0.04
+START_TOKEN = "<|im_start|>"
 END_TOKEN = "<|im_end|>"
 
 Script = Callable[[float, int], str]
@@ -59,6 +60,8 @@ class ScriptedModel:
         self.config = SimpleNamespace(text_config=text_config, audio_token_id=processor.audio_token_id)
         self.generation_config = GenerationConfig(eos_token_id=self._end, pad_token_id=0)
         self._script = script
+        opening = processor.tokenizer.encode_plain("assistant\n")
+        self._question = [float(i) for i in (processor.tokenizer.control_tokens[START_TOKEN], *opening)]
         self._asked: Counter[bytes] = Counter()
         self._answers: dict[int, tuple[int, list[int]]] = {}  # by first slot: length of the prompt, ids
         self.calls: list[list[float]] = []
@@ -77,24 +80,34 @@ class ScriptedModel:
             rows += [row] * num_audio_tokens(int(mask.sum()))
         return SimpleNamespace(pooler_output=torch.tensor(rows))
 
+    def encode_in_pieces(
+        self, features: Tensor, num_frames: int, num_positions: int
+    ) -> Generator[None, None, Tensor]:
+        """The same for one window `(M, T)`, in two pieces."""
+        yield
+        mask = (torch.arange(features.shape[1]) < num_frames)[None]
+        return self.get_audio_features(features[None], mask).pooler_output
+
     def embed(self, token_ids: Tensor) -> Tensor:
         return torch.stack([token_ids.float(), torch.zeros(len(token_ids))], dim=1)
 
     def packed_logits(self, x: Tensor, view: KVView, last: Tensor) -> Tensor:
         layout = view.layout
         assert layout.num_new is not None
-        assert layout.num_past is not None
         self.num_steps += 1
         stored, _ = view.write(0, x[:, None], x[:, None])  # (1, slots, 2)
+        rows = list(zip(layout.starts.tolist(), layout.ends.tolist(), strict=True))
         reads = []
-        for start, new, past in zip(layout.starts.tolist(), layout.num_new, layout.num_past, strict=True):
-            if past == 0:
-                reads.append(self._read(start, stored[0, start : start + new]))
+        for start, count in rows:
+            # A prompt may have come in pieces, or begin as another that is kept: what counts is that it is whole.
+            tokens = stored[0, start : start + count]
+            if tokens[-len(self._question) :, 0].tolist() == self._question:
+                reads.append(self._read(start, tokens))
         if reads:
             self.calls.append(reads)
-        rows = list(zip(layout.starts.tolist(), layout.ends.tolist(), strict=True))
         places = [row for row, count in zip(rows, layout.num_new, strict=True) for _ in range(count)]
-        return torch.stack([self._logits(*places[index]) for index in last.tolist()])
+        logits = [self._logits(*places[index]) for index in last.tolist()]
+        return torch.stack(logits) if logits else x.new_zeros(0, self.config.text_config.vocab_size)
 
     def _read(self, start: int, prompt: Tensor) -> float:
         """Decides on the answer to a prompt `(S, 2)`; returns the seconds of its audio."""
@@ -106,7 +119,7 @@ class ScriptedModel:
         return seconds
 
     def _logits(self, start: int, end: int) -> Tensor:
-        num_prompt, answer = self._answers[start]
+        num_prompt, answer = self._answers.get(start, (end, [self._end]))  # unknown: a run to warm up
         vocab_size = self.config.text_config.vocab_size
         rest = 1 - torch.tensor(-0.5).exp()
         logits = torch.full((vocab_size,), float((rest / (vocab_size - 1)).log()))

@@ -6,14 +6,12 @@ import base64
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2 as httpx
-import uvicorn
 
-from audioflamingo.server.asgi_app import create_app
 from audioflamingo.server.run_server import Server, build_service
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.server.service import Service
@@ -41,6 +39,12 @@ class RunningServer:
         """A plain HTTP client for it."""
         return httpx.Client(base_url=self.url, timeout=WAIT_S, **options)
 
+    def wait_until_heard(self, has_begun: Callable[[], bool], patience_s: float = 1.5) -> None:
+        """Waits until the model has begun something and has nothing more to do, or until there is nothing to begin."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and not (has_begun() and not self.service.worker.engine.has_work):
+            time.sleep(0.005)
+
     def wait_until_idle(self) -> None:
         """Waits until nobody is being answered."""
         end = time.monotonic() + WAIT_S
@@ -54,8 +58,7 @@ def running_server(model: Any, processor: Any, **settings: Any) -> Iterator[Runn
     """Starts a server for a model; stops it at the end of the block."""
     options = ServerSettings(**{"port": 0, "cache_tokens": 20000, "shutdown_seconds": 10, **settings})
     service = build_service(model, processor, "tiny", options)
-    config = uvicorn.Config(create_app(service), host=options.host, port=0, log_config=None, access_log=False)
-    server = Server(config, service)
+    server = Server(service)
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + WAIT_S

@@ -21,7 +21,7 @@ from audioflamingo.corpus import ClusterOptions
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.errors import ArgumentError
 from audioflamingo.evaluation import EvaluationOptions
-from audioflamingo.fields import check_fields, option, option_of, same_option
+from audioflamingo.fields import check_fields, clock_time, option, option_of, same_option
 from audioflamingo.server.server_settings import ServerSettings
 from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 
@@ -143,3 +143,30 @@ def test_flags_become_the_object_again() -> None:
     assert run_with_flags("x", env={"TEST_NUMBER": "3"}) == (0, [("x", Outer(3.0))])
     for wrong in (("--number", "-1"), ("--hidden", "1"), ("--no-is-new",), ("--inner", "1")):
         assert run_with_flags("x", *wrong) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90.5", 90.5),
+        (".5", 0.5),
+        ("2:30", 150),
+        ("90:00", 5400),
+        ("1:02:03.5", 3723.5),
+        ("2m30s", 150),
+        ("1h", 3600),
+        ("1H2m3.5s", 3723.5),
+        (" 30s ", 30),
+    ],
+)
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert clock_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", "1:60", "1:60:00", "1:2:3:4", "-1", "5x", "inf", "nan", "1e3", "٣", ":30"]
+)
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ArgumentError, match=r"a time must be seconds, or as in 1:02:03\.5 or 2m30s"):
+        clock_time(text)

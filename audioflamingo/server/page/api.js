@@ -41,6 +41,15 @@ export async function transcribeWhole(model, file, name, signal) {
   return (await request("v1/audio/transcriptions", { method: "POST", body, signal })).json();
 }
 
+/** A websocket for live speech; see `LivePanel` for what is said there. */
+export function openLive(model) {
+  const url = new URL(`v1/realtime?intent=transcription&model=${encodeURIComponent(model)}`, document.baseURI);
+  url.protocol = url.protocol.replace("http", "ws");
+  const key = sessionStorage.getItem(KEY);
+  // A page cannot send headers with a websocket.
+  return new WebSocket(url, ["realtime", ...(key ? [`openai-insecure-api-key.${key}`] : [])]);
+}
+
 function transcriptionForm(file, name, fields) {
   const form = new FormData();
   form.append("file", file, name);

@@ -38,15 +38,44 @@ export function toBase64(blob) {
   });
 }
 
+/** Base64 of samples as 16-bit little-endian. */
+export function toPcm(samples) {
+  const bytes = new DataView(new ArrayBuffer(2 * samples.length));
+  samples.forEach((value, i) => bytes.setInt16(2 * i, Math.max(-1, Math.min(1, value)) * 32767, true));
+  return btoa(Array.from(new Uint8Array(bytes.buffer), (byte) => String.fromCharCode(byte)).join(""));
+}
+
+async function openMicrophone() {
+  // Browsers offer the microphone to https and localhost only.
+  if (!navigator.mediaDevices) throw new Error("recording needs https, or the page on localhost.");
+  return navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {
+    throw new Error(`the microphone cannot be used (${error.message}).`);
+  });
+}
+
+/** Hears the microphone until `stop`; each tenth of a second goes to `onSamples`, mono at `rate`. */
+export class LiveMicrophone {
+  static async start(rate, onSamples) {
+    const microphone = new LiveMicrophone();
+    microphone.stream = await openMicrophone();
+    microphone.context = new AudioContext({ sampleRate: rate });
+    await microphone.context.audioWorklet.addModule(new URL("capture.js", document.baseURI));
+    const node = new AudioWorkletNode(microphone.context, "capture", { numberOfOutputs: 0 });
+    node.port.onmessage = (event) => onSamples(event.data);
+    microphone.context.createMediaStreamSource(microphone.stream).connect(node);
+    return microphone;
+  }
+
+  stop() {
+    this.stream.getTracks().forEach((track) => track.stop());
+    return this.context.close();
+  }
+}
+
 /** Records from the microphone until `stop`. */
 export class Recording {
   static async start() {
-    // Browsers offer the microphone to https and localhost only.
-    if (!navigator.mediaDevices) throw new Error("recording needs https, or the page on localhost.");
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {
-      throw new Error(`the microphone cannot be used (${error.message}).`);
-    });
-    return new Recording(stream);
+    return new Recording(await openMicrophone());
   }
 
   constructor(stream) {

@@ -3,6 +3,7 @@
 import { hasKey, listModels, setKey } from "./api.js";
 import { Clips } from "./clips.js";
 import { Conversation } from "./conversation.js";
+import { LivePanel } from "./live.js";
 import { byId, showText } from "./dom.js";
 import { describe, showNotice } from "./errors.js";
 
@@ -40,6 +41,7 @@ async function connect() {
 
 const conversation = new Conversation({ getClips: () => clips.list, getModel, onRefused, onChange: update });
 const clips = new Clips({ getModel, onRefused }, update);
+new LivePanel({ getModel, onRefused });
 
 /** Shows what can be done now. */
 function update() {

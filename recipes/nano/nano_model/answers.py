@@ -18,8 +18,9 @@ LOOKING = {
     BEFORE_HEAD: ((0, 6.0, 1.0), (1, 30.0, 1.0)),
     AROUND_HEAD: ((1, 20.0, 3.0),),
 }  # pair, score, distance
-FARNESS = {3: 2, 4: 3, 5: 1}  # cross head: rotary pair
-FARNESS_SCORE = 0.5
+DISTANCE_PAIR = 2  # turns by half a circle in 400 tokens: 16 s of audio
+NEAR_HEADS, FAR_HEADS = (1, 3), (4, 5)  # of cross layers
+DISTANCE_SCORE = 4.0
 SHUT = 16.0  # of the gates, for what is not OPEN
 
 
@@ -35,11 +36,15 @@ def order_words(layer: Layer, mark_normed: float) -> None:
 
 
 def order_clips(layer: Layer, mark_normed: float) -> None:
-    """Heads of a cross layer with a slight liking for some distances, for OPEN queries."""
-    for head, pair in FARNESS.items():
-        size = math.sqrt(FARNESS_SCORE * math.sqrt(HEAD))
-        row = head * HEAD + pair
-        layer.q[row, OPEN], layer.k[row, AUDIO] = size / mark_normed, size / AUDIO_NORMED
+    """Heads of a cross layer that look at the audio just before, and others that look away from it, for OPEN queries.
+
+    Training makes states longer, and so flags weaker: what is written here falls to a third in the late layers.
+    """
+    size = math.sqrt(DISTANCE_SCORE * math.sqrt(HEAD))
+    for sign, heads in ((1, NEAR_HEADS), (-1, FAR_HEADS)):
+        for head in heads:
+            row = head * HEAD + DISTANCE_PAIR
+            layer.q[row, OPEN], layer.k[row, AUDIO] = sign * size / mark_normed, size / AUDIO_NORMED
 
 
 def free_neurons(layer: Layer, mark_normed: float, const_normed: float) -> None:

@@ -237,8 +237,15 @@ def test_a_part_on_a_cluster_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 class TestStartAndEnd:
+    def test_what_is_no_time(self, folder: Path) -> None:
+        result = af3("transcribe", folder / "a.wav", "--start", "1:75")
+        assert result.exit_code == 2
+        assert "seconds, or as in 1:02:03.5 or 2m30s" in result.stderr
+
     def test_times_are_those_of_the_recording(self, folder: Path, model: ScriptedModel) -> None:
-        result = af3("transcribe", folder / "a.wav", "-f", "json", "--start", 1, "--end", "2.5", "--no-vad")
+        result = af3(
+            "transcribe", folder / "a.wav", "-f", "json", "--start", "0:01", "--end", "2.5s", "--no-vad"
+        )
         content = json.loads(result.stdout)
         assert content["duration_s"] == 1.5
         (segment,) = content["segments"]

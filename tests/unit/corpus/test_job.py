@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from audioflamingo.corpus import ray_data
 from audioflamingo.corpus.cluster import ClusterOptions, WorkerPlan
 from audioflamingo.corpus.folder import CorpusFolder
 from audioflamingo.corpus.ray_data import MAX_ATTEMPTS, AttemptCounter, ShardResult, ShardWorker, run_shards
-from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcript_record
+from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, transcribe_shard, transcript_record
 from audioflamingo.errors import ArgumentError, CheckpointError, ClusterError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
 
 DATA = Path(__file__).parents[2] / "data"
 TEXT = "hello world. It is me."
+WORK = partial(transcribe_shard, TranscriptionOptions())
 FILES = [CorpusFile(f"{number}.wav", f"/{number}.wav") for number in range(6)]
 
 
@@ -39,7 +41,7 @@ def speech(tmp_path: Path) -> list[CorpusFile]:
 def make_worker(folder: Path, script: Callable[..., str]) -> tuple[ShardWorker, ScriptedModel]:
     processor = tiny_processor(folder / "processor")
     model = ScriptedModel(processor, script)
-    return ShardWorker(lambda: (model, processor), TranscriptionOptions(), AttemptCounter().count), model
+    return ShardWorker(lambda: (model, processor), WORK, AttemptCounter().count), model
 
 
 def test_a_worker_transcribes_files_together(speech: list[CorpusFile], tmp_path: Path) -> None:
@@ -77,18 +79,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_job(monkeypatch: pytest.MonkeyPa
     def load() -> tuple[Any, Any]:
         raise CheckpointError("there is no folder 'x'.")
 
-    worker = ShardWorker(load, TranscriptionOptions(), AttemptCounter().count)
+    worker = ShardWorker(load, WORK, AttemptCounter().count)
     rows = [worker(shard.to_row()) for shard in cut_shards(FILES, 2)]
     monkeypatch.setattr(ray_data, "_rows", lambda *_: (row for row in rows))
     with pytest.raises(ClusterError, match="cannot load the model: there is no folder 'x'"):
-        next(run_shards(cut_shards(FILES, 2), load, TranscriptionOptions(), WorkerPlan(1, 1, 0)))
+        next(run_shards(cut_shards(FILES, 2), load, WORK, WorkerPlan(1, 1, 0)))
 
 
 def test_a_shard_that_gets_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     shards = cut_shards(FILES, 2)
     row = {"index": 1, "records": "x\ny\n", "failure": "", "load_error": ""}
     monkeypatch.setattr(ray_data, "_rows", lambda *_: (row for row in [row]))
-    results = run_shards(shards, lambda: (None, None), TranscriptionOptions(), WorkerPlan(1, 1, 0))
+    results = run_shards(shards, lambda: (None, None), WORK, WorkerPlan(1, 1, 0))
     assert next(results) == ShardResult(shards[1], ("x\n", "y\n"))
     with pytest.raises(ClusterError, match="lost 2 shards"):
         next(results)
@@ -98,7 +100,7 @@ def run(folder: CorpusFolder, shards: Sequence[Shard], bad: set[str]) -> tuple[l
     """Runs shards that fail if they hold a bad file; returns what was run, by names, and all records."""
     runs, taken = [], []
 
-    def run_all(parts: Sequence[Shard]) -> Iterator[ShardResult]:
+    def run_all(parts: Sequence[Shard]) -> Iterator[ShardResult[Shard]]:
         for shard in reversed(parts):
             names = [file.name for file in shard.files]
             runs.append(names)

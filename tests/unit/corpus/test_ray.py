@@ -1,9 +1,10 @@
-"""A corpus on a real Ray cluster of two nodes: a killed worker, Ctrl-C, going on."""
+"""A corpus and an evaluation on a real Ray cluster of two nodes: a killed worker, Ctrl-C, going on."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from audioflamingo.transcription.transcription_options import TranscriptionOptio
 from tests.support.adapter_folders import save_adapter
 from tests.support.cli_runs import af3, af3_process, write_tiny_model
 from tests.support.tiny_model import tiny_reference
+from tests.support.tiny_training import conversation
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
 
@@ -157,3 +159,60 @@ def test_adapters_answer_on_the_workers(address: str, model: Path, corpus: Path,
     result = af3(*command, "--adapter", adapters[1])
     assert result.exit_code == 1
     assert "holds the transcripts of another run" in result.stderr
+
+
+def test_an_evaluation_is_that_of_this_process(
+    address: str, model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it done here, the rest on the cluster, where a worker is killed; and all of it here."""
+    pytest.importorskip("whisper_normalizer", reason="needs whisper-normalizer")
+    speech = tmp_path / "LibriSpeech/test-clean/1/2"
+    speech.mkdir(parents=True)
+    for number in range(12):
+        shutil.copy(corpus / f"{number:02d}.wav", speech / f"1-2-{number:04d}.wav")
+    lines = [f"1-2-{number:04d} PLEASE LEAVE A MESSAGE {number}\n" for number in range(12)]
+    (speech / "1-2.trans.txt").write_text("".join(lines))
+    command = ["evaluate", "--suite", "librispeech", tmp_path / "LibriSpeech", "--model", model, "--quiet"]
+    command += ["--max-new-tokens", 8]
+    assert af3(*command, "-o", tmp_path / "here").exit_code == 1  # one file is broken
+    whole = (tmp_path / "here/items.jsonl").read_text().splitlines(keepends=True)
+    begun = tmp_path / "there"
+    begun.mkdir()
+    shutil.copy(tmp_path / "here/manifest.json", begun)
+    (begun / "items.jsonl").write_text("".join(whole[:4]) + whole[4][:30])
+
+    marker = tmp_path / "killed"
+    monkeypatch.setattr(cluster_job, "_load", deadly_load(marker))
+    result = af3(
+        *command, "-o", begun, "--engine", "ray", "--address", address, "--shard-size", 3, "--batch-size", 1
+    )
+    assert result.exit_code == 1, result.output
+    assert marker.exists(), result.exception
+    assert "1 questions could not be asked" in result.stderr
+    scores = [json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "here", begun)]
+    for score in scores:
+        assert score["all"].pop("rtfx") > 0
+    assert scores[0] == scores[1]
+    found = [(begun / "items.jsonl").read_text().splitlines(keepends=True), whole]
+    items = [{row["key"]: row for row in map(json.loads, lines)} for lines in found]
+    assert len(found[0]) == len(items[0]) == 12
+    for rows in items:
+        for row in rows.values():
+            del row["elapsed_s"]
+    assert items[0] == items[1]
+
+
+def test_cluster_flags_need_the_engine(tmp_path: Path) -> None:
+    result = af3("evaluate", tmp_path / "x.jsonl", "-o", tmp_path, "--shard-size", 3)
+    assert result.exit_code == 2
+    assert "--shard-size: it needs --engine ray" in " ".join(result.stderr.split())
+
+
+def test_a_model_that_no_worker_can_load(address: str, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(conversation("07", "hello", 0.5)) + "\n")
+    shutil.copy(DATA / "directory_prompt.flac", tmp_path / "07.wav")
+    command = ["evaluate", data, "-o", tmp_path / "out", "--model", tmp_path, "--engine", "ray"]
+    result = af3(*command, "--address", address)
+    assert result.exit_code == 1
+    assert "a worker cannot load the model: " in result.stderr

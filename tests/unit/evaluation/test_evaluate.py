@@ -15,7 +15,7 @@ import torch
 
 from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
-from audioflamingo.errors import ArgumentError, OutputError
+from audioflamingo.errors import ArgumentError, DataError, OutputError
 from audioflamingo.evaluation import ItemResult, compare_runs, evaluate, normalize
 from audioflamingo.evaluation.compare import mcnemar_p
 from audioflamingo.evaluation.confusion_plot import confusion
@@ -228,11 +228,26 @@ def test_a_changed_file_or_setting_is_found(checkpoint, tmp_path: Path) -> None:
         evaluate(*loaded, data, **how, num_beams=2)
     clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
     content = clip.read_bytes()
-    clip.write_bytes(content + bytes(2))
+    clip.write_bytes(content[:-2] + b"ab")  # of the same size
     with pytest.raises(ArgumentError, match="other audio_sha256"):
         evaluate(*loaded, data, **how)
     clip.write_bytes(content)
     evaluate(*loaded, data, **how)
+
+
+def test_audio_that_changes_while_it_is_asked_about(checkpoint, tmp_path: Path) -> None:
+    folder, _ = checkpoint
+    data = write_dataset(tmp_path / "data", 4)
+    clips = sorted((tmp_path / "data").rglob("*.wav"))
+
+    def change(done: int, total: int) -> None:
+        for clip in clips:
+            clip.write_bytes(clip.read_bytes()[:-2] + b"ab")
+
+    how = {"output_dir": tmp_path / "out", "max_new_tokens": 2, "batch_size": 1}
+    with pytest.raises(DataError, match=r"\.wav has changed since the run began"):
+        evaluate(*load(folder), data, progress=change, **how)
+    assert len((tmp_path / "out/items.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_there(checkpoint, tmp_path: Path, monkeypatch) -> None:

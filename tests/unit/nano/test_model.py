@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recipes.nano.nano_model import answers, assemble, attention, masks, mlp, positions, vocabulary
+from recipes.nano.nano_model import (
+    answers,
+    assemble,
+    attention,
+    equalize,
+    masks,
+    mlp,
+    positions,
+    vocabulary,
+)
 from recipes.nano.nano_model import layout as at
 from recipes.nano.nano_model.whisper import Attention, DecoderLayer, Whisper, attend
 from recipes.nano.nano_model.whisper import mlp as whisper_mlp
@@ -286,6 +295,28 @@ def test_a_question_sees_the_word_before():
     assert (scores[1:].argmax(-1) == torch.arange(29)).all()
 
 
+def test_some_cross_heads_of_a_question_look_at_the_near_clip_and_some_at_the_far_one():
+    layer = at.Layer()
+    answers.order_clips(layer, 3.0)
+    keys = tokens_of("audio", 300, 3.0)
+    queries = torch.cat([tokens_of("header", 1, 3.0), tokens_of("transcript", 1, 3.0)])
+    q, k = queries @ layer.q.T + layer.bq, keys @ layer.k.T + layer.bk
+    angles = (300 - torch.arange(300)) * at.THETA ** (-answers.DISTANCE_PAIR / (at.HEAD / 2))
+    for head in range(at.HEADS):
+        first = head * at.HEAD + answers.DISTANCE_PAIR
+        second = first + at.HEAD // 2
+        scores = q[:, [first]] * (k[:, first] * angles.cos() - k[:, second] * angles.sin()) / 8
+        scores = scores + q[:, [second]] * (k[:, second] * angles.cos() + k[:, first] * angles.sin()) / 8
+        near = scores.softmax(-1)[:, 150:].sum(-1)  # of the second of two clips, for each query
+        if head in answers.NEAR_HEADS:
+            assert near[0] > 0.9
+        elif head in answers.FAR_HEADS:
+            assert near[0] < 0.1
+        else:
+            assert near[0] == pytest.approx(0.5)
+        assert near[1] == pytest.approx(0.5)  # a transcript looks at all of it
+
+
 def test_free_neurons_write_nothing_and_are_shut_for_transcripts():
     layer = at.Layer()
     answers.free_neurons(layer, 3.0, 1.0)
@@ -365,3 +396,27 @@ def test_whispers_states_follow_its_layers():
     assert len(states) == 4
     assert all(state.shape == (3, at.STATE) for state in states)
     assert max(float(state.mean(1).abs().max()) for state in states) < 1e-5
+
+
+# made even for quantization
+
+
+def test_factors_change_nothing_in_float_and_much_in_int8():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 64, generator=generator)
+    x[:, 3] *= 0.02  # a small flag that decides by a large column
+    reader = torch.nn.Linear(64, 32, bias=False)
+    torch.nn.init.normal_(reader.weight, std=0.1, generator=generator)
+    with torch.no_grad():
+        reader.weight[:, 3] = 50.0
+    gain = torch.ones(64)
+    wanted = x @ reader.weight.detach().T
+    before = equalize._error(x, [reader], torch.ones(64))
+    channels = equalize.Channel("norm", [gain], [reader])
+    factors = min(
+        (equalize._factors(x, [reader], power) for power in equalize.POWERS),
+        key=lambda tried: equalize._error(x * tried, [reader], tried),
+    )
+    channels.multiply(factors)
+    torch.testing.assert_close((x * gain) @ reader.weight.detach().T, wanted)
+    assert equalize._error(x * gain, [reader], torch.ones(64)) < before / 100

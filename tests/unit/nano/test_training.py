@@ -13,7 +13,7 @@ from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 from recipes.nano.nano_model.layout import AUDIO, CONST, SINK, SINK_NORMED, STATE, WIDTH
 from recipes.nano.nano_model.training.answering import answer
-from recipes.nano.nano_model.training.forward import FastModel, Side, rounded, visible
+from recipes.nano.nano_model.training.forward import FastModel, Side, Text, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
 from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
 from recipes.nano.nano_model.training.parts import (
@@ -121,6 +121,18 @@ def test_a_token_sees_what_is_not_after_it():
     ]
     x = torch.arange(8.0).view(4, 2)
     assert torch.equal(text.gather(text.spread(x, 1)), x)
+
+
+def test_an_opening_that_all_rows_share_is_computed_once():
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7, 0]])
+    text = Text.of(ids, torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]]))
+    assert text.side.rows[text.first].tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert text.side.positions[text.first].tolist() == [0, 1, 2, 3, 2, 3, 2]
+    assert text.copies.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 0, 1, 6]
+    x = torch.arange(14.0).view(7, 2)
+    spread = text.spread(x, 1)
+    assert torch.equal(spread[1, 0, :2], x[:2])
+    assert torch.equal(text.gather(spread), x)
 
 
 def test_masks_flags_and_layer_0_stay_as_they_are(nano, batch):

@@ -278,3 +278,20 @@ def test_damage_may_be_allowed(server: RunningServer, talk: bytes) -> None:
     assert reply.status_code == 200
     assert 3 < reply.json()["duration"] < len(load_audio(talk)) / 16000
     assert post(server, cut, allow_damaged="perhaps").status_code == 400
+
+
+def test_a_part_has_the_times_of_the_whole(
+    server: RunningServer, talk: bytes, model: Any, processor: AudioFlamingo3Processor
+) -> None:
+    part = list(transcribe(model, processor, talk, start_s=2.0, end_s=62.5))
+    reply = post(server, talk, response_format="verbose_json", start="0:02", end="1m2.5s").json()
+    found = [(s["start"], s["end"], s["text"]) for s in reply["segments"]]
+    spoken = [segment for segment in part if segment.text.strip()]
+    assert found == [(round(s.start_s, 3), round(s.end_s, 3), s.text) for s in spoken]
+    assert min(start for start, _, _ in found) >= 2.0
+    for fields, param in (({"start": "soon"}, "start"), ({"start": "5", "end": "0:04"}, "end")):
+        answer = post(server, talk, **fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    late = post(server, talk, start="1h")
+    assert late.status_code == 400
+    assert "was to begin at 3600 s" in late.json()["error"]["message"]

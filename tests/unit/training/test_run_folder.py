@@ -18,6 +18,7 @@ from audioflamingo.training import TrainingConfig, train
 from audioflamingo.training.resume import list_checkpoints
 from audioflamingo.training.run_folder import RunFolder
 from audioflamingo.training.settings import build
+from audioflamingo.training.stage import StageRun
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,41 @@ def test_data_that_changed_since_the_run_began(base: Path) -> None:
         run(values)
     write_rows(path, rows)
     assert run(values).step == 3
+    clip, copy = data / "2.wav", (data / "2.wav").read_bytes()
+    write_clip(clip, 0.3, 77)  # of the same size
+    with pytest.raises(ConfigError, match=r"2\.wav has changed since the run in .* began"):
+        run(values)
+    clip.write_bytes(copy)  # a copy is the same file
+    assert run(values).step == 3
     write_rows(path, rows[:3])
     assert run(values, fresh=True).step == 3
+
+
+def test_audio_that_changes_while_the_run_reads_it(base: Path, monkeypatch) -> None:
+    data = base / "overwritten"
+    data.mkdir()
+    clips = [write_clip(data / f"{number}.wav", 0.3, number) for number in range(4)]
+    path = write_rows(data / "train.jsonl", [conversation(str(number), "hello", 0.3) for number in range(4)])
+    values = short(
+        base, "overwriting", batch={"max_rows": 4, "batches_per_step": 1}, checkpoint_every_steps=1
+    )
+    values["data"] = {"train": [{"path": str(path)}]}
+    step = StageRun._step
+
+    def change_then_step(stage: StageRun, batches: Any, waited_s: float) -> dict[str, Any]:
+        if stage.progress.step == 1:
+            write_clip(clips[3], 0.3, 99)
+        return step(stage, batches, waited_s)
+
+    monkeypatch.setattr(StageRun, "_step", change_then_step)
+    with pytest.raises(
+        DataError, match=r"3\.wav has changed since the run began\. Put it back, or start again\."
+    ):
+        run(values)
+    assert [path.name for path in list_checkpoints(base / "overwriting/checkpoints")] == [
+        "step-000000001",
+        "step-000000002",
+    ]
 
 
 def test_what_was_skipped_is_written_with_its_reason(base: Path, caplog) -> None:

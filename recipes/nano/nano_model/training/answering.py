@@ -44,7 +44,7 @@ def answer(fast: FastModel, batch: Batch, max_new_tokens: int, ends: tuple[int, 
             answers[row].append(int(tokens[row]))
         side = Side(rows, torch.zeros_like(rows), lengths + step, (len(ids), 1))
         added = torch.zeros(len(ids), step + 1)
-        x, turns = fast.language_model.embed_tokens.weight[tokens], fast.rotary(side)
+        x, turns = fast.language_model.embed_tokens.weight[tokens], fast.rotary(side.positions)
         for number in range(len(kept)):
             hears = kept[number][0].shape[2] > text_shown.shape[1] + step
             parts = [audio_shown, text_shown, added] if hears else [text_shown, added]

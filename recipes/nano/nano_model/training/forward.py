@@ -61,6 +61,39 @@ class Side:
         return out
 
 
+@dataclass(frozen=True)
+class Text:
+    """The text tokens of a batch, of which those of an opening that all rows share are computed once.
+
+    Attributes:
+        side: all text tokens (N,).
+        first: those that are computed (U,), as numbers among all.
+        copies: which of these each token equals (N,).
+    """
+
+    side: Side
+    first: Tensor
+    copies: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, is_text: Tensor) -> Text:
+        """From ids and a mask (B, S)."""
+        side = Side.of(is_text)
+        alike = (is_text & (input_ids == input_ids[:1])).all(0)
+        opening = int(alike.long().cumprod(0).sum())
+        computed = (side.rows == 0) | (side.positions >= opening)
+        copies = torch.where(computed, computed.cumsum(0) - 1, side.positions)
+        return cls(side, computed.nonzero()[:, 0], copies)
+
+    def spread(self, x: Tensor, heads: int) -> Tensor:
+        """Computed tokens (U, H * E) to (B, H, T, E)."""
+        return self.side.spread(x.index_select(0, self.copies), heads)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Back: (B, H, T, E) to (U, H * E)."""
+        return self.side.gather(x).index_select(0, self.first)
+
+
 def visible(queries: Side, keys: Side) -> Tensor:
     """What to add to scores (B, 1, T, L): nought where the key is not after the query."""
     later = keys.grid()[:, None, :] > queries.grid()[:, :, None]
@@ -68,7 +101,7 @@ def visible(queries: Side, keys: Side) -> Tensor:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm with gain 1, which the built-in model's layers keep."""
+    """RMSNorm without its gain."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
@@ -103,9 +136,9 @@ class FastModel:
         theta = float(text.rope_theta)
         self.frequencies = 1.0 / theta ** (torch.arange(0, self.head, 2, dtype=torch.float32) / self.head)
 
-    def rotary(self, side: Side) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (N, 1, E) at the positions of tokens."""
-        angles = side.positions[:, None].float() * self.frequencies
+        angles = positions[:, None].float() * self.frequencies
         angles = torch.cat([angles, angles], -1)[:, None]
         return angles.cos(), angles.sin()
 
@@ -130,36 +163,40 @@ class FastModel:
             keep: gets each layer's keys and values, for `Answering`.
         """
         is_audio = (input_ids == self.model.config.audio_token_id) & attention_mask.bool()
-        text, audio = Side.of(attention_mask.bool() & ~is_audio), Side.of(is_audio)
-        x = self.language_model.embed_tokens.weight[input_ids[text.rows, text.positions]]
-        turns, masks = self.rotary(text), {False: visible(text, text)}
+        text, audio = Text.of(input_ids, attention_mask.bool() & ~is_audio), Side.of(is_audio)
+        side = text.side
+        ids = input_ids[side.rows, side.positions][text.first]
+        x = self.language_model.embed_tokens.weight.index_select(0, ids)
+        turns, masks = self.rotary(side.positions[text.first]), {False: visible(side, side)}
         heard = None
         if audio_rows is not None and len(audio.rows):
             heard = rms_norm(self.model.model.multi_modal_projector(audio_rows.float()))
-            turned = self.rotary(audio)
-            masks[True] = torch.cat([visible(text, audio), masks[False]], -1)
+            turned = self.rotary(audio.positions)
+            masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):
             before = None
             if number in self.cross and heard is not None:
+                read = heard * layer.input_layernorm.weight
                 before = (
-                    audio.spread(self.rotate(project(layer, "k", heard), turned), self.heads),
-                    audio.spread(project(layer, "v", heard), self.heads),
+                    audio.spread(self.rotate(project(layer, "k", read), turned), self.heads),
+                    audio.spread(project(layer, "v", read), self.heads),
                 )
             x, keys = self.layer(number, x, text, turns, masks[before is not None], before)
             if keep is not None:
                 keep.append(keys)
-        return rms_norm(x) * self.language_model.norm.weight, text
+        normed = rms_norm(x) * self.language_model.norm.weight
+        return normed.index_select(0, text.copies), side
 
     def layer(
         self,
         number: int,
         x: Tensor,
-        text: Side,
+        text: Text | Side,
         turns: tuple[Tensor, Tensor],
         mask: Tensor,
         before: Keys | None,
     ) -> tuple[Tensor, Keys]:
-        """One layer on text tokens (N, D).
+        """One layer on text tokens (U, D).
 
         Args:
             number: of the layer.
@@ -179,7 +216,7 @@ class FastModel:
                 added = added - x
             return x + added, keys
         layer, noise = self.language_model.layers[number], self.noise if number else 0.0
-        normed = rounded(rms_norm(x), noise)
+        normed = rounded(rms_norm(x) * layer.input_layernorm.weight, noise)
         query = text.spread(self.rotate(project(layer, "q", normed), turns), self.heads)
         key = text.spread(self.rotate(project(layer, "k", normed), turns), self.heads)
         value = text.spread(project(layer, "v", normed), self.heads)
@@ -187,7 +224,7 @@ class FastModel:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
         out = F.scaled_dot_product_attention(query, key, value, mask)
         x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
-        normed = rounded(rms_norm(x), noise)
+        normed = rounded(rms_norm(x) * layer.post_attention_layernorm.weight, noise)
         gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
         return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
 
