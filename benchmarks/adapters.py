@@ -25,7 +25,7 @@ from audioflamingo.processor.prompt import Prompt
 
 BATCH = 8
 PROMPT_TOKENS = 200
-MIXES = {
+MIXES: dict[str, list[str | None]] = {
     "base": [None] * BATCH,
     "half of one adapter": [None, "a"] * 4,
     "base and three adapters": [None, "a", "b", "c"] * 2,

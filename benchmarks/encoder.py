@@ -27,7 +27,8 @@ def build(num_layers: int, dtype: torch.dtype) -> tuple[AudioFlamingo3Encoder, A
     """Our encoder and transformers', with the same random weights."""
     torch.manual_seed(0)
     config = transformers.AudioFlamingo3EncoderConfig(num_hidden_layers=num_layers)
-    theirs = transformers.AudioFlamingo3Encoder(config).to(dtype).eval()
+    theirs: Any = transformers.AudioFlamingo3Encoder(config)
+    theirs = theirs.to(dtype).eval()
     with torch.device("meta"):
         ours = AudioFlamingo3Encoder(AudioFlamingo3EncoderConfig(num_hidden_layers=num_layers)).eval()
     ours.load_state_dict(theirs.state_dict(), assign=True)

@@ -58,9 +58,9 @@ GOALS = {  # on an H100: what a row should reach, at least or at most
 
 def configuration(is_tiny: bool) -> dict[str, Any]:
     """The published geometry, or a small one of the same kind."""
-    audio = {"num_mel_bins": 128, "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20}
-    audio |= {"intermediate_size": 5120}
-    text = {
+    audio: dict[str, Any] = {"num_mel_bins": 128, "hidden_size": 1280, "intermediate_size": 5120}
+    audio |= {"num_hidden_layers": 32, "num_attention_heads": 20}
+    text: dict[str, Any] = {
         "hidden_size": 3584,
         "intermediate_size": 18944,
         "num_hidden_layers": 28,
@@ -459,7 +459,7 @@ def check_packed(bench: Bench, model: Any, scheme: str) -> bool:
         weight = layer.dequantize()
         for num_rows in (1, 5, 16, 40, 64, 200):
             x = torch.randn(num_rows, layer.shape[1], device=bench.device).bfloat16()
-            bias = None if layer.bias is None else layer.bias.float()
+            bias: Any = None if layer.bias is None else layer.bias.float()
             with torch.no_grad():
                 expected = nn.functional.linear(x.float(), weight, bias)
                 worst = max(worst, float((layer(x).float() - expected).norm() / expected.norm()))

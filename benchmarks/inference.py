@@ -68,7 +68,7 @@ class Engine:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.process.args} died; run it by hand to see why.")
+            raise SystemExit(f"{self.process.args!r} died; run it by hand to see why.")
         return dict(json.loads(line))
 
     def run(self, task: str) -> dict[str, float]:
@@ -123,7 +123,7 @@ def ceilings() -> dict[str, float]:
         "memory_read_gb_s": buffer.numel() * 4 / best(buffer.sum) / 1e9,
         "bf16_gflop_s": operations / best(lambda: F.linear(x, weight)) / 1e9,
         "int8_gop_s": operations
-        / best(lambda: kernels.linear_int8(x, packed, scales, None, weight.shape))
+        / best(lambda: kernels.linear_int8(x, packed, scales, None, (18944, 3584)))
         / 1e9,
     }
 
@@ -198,8 +198,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        depths = (32, 28) if options.full else (options.layers, options.layers)
-        write_models(folder, *depths, options.llama_python is not None)
+        num_audio, num_text = (32, 28) if options.full else (options.layers, options.layers)
+        write_models(folder, num_audio, num_text, options.llama_python is not None)
         wanted = {
             "transformers": (sys.executable, "transformers", folder / "bf16"),
             "bf16": (sys.executable, "audioflamingo", folder / "bf16"),
@@ -210,7 +210,12 @@ def main() -> None:
             wanted["llama.cpp Q4_0"] = (options.llama_python, "llama.cpp", folder / "q4_0.gguf")
         if options.engines:
             wanted = {name: how for name, how in wanted.items() if name.split()[0] in options.engines}
-        result: dict[str, Any] = {"layers": depths, "ceilings": ceilings(), "load_s": {}, "peak_gb": {}}
+        result: dict[str, Any] = {
+            "layers": [num_audio, num_text],
+            "ceilings": ceilings(),
+            "load_s": {},
+            "peak_gb": {},
+        }
         print("ceilings:", ", ".join(f"{name} {value:.0f}" for name, value in result["ceilings"].items()))
         seconds: dict[str, dict[str, float]] = {task: {} for task in options.tasks}
         groups = [{name: how} for name, how in wanted.items()] if options.full else [wanted]

@@ -40,6 +40,7 @@ class TorchEngine:
             "encode_5": lambda: self.encode(5),
             "encode_30": lambda: self.encode(30),
             "first_token": self.first_token,
+            "first_token_5": lambda: self.first_token(5),
             "prefill": self.prefill,
             "decode": lambda: self.decode(1),
             "decode_batch": lambda: self.decode(BATCH),
@@ -51,14 +52,17 @@ class TorchEngine:
         inputs["input_features"] = inputs["input_features"].to(torch.bfloat16)
         return inputs
 
+    def run_encoder(self, features: torch.Tensor, mask: torch.Tensor) -> None:
+        raise NotImplementedError
+
     def encode(self, seconds: int) -> float:
         inputs = self.inputs(seconds)
         start = time.perf_counter()
         self.run_encoder(inputs["input_features"], inputs["input_features_mask"])
         return time.perf_counter() - start
 
-    def first_token(self) -> float:
-        inputs = self.inputs()
+    def first_token(self, seconds: int = 30) -> float:
+        inputs = self.inputs(seconds)
         start = time.perf_counter()
         self.model.generate(**inputs, max_new_tokens=1, do_sample=False)
         return time.perf_counter() - start
@@ -148,7 +152,11 @@ class LlamaCppEngine:
         return (time.perf_counter() - start) / NEW_TOKENS
 
 
-ENGINES = {"transformers": TransformersEngine, "audioflamingo": OurEngine, "llama.cpp": LlamaCppEngine}
+ENGINES: dict[str, Any] = {
+    "transformers": TransformersEngine,
+    "audioflamingo": OurEngine,
+    "llama.cpp": LlamaCppEngine,
+}
 
 
 def main() -> None:

@@ -85,7 +85,9 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    limits = {name: (call, size, []) for name, (call, size) in ceilings().items()}
+    limits: dict[str, tuple[Callable[[], Tensor], float, list[float]]] = {
+        name: (call, size, []) for name, (call, size) in ceilings().items()
+    }
     kinds = layers(options.outputs, options.inputs)
     results = []
     print(

@@ -61,16 +61,19 @@ def measure(library: str, folder: str, dtype: str) -> dict[str, Any]:
     import torch
 
     if library == "transformers":
-        from transformers import AudioFlamingo3ForConditionalGeneration
+        from transformers import AudioFlamingo3ForConditionalGeneration as Theirs
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        load: Any = Theirs.from_pretrained
     else:
         from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+
+        load = AudioFlamingo3ForConditionalGeneration.from_pretrained
     peak = PeakMemory()
     peak.start()
     start = time.perf_counter()
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model = load(folder, dtype=getattr(torch, dtype))
     load_s = time.perf_counter() - start
     peak_bytes, kept_bytes = peak.stop()
     with torch.no_grad():

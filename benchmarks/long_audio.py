@@ -14,6 +14,7 @@ import json
 import resource
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ def main() -> None:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     num_windows = options.seconds // 30
     num_tokens = num_windows * num_audio_tokens(WINDOW_FRAMES)
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": torch.tensor([[1] * 10 + [model.config.audio_token_id] * num_tokens + [2] * 10]),
         "input_features": torch.zeros(num_windows, 128, WINDOW_FRAMES),
         "input_features_mask": torch.ones(num_windows, WINDOW_FRAMES, dtype=torch.int32),

@@ -22,6 +22,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
 
-    results = []
+    results: list[dict[str, Any]] = []
     for kind in KINDS:
         print(f"\n{kind:30} {'bits':>5}" + "".join(f"{name:>22}" for name in LAYERS))
         print(f"{'':36}" + f"{'weights':>13}{'all':>9}" * len(LAYERS))

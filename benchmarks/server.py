@@ -187,7 +187,9 @@ async def measure_first_token(
         return chat(*parts, unique_text(), max_tokens=8)
 
     await first_token_s(client, short())
-    alone, beside, long_times = [], [], []
+    alone: list[float] = []
+    beside: list[float] = []
+    long_times: list[float] = []
     while len(beside) < rounds:
         alone += [await first_token_s(client, short()) for _ in range(3)]
         start = time.perf_counter()

@@ -20,16 +20,26 @@ _OUT_OF_MEMORY = 1
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The shared library, or None where it was not built."""
+    """The shared library, or None where it was not built.
+
+    Raises:
+        ImportError: it was built from an older version of the sources.
+    """
     spec = importlib.util.find_spec("audioflamingo.kernels._native")
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
+    if not hasattr(loaded, "af3_attention"):
+        raise ImportError(
+            f"the compiled kernels in {spec.origin} are older than this package: install audioflamingo again, or in a "
+            "source tree run `python setup.py build_ext --inplace`."
+        )
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     loaded.af3_best_level.argtypes = []
     loaded.af3_linear.argtypes = [integer] * 7 + [pointer] * 5
     loaded.af3_linear_bf16.argtypes = [integer] * 5 + [pointer] * 4
     loaded.af3_linear_bf16.restype = None
+    loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
     return loaded
 
 
@@ -90,6 +100,26 @@ def linear_bf16(
     loaded = library()
     assert loaded is not None
     loaded.af3_linear_bf16(LEVELS.index(backend), threads, *sizes, *pointers)
+
+
+def attention(
+    backend: str,
+    threads: int,
+    settings: tuple[int, bool, float],
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    pointers: tuple[int, ...],
+) -> None:
+    """Runs attention; arguments as in api.cpp, already checked.
+
+    Raises:
+        MemoryError: no memory for a block of keys a thread.
+    """
+    loaded = library()
+    assert loaded is not None
+    arrays = (ctypes.c_int * len(sizes))(*sizes), (ctypes.c_int64 * len(strides))(*strides)
+    if loaded.af3_attention(LEVELS.index(backend), threads, *settings, *arrays, *pointers) == _OUT_OF_MEMORY:
+        raise MemoryError(f"no memory for attention with {sizes[-1]} dimensions a head")
 
 
 def _forced(chosen: str) -> str:

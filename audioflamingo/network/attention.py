@@ -1,8 +1,9 @@
-"""Scaled dot-product attention, twice: a plain reference, and torch's fused kernel; and `attend_packed` over both.
+"""Scaled dot-product attention: a plain reference, and fused kernels; and `attend_packed` over both.
 
 Both take `(B, H, T, E)` queries against `(B, K, L, E)` keys and values, where K divides H (grouped queries). The
 reference also returns its weights. `attend_packed` is how the language model attends, whatever stands in a batch: on a
-GPU in one call of flash attention for rows of any length (arXiv 2307.08691), which reads no slot that is not a row's.
+GPU in one call of flash attention for rows of any length (arXiv 2307.08691), which reads no slot that is not a row's,
+and likewise on a CPU while prompts are read, where this package's kernel is faster than torch's.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audioflamingo.kernels import attention as cpu_attention
 from audioflamingo.kernels.bfloat16 import is_slow
 from audioflamingo.network.row_layout import Bounds, PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
 ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("eager", "sdpa")
 MAX_FLASH_HEAD_DIM = 256
+LEAST_CPU_QUERIES = 16  # of a row: laying out the keys for fewer costs more than it saves
 
 
 def eager_attention(
@@ -115,12 +118,22 @@ def has_flash(device: torch.device) -> bool:
     )
 
 
-def takes_any_lengths(query: Tensor, implementation: AttentionImplementation, dropout: float = 0.0) -> bool:
-    """Whether `attend_any_lengths` can be used: half precision on a GPU, and nothing is trained."""
+def takes_any_lengths(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    implementation: AttentionImplementation,
+    dropout: float = 0.0,
+) -> bool:
+    """Whether `attend_any_lengths` can be used, and is fast: nothing is trained, and half precision on a GPU."""
+    if implementation != "sdpa" or dropout:
+        return False
+    if query.is_cpu:
+        return cpu_attention.runs(query, keys, values) and cpu_attention.is_faster(
+            query.dtype, query.shape[-1]
+        )
     return (
         query.is_cuda
-        and implementation == "sdpa"
-        and not dropout
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= MAX_FLASH_HEAD_DIM
@@ -132,7 +145,7 @@ def takes_any_lengths(query: Tensor, implementation: AttentionImplementation, dr
 def attend_any_lengths(
     query: Tensor, keys: Tensor, values: Tensor, bounds: Bounds, *, scale: float, is_causal: bool
 ) -> Tensor:
-    """Attention of rows of any length to keys that lie anywhere, in one call of torch's flash attention.
+    """Attention of rows of any length to keys that lie anywhere, in one call: on a GPU of torch's flash attention.
 
     Args:
         query: of all rows, `(N, H, E)`.
@@ -145,6 +158,9 @@ def attend_any_lengths(
     Returns:
         `(N, H, E)`.
     """
+    if query.is_cpu:
+        rows = bounds.offsets, bounds.starts, bounds.ends
+        return cpu_attention.attend_rows(query, keys, values, rows, scale=scale, is_causal=is_causal)
     device = query.device
     # The kernel takes where a row's keys start from `cum_seq_k`, and how many there are from `seqused_k`: so the rows
     # may lie in any order, with gaps between them.
@@ -177,8 +193,9 @@ def attend_packed(
 ) -> tuple[Tensor, list[Tensor] | None]:
     """Causal attention of packed rows, each to its own keys and values among all that are stored.
 
-    In half precision on a GPU all rows attend in one call. Elsewhere rows that stand evenly spaced do, where they lie,
-    and a captured step, whose numbers are on the device only, gathers a window of fixed width for each row.
+    In half precision on a GPU all rows attend in one call, as do prompts on a CPU. Elsewhere rows that stand evenly
+    spaced do, where they lie, and a captured step, whose numbers are on the device only, gathers a window of fixed
+    width for each row.
 
     Args:
         query: of all rows' new tokens, `(N, H, E)`.
@@ -196,9 +213,10 @@ def attend_packed(
     # One query a row may look everywhere, so a group of heads is as good as so many queries to one head: its keys and
     # values are then read once, not once a head.
     num_tokens, num_heads, head_dim = query.shape
-    if takes_any_lengths(query, implementation, dropout):
-        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
-        return attend_any_lengths(query, keys, values, layout.bounds, scale=scale, is_causal=True), None
+    if _is_worth_one_call(query, layout):
+        slots = keys.transpose(0, 1), values.transpose(0, 1)
+        if takes_any_lengths(query, *slots, implementation, dropout):
+            return attend_any_lengths(query, *slots, layout.bounds, scale=scale, is_causal=True), None
     folded = query.view(num_tokens, keys.shape[0], -1, head_dim)  # (N, K, H / K, E)
     if layout.window is not None:
         out = _attend_table(folded, keys, values, layout, layout.window, implementation, scale)
@@ -224,6 +242,11 @@ def attend_packed(
             all_weights += [w[..., :end] for w, end in zip(weights.split(1), group.ends, strict=True)]
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (N, K, H / K, E)
     return out.reshape(query.shape), all_weights or None
+
+
+def _is_worth_one_call(query: Tensor, layout: PackedLayout) -> bool:
+    """On a GPU always, on a CPU where every row reads a prompt."""
+    return query.is_cuda or (layout.num_new is not None and min(layout.num_new) >= LEAST_CPU_QUERIES)
 
 
 def _attend_table(

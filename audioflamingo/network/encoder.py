@@ -1,8 +1,8 @@
 """The audio encoder: Whisper's, then average pooling and a LayerNorm (arXiv 2507.08128, section 3.1; 2212.04356).
 
 Windows are packed: only frames that can reach a valid output are computed, the positions of all windows stand in one
-`(P, D)` matrix, and windows of equal length attend together, on a GPU all of them. That is exact: masked keys never
-counted, and rows past a window's audio tokens are dropped by the model anyway.
+`(P, D)` matrix, and all windows attend in one call where a kernel takes them, else those of equal length. That is
+exact: masked keys never counted, and rows past a window's audio tokens are dropped by the model anyway.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class AudioFlamingo3Attention(nn.Module):
         key, value = self.keys_values(x) if keys_values is None else keys_values
         heads = (-1, self.num_heads, self.head_dim)
         dropout = self.dropout if self.training else 0.0
-        if bounds is not None and takes_any_lengths(query.view(heads), self.implementation, dropout):
-            packed = query.view(heads), key.view(heads), value.view(heads)
+        packed = query.view(heads), key.view(heads), value.view(heads)
+        if bounds is not None and takes_any_lengths(*packed, self.implementation, dropout):
             return self.out_proj(attend_any_lengths(*packed, bounds, scale=1.0, is_causal=False).flatten(1))
         sizes = [group.num_windows * group.length for group in groups]
         queries = query.split(sizes) if len(groups) > 1 else [query]
@@ -278,7 +278,7 @@ class AudioFlamingo3Encoder(nn.Module):
         x = torch.cat([parts[w] for w in order])
         sizes = [lengths[w] for w in order]
         groups = [WindowGroup(len(list(same)), n) for n, same in groupby(sizes)]
-        bounds = _bounds(sizes, x.device) if _is_on_gpu(x) else None
+        bounds = _bounds(sizes, x.device)
         for layer in layers:
             if self.training and self.config.layerdrop and torch.rand(()).item() < self.config.layerdrop:
                 continue
@@ -288,10 +288,6 @@ class AudioFlamingo3Encoder(nn.Module):
                 x = layer(x, groups, bounds)
         done = dict(zip(order, x.split(sizes), strict=True))
         return torch.cat([done[w] for w in sorted(order)])
-
-
-def _is_on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
 
 
 def _bounds(lengths: list[int], device: torch.device) -> Bounds:

@@ -98,7 +98,7 @@ FORM: Schema = {
     },
     "channel": {"enum": list(CHANNELS), "default": "mix", "description": "`each` is a transcript a channel."},
     "allow_damaged": _flag("Transcribe what is left of a damaged file."),
-    "timestamp_granularities": {**_list({"const": "segment"}), "description": "For verbose_json."},
+    "timestamp_granularities": {**_list({"enum": ["segment", "word"]}), "description": "For verbose_json."},
     "chunking_strategy": {"const": "auto", "description": "Recordings of any length are cut at silences."},
     "include": {"type": "array", "maxItems": 0, "description": "Nothing can be included."},
 }

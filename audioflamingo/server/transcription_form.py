@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import re
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -167,9 +168,9 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
     )
 
 
-def _part(form: FormData) -> dict[str, float]:
+def _part(form: FormData) -> dict[str, Any]:
     """Which part of the file."""
-    part: dict[str, float] = {}
+    part: dict[str, Any] = {}
     for name in ("start", "end"):
         if (text := _text(form, name)) is not None:
             try:

@@ -35,7 +35,7 @@ def load_whisper(folder: Path) -> Whisper:
     """The decoder out of `model.bin` and `tokenizer.json`."""
     arrays = {}
     for name, array in read_arrays((folder / "model.bin").read_bytes()):
-        arrays[name] = torch.from_numpy(array.astype("float32"))  # type: ignore[attr-defined]
+        arrays[name] = torch.from_numpy(array.astype("float32"))
     return Whisper(arrays, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
 
 

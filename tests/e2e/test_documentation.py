@@ -123,3 +123,18 @@ def test_every_command_and_route_is_in_the_reference(site: Path) -> None:
             assert f"<code>{option.opts[0]}</code>" in text, (name, option.opts)
     assert "POST /v1/chat/completions" in (site / "reference" / "http.html").read_text(encoding="utf-8")
     assert (site / "openapi.json").exists()
+
+
+def test_the_site_is_searched_from_a_disk(site: Path, browser: Any) -> None:
+    """No server, no other host: the result comes from the index beside the pages."""
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{site.as_uri()}/about/limits.html", wait_until="domcontentloaded")
+    page.locator("input.md-search__input").fill("balancer")
+    result = page.locator("a.md-search-result__link").first
+    result.wait_for()
+    assert site.as_uri() in result.get_attribute("href")
+    assert [url for url in asked if not url.startswith(("file://", "data:", "blob:"))] == []
+    page.close()

@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "attention.h"
 #include "layer.h"
 
 namespace {
@@ -55,4 +56,19 @@ AF3_API int af3_linear(int level, int threads, int dtype, int group, int rows, i
 AF3_API void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns, const uint16_t* x,
                              const uint16_t* weight, const uint16_t* bias, uint16_t* out) {
     af3::run_bf16(*kLevels[level], x, weight, bias, out, rows, outputs, columns, threads);
+}
+
+// Everything of `dtype`; the sizes are rows, heads, key heads and dimensions, the strides those of `Attention` in order.
+AF3_API int af3_attention(int level, int threads, int dtype, int is_causal, float scale, const int* sizes,
+                          const int64_t* strides, const int32_t* offsets, const int32_t* starts, const int32_t* ends,
+                          const void* query, const void* keys, const void* values, void* out) {
+    try {
+        af3::run_attention(*kLevels[level],
+                           {query, keys, values, out, offsets, starts, ends, af3::DType(dtype), sizes[0], sizes[1],
+                            sizes[2], sizes[3], threads, strides[0], strides[1], strides[2], strides[3], strides[4],
+                            strides[5], is_causal != 0, scale});
+        return kOk;
+    } catch (const std::bad_alloc&) {
+        return kOutOfMemory;
+    }
 }

@@ -8,6 +8,8 @@
 
 #include <immintrin.h>
 
+#include <utility>
+
 #include "rows.h"
 
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
@@ -279,15 +281,47 @@ void dot_float(const uint16_t* const* weights, int num_outputs, const uint16_t* 
 #undef AF3_ROWS
 #undef AF3_ROW
 
+#define AF3_TARGET VNNI
+#define AF3_LANES 16
+#define AF3_ATTEND_ROWS 12
+#define AF3_FMA(a, b, c) Floats(_mm512_fmadd_ps(a, b, c))
+#define AF3_SPLAT(x) Floats(_mm512_set1_ps(x))
+#include "attention_tile.h"
+
+void attend(const AttentionTile& tile, int rows) { attend_rows<Singles>(tile, rows, AttendRows()); }
+
+namespace pairs {
+
+#undef AF3_TARGET
+#define AF3_TARGET BF16
+#include "attention_tile.h"
+
+// Factors as pairs of bfloat16, products and sums in float32.
+struct Pairs {
+    static constexpr bool kIsPairs = true;
+    AF3_TARGET AF3_INLINE Floats add(Floats sum, Floats a, Floats b) {
+        return Floats(_mm512_dpbf16_ps(__m512(sum), (__m512bh)a, (__m512bh)b));
+    }
+    AF3_TARGET AF3_INLINE void save_weights(float* to, int place, Floats weights) {
+        const __m256bh narrow = _mm512_cvtneps_pbh(__m512(weights));
+        memcpy(reinterpret_cast<uint16_t*>(to) + place, &narrow, sizeof narrow);
+    }
+};
+
+void attend(const AttentionTile& tile, int rows) { attend_rows<Pairs>(tile, rows, AttendRows()); }
+
+}  // namespace pairs
+
 constexpr Kernels with_bf16(Kernels kernels) {
     kernels.dot_bf16 = dot_bf16;
+    kernels.attend_pairs = pairs::attend;
     return kernels;
 }
 
 }  // namespace
 
 const Kernels kAvx512Vnni = {128,         kTileRows,   quantize_row,  finish, multiply, expand,
-                             decode_int8, decode_int4, dot_float};
+                             decode_int8, decode_int4, dot_float,     AF3_ATTEND_ROWS, attend, nullptr};
 const Kernels kAvx512Bf16 = with_bf16(kAvx512Vnni);
 
 }  // namespace af3

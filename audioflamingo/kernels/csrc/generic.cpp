@@ -1,5 +1,7 @@
 // Plain C++: any processor. Also the readable form of what the vector paths compute.
 
+#include <utility>
+
 #include "rows.h"
 
 namespace af3 {
@@ -76,8 +78,20 @@ void decode_int4(const uint8_t* const* blocks, int num_blocks, const Activations
     }
 }
 
+#define AF3_TARGET
+#define AF3_LANES 4
+#define AF3_ATTEND_ROWS 2
+#define AF3_FMA(a, b, c) ((a) * (b) + (c))
+#define AF3_SPLAT(x) splat(x)
+typedef float FourFloats __attribute__((vector_size(16)));
+AF3_INLINE FourFloats splat(float x) { return FourFloats{x, x, x, x}; }
+#include "attention_tile.h"
+
+void attend(const AttentionTile& tile, int rows) { attend_rows<Singles>(tile, rows, AttendRows()); }
+
 }  // namespace
 
-const Kernels kGeneric = {0, 24, quantize_row, finish, multiply, expand, decode_int8, decode_int4, nullptr};
+const Kernels kGeneric = {0,           24,          quantize_row, finish,          multiply, expand,
+                          decode_int8, decode_int4, nullptr,      AF3_ATTEND_ROWS, attend,   nullptr};
 
 }  // namespace af3

@@ -15,6 +15,14 @@ constexpr int kMaxTileBlocks = 4;   // blocks that a tile of `multiply` covers
 constexpr int kMaxDecodeRows = 8;   // rows that `decode_*` takes at once
 constexpr int kMaxDotRows = 16;     // rows that linear_bf16 takes
 constexpr int kDotOutputs = 4;      // outputs that `dot_bf16` computes at once
+constexpr int kPanel = 16;          // keys, or dimensions, that lie side by side while queries attend
+constexpr int kKeys = 256;          // keys of a block of attention
+constexpr int kMaxAttendRows = 12;  // queries that `attend` takes at once
+constexpr float kLowest = -1e30f;   // below every score
+// 2**x for -0.5 <= x <= 0.5 as a polynomial, the highest power first: relative error 2e-9 before rounding.
+constexpr int kNumPowers = 7;
+constexpr float kPowers[kNumPowers] = {1.534580806e-4f, 1.339993090e-3f, 9.618489072e-3f, 5.550328643e-2f,
+                                       2.402264625e-1f, 6.931471825e-1f, 1.0f};
 
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
@@ -24,6 +32,24 @@ struct Activations {
     ptrdiff_t stride;
     const int32_t* group_sums;   // sum of row r over group g at [r * num_groups + g]
     int num_groups;
+};
+
+// Some queries and a block of keys. A "place" is 32 bits: a float, or two bfloat16 side by side.
+struct AttentionTile {
+    const float* query;      // row r at query + r * query_stride places
+    ptrdiff_t query_stride;
+    const float* keys;       // [key / 16][dimension][key % 16] places
+    const float* values;     // [dimension / 16][key, kKeys at most][dimension % 16] places
+    int lines;               // places of a query
+    int dim_panels;
+    int num_keys;            // what the last query sees of the block
+    const int* limits;       // what each query sees
+    float scale;             // of the scores, whose exponential to base 2 is taken
+    float* out;              // sums so far: row r at out + r * dim_panels * 16
+    float* most;             // the largest score so far of each query
+    float* sums;             // sum of the weights so far
+    float* scores;           // kMaxAttendRows x kKeys to work in
+    float* weights;          // likewise, for weights in bfloat16
 };
 
 // The inner loops of one instruction set. All integer results are exact; sums wrap at 32 bits only on the way.
@@ -51,6 +77,11 @@ struct Kernels {
     // Null in plain C++, which has nothing on F.linear.
     void (*dot_bf16)(const uint16_t* const* weights, int num_outputs, const uint16_t* x, int rows, int columns,
                      float* out);
+    int attend_rows;  // queries that `attend` takes at once
+    // Adds a block of keys to what 1..attend_rows queries have seen.
+    void (*attend)(const AttentionTile& tile, int rows);
+    // The same in pairs of bfloat16; null where the processor does not multiply them.
+    void (*attend_pairs)(const AttentionTile& tile, int rows);
 };
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

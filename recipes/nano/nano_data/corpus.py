@@ -198,8 +198,8 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for kind, rows in split_files(data_dir, "test"):
         yield f"test_{kind}", rows
     kinds = make_maker(data_dir, "test", sounds=KINDS_SPLIT)
-    rows = about_rows(kinds, "sound")
-    yield "test_kinds", [row for row in rows if row["label"] not in ("speech", "music")]
+    sounds = about_rows(kinds, "sound")
+    yield "test_kinds", [row for row in sounds if row["label"] not in ("speech", "music")]
     timbre = make_maker(data_dir, "test", timbre=True)
     yield "test_timbre", list(about_rows(timbre, "instrument"))
     yield "test_timbre_choice", list(about_rows(timbre, "instrument_choice"))

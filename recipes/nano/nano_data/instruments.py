@@ -200,7 +200,7 @@ def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
     """Makes the missing shards; yields a line for each."""
     for folder, split, font, labels in shards(data_dir):
 
-        def fill(working: Path, folder: Path = folder, font: str = font, labels: list[str] = labels):
+        def fill(working: Path, folder: Path = folder, font: str = font, labels: list[str] = labels) -> Any:
             return _fill(
                 working,
                 f"{folder.parent.parent.name}-{font}-{folder.name}",

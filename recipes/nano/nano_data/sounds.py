@@ -181,8 +181,12 @@ def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
         chosen = recordings.get(label, {}).get(RECORDINGS_OF[split], [])
 
         def fill(
-            working: Path, label: str = label, split: str = split, numbers: range = numbers, chosen=chosen
-        ):
+            working: Path,
+            label: str = label,
+            split: str = split,
+            numbers: range = numbers,
+            chosen: Any = chosen,
+        ) -> Any:
             rows = []
             for number in numbers:
                 waveform, origin = make_clip(label, split, number, chosen, unpacked)

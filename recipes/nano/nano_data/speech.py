@@ -103,7 +103,8 @@ def plan_clips(speech_set: SpeechSet, rows: list[dict[str, str]]) -> list[Clip]:
     rng = random.Random(seed)
     rows = [row for row in rows if row["split"] == speech_set.split]
     clips: list[Clip] = []
-    planned_s, order = 0.0, iter(())
+    planned_s = 0.0
+    order: Iterator[dict[str, str]] = iter(())
     weights = [KINDS[kind][0] for kind in speech_set.kinds]
     while planned_s < speech_set.hours * 3600:
         kind = rng.choices(speech_set.kinds, weights)[0]

@@ -70,7 +70,7 @@ def fit(layer: Layer, before: Tensor, after: Tensor, const: float, seconds: floa
         rows = torch.randint(len(x), (BATCH,))
         loss = ((output(layer, x[rows]) - target[rows]).pow(2).sum(1, keepdim=True) * weight[rows]).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         step += 1
     for name, part in zip(("gate", "up", "down"), parts, strict=True):

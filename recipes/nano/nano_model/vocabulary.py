@@ -55,11 +55,10 @@ def prune(
     from tokenizers import Tokenizer
 
     vocabulary: dict[str, int] = source["model"]["vocab"]
-    merges = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-        for merge in source["model"]["merges"]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in source["model"]["merges"])
+    merges: list[Merge] = [
+        (left, right) for left, right in pairs if left + right in vocabulary and is_allowed(left + right)
     ]
-    merges = [merge for merge in merges if "".join(merge) in vocabulary and is_allowed("".join(merge))]
     names = sorted((t for t in vocabulary if vocabulary[t] < LAST_ORDINARY), key=vocabulary.__getitem__)
     full = Tokenizer.from_str(json.dumps(with_vocabulary(template, names, merges)))
     counts = Counter(token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens)

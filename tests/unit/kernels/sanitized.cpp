@@ -15,6 +15,9 @@ int af3_linear(int level, int threads, int dtype, int group, int rows, int outpu
                const uint8_t* packed, const float* scales, const float* bias, void* out);
 void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns, const uint16_t* x,
                      const uint16_t* weight, const uint16_t* bias, uint16_t* out);
+int af3_attention(int level, int threads, int dtype, int is_causal, float scale, const int* sizes,
+                  const int64_t* strides, const int32_t* offsets, const int32_t* starts, const int32_t* ends,
+                  const void* query, const void* keys, const void* values, void* out);
 }
 
 static uint32_t state = 1;
@@ -112,11 +115,32 @@ static void bfloat16(int best) {
     }
 }
 
+// Two rows of unequal length, the second with a past, in a store of exactly so many slots.
+static int attention(int best) {
+    const int dtype = draw(0, 1), is_causal = draw(0, 1), key_heads = draw(1, 3), dims = draw(1, 70);
+    const int heads = key_heads * draw(1, 4), first = draw(1, 40), second = draw(1, 300), past = draw(0, 30);
+    const int tokens = first + second, slots = tokens + past, sizes[] = {2, heads, key_heads, dims};
+    const int64_t strides[] = {heads * dims, dims, dims, slots * dims, key_heads * dims, dims};
+    const int32_t offsets[] = {0, first, tokens}, starts[] = {second + past, 0}, ends[] = {first, second + past};
+    const size_t element = dtype ? 2 : 4, stored = size_t(slots) * key_heads * dims * element;
+    GuardedBytes query(size_t(tokens) * heads * dims * element), keys(stored), values(stored);
+    fill_floats(query, dtype), fill_floats(keys, dtype), fill_floats(values, dtype);
+    for (int level = 0; level <= best; ++level) {
+        Bytes out(query.size);
+        if (af3_attention(level, draw(1, 3), dtype, is_causal, 0.1f, sizes, strides, offsets, starts, ends, query.data,
+                          keys.data, values.data, out.data)) {
+            return printf("level %d reports that memory ran out\n", level);
+        }
+    }
+    return 0;
+}
+
 int main() {
     const int best = af3_best_level();
     for (int i = 0; i < 40; ++i) {
         if (quantized(best)) return 1;
         bfloat16(best);
+        if (attention(best)) return 1;
     }
     printf("levels 0 to %d\n", best);
 }

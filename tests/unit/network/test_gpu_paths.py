@@ -62,7 +62,7 @@ def any_lengths(monkeypatch: pytest.MonkeyPatch) -> list[Bounds]:
     for module in (attention, encoder):
         monkeypatch.setattr(module, "takes_any_lengths", lambda *_: True)
         monkeypatch.setattr(module, "attend_any_lengths", attend)
-    monkeypatch.setattr(encoder, "_is_on_gpu", lambda _: True)
+    monkeypatch.setattr(attention, "_is_worth_one_call", lambda *_: True)
     return calls
 
 

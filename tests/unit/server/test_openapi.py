@@ -45,6 +45,13 @@ def test_every_field_is_described_and_no_other() -> None:
         assert set(fields) == {field.alias or name for name, field in body.model_fields.items()}
 
 
+def test_times_of_segments_and_words_may_be_asked_for() -> None:
+    """As the form takes them: the description once knew of segments only."""
+    Draft202012Validator(FORM["timestamp_granularities"]).validate(["segment", "word"])
+    with pytest.raises(ValidationError):
+        Draft202012Validator(FORM["timestamp_granularities"]).validate(["letter"])
+
+
 def test_every_reference_leads_somewhere() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     for name, schema in schemas.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.training.batches import Batch, BatchEncoder
@@ -57,7 +58,7 @@ class Mixture:
                 DatasetConfig(str(source.path), answer_weight=source.answer_weight), on_bad_row="skip"
             )
             known = {path for row in dataset.rows for path in row.audio}
-            missing = {path for path, _ in cache.missing(sorted(known), [variant])}
+            missing = {path for path, _ in cache.missing(sorted(known, key=path_of), [variant])}
             rows = [row for row in dataset.rows if not missing.intersection(row.audio)]
             if rows:
                 self.sets.append(rows)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.training.feature_cache import CLEAN, FeatureCache, encoder_hash
+from audioflamingo.audio.stored import path_of
+from audioflamingo.training.feature_cache import CLEAN, AudioFile, FeatureCache, encoder_hash
 from audioflamingo.training.training_config import AugmentationConfig, FeatureCacheConfig
 
 SETS = (
@@ -46,6 +47,6 @@ def encode_clips(cache: FeatureCache, data_dir: Path, model: Any, processor: Any
             print(f"{name}: {len(jobs)} clips encoded in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def encode_as_they_are(cache: FeatureCache, paths: set[str], model: Any, processor: Any) -> None:
+def encode_as_they_are(cache: FeatureCache, paths: set[AudioFile], model: Any, processor: Any) -> None:
     """Encodes clips of tests."""
-    cache.build(cache.missing(sorted(paths), [CLEAN]), model, processor)
+    cache.build(cache.missing(sorted(paths, key=path_of), [CLEAN]), model, processor)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from .batches import Batch, Mixture
+from audioflamingo.training.batches import Batch
+
+from .batches import Mixture
 from .forward import FastModel
 from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
