@@ -74,12 +74,8 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str | N
 
 
 def test_a_stage_that_trains_nothing_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "train.yaml"
-    path.write_text(
-        CONFIG.replace("learning_rates: {projector: 1e-3}", "learning_rates: {}"), encoding="utf-8"
-    )
     with pytest.raises(ConfigError, match="learning_rates must name at least one of encoder, projector"):
-        load_config(path)
+        load(tmp_path, MINIMAL.replace("{projector: 1e-3}", "{}"))
 
 
 def test_lora_and_full_training_exclude_each_other(tmp_path: Path) -> None:
