@@ -52,6 +52,11 @@ KINDS = (
     "wav, aiff, au, sph, caf, voc, flac, wv, tta, ogg, opus, mp3, aac, ac3, amr, mp4, m4a, mov, mkv, webm, ts, mpg, "
     "avi, flv, wma"
 )
+RAW_SUFFIXES = (".pcm", ".raw", ".sln", ".slin", ".s16", ".s16le")
+RAW_ADVICE = (
+    "it seems to hold samples without a header that says their rate. Pass (rate, samples) with an array, or give it a "
+    "header: ffmpeg -f s16le -ar RATE -ac 1 -i FILE out.wav"
+)
 COUNTED = ("flac", "wv", "tta")  # containers whose headers count the samples
 CHECKED_CODECS = ("flac", "tta", "wavpack", "ac3")  # whose frames have checksums
 PLAIN_SAMPLES = ("wav", "au", "nistsphere")  # of unknown size, they always end in an incomplete packet
@@ -149,6 +154,8 @@ class _Decoding:
     def _explained(self, error: AudioError) -> AudioError:
         self._file.seek(0)
         reason = find_missing_head(self._file)
+        if reason is None and self._name.strip("'").lower().endswith(RAW_SUFFIXES):
+            reason = RAW_ADVICE
         return error if reason is None else AudioError(f"{self._name} cannot be read: {reason}")
 
     def _timed(self, container: Any, stream: Any) -> Iterator[Frame]:

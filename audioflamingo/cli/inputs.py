@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _SUFFIX_NAMES = """
-wav wave w64 rf64 aif aiff aifc caf au snd sph voc flac wv tta ogg oga opus mp3 mp2 m4a m4b mp4 aac ac3 eac3 webm mka
-mkv mov amr 3gp ts mts m2ts mpg mpeg vob avi flv wma wmv asf
+wav wave w64 rf64 aif aiff aifc caf au snd sph voc flac wv tta ogg oga ogv opus mp3 mp2 mpga m4a m4b m4r m4v mp4
+aac ac3 eac3 webm weba mka mkv mov qt qta amr 3gp 3gpp 3g2 ts mts m2ts mpg mpeg vob avi flv f4v wma wmv asf
 """
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 ROUNDING_S = 0.1  # by which a list may state a file shorter than it is

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from audioflamingo.audio.live_audio import LiveAudio
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.errors import ArgumentError, AudioError, MissingDependencyError, require
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BLOCK_S = 0.1
 MAX_WAITING_S = 300.0  # sound that waits for a slow model
@@ -27,6 +27,8 @@ class LiveSound:
     """
 
     def __init__(self, rate: float) -> None:
+        from audioflamingo.audio.live_audio import LiveAudio
+
         self._audio = LiveAudio("pcm16", rate)
         self._coming: SimpleQueue[bytes | Exception | None] = SimpleQueue()
         self._room = threading.Semaphore(int(MAX_WAITING_S / BLOCK_S))

@@ -165,7 +165,9 @@ def count_reasons(skipped: Sequence[Skipped]) -> list[tuple[str, int]]:
 def _parse_row(entry: Entry, config: DatasetConfig, place: str) -> DataRow:
     value = entry.value
     if isinstance(value, Exception):
-        raise DataError(f"not valid JSON ({value})" if entry.file.suffix.startswith(".json") else str(value))
+        if not entry.file.suffix.startswith(".json"):
+            raise DataError(str(value))
+        raise DataError(f"not valid JSON ({value}); in a list of rows each row stands on one line")
     if not isinstance(value, dict):
         raise DataError(f"a row is a JSON object, this is a {type(value).__name__}")
     if "error" in value and isinstance(value["error"], Exception):

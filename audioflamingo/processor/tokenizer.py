@@ -25,6 +25,7 @@ from torch import Tensor
 from audioflamingo.errors import ArgumentError, CheckpointError, PromptError
 from audioflamingo.files import make_folder, to_json, write_text
 from audioflamingo.kernels.host import to_host
+from audioflamingo.processor.collate import BatchFeature
 from audioflamingo.processor.folders import read_tokenizer, save_chat_template, token_content
 
 # What Qwen2's tokenizer takes for end, padding and unknown where the checkpoint's configuration does not say.
@@ -179,6 +180,16 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     @property
+    def pad_token(self) -> str | None:
+        """The padding token, None if the checkpoint names none."""
+        return self.special_tokens_map.get("pad_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """The end token, None if the checkpoint names none."""
+        return self.special_tokens_map.get("eos_token")
+
+    @property
     def pad_token_id(self) -> int | None:
         """Id of the padding token, None if the checkpoint names none."""
         return self._special_id("pad_token")
@@ -219,6 +230,24 @@ class Tokenizer:
         return named
 
     # Text to ids
+
+    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchFeature:
+        """`input_ids` and `attention_mask` of a text, or lists of both for several, as transformers' tokenizers give.
+
+        Control tokens in a text become their ids; no token is put around it (this tokenizer has none to put there), so
+        `add_special_tokens` changes nothing. Padded tensors are the processor's work: `processor(text=...)`.
+
+        Raises:
+            ArgumentError: it is neither a text nor a sequence of texts.
+        """
+        ids: Any
+        if isinstance(text, str):
+            ids = self.encode_prompt(text)
+            return BatchFeature(input_ids=ids, attention_mask=[1] * len(ids))
+        if not isinstance(text, Sequence) or not all(isinstance(one, str) for one in text):
+            raise ArgumentError(f"text must be a text or a list of texts, got {text!r:.80}.")
+        ids = [self.encode_prompt(one) for one in text]
+        return BatchFeature(input_ids=ids, attention_mask=[[1] * len(row) for row in ids])
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Splits a prompt at its control tokens into (text, None) and (token, id)."""

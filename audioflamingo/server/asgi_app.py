@@ -152,7 +152,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if status == 405 and not is_known:  # the files of the page take every path, and no POST
         status, headers = 404, None
     if status == 404:
-        api_error = ApiError(status, f"there is no {path[:100]!r} here{_did_you_mean(path)}.", "not_found")
+        api_error = ApiError(status, f"there is no {path[:100]!r} here{_did_you_mean(path)}", "not_found")
     else:
         api_error = ApiError(status, f"{error.detail.lower()}.")
     return JsonResponse(api_error.body, status, headers)
@@ -163,4 +163,4 @@ def _did_you_mean(path: str) -> str:
     path = "/" + path[:200].strip("/")
     inside = [known for known in PATHS if path != "/" and (known.endswith(path) or path.endswith(known))]
     close = inside or difflib.get_close_matches(path, PATHS, n=1, cutoff=0.8)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -81,6 +83,8 @@ Part = Annotated[TextPart | InputAudioPart | AudioUrlPart, Field(discriminator="
 
 # The branches of a content, as pydantic puts them into the place of an error.
 TEXT, PARTS = "a text", "a list of parts"
+PART_TYPES = ("text", "input_audio", "audio_url")
+CLASS_NAME = re.compile(r"a valid dictionary or instance of \w+")  # what pydantic calls an object
 
 
 def _kind_of_content(content: Any) -> str | None:
@@ -330,11 +334,18 @@ def refuse_images(messages: Any, field: str) -> None:
                 )
 
 
+def _fields_of(place: tuple[int | str, ...]) -> list[int | str]:
+    """A place in the body without the branches that pydantic puts into it: kinds of content, types of parts."""
+    named = [step for step in place if step not in (TEXT, PARTS)]
+    is_branch = [isinstance(before, int) and after in PART_TYPES for before, after in pairwise(named)]
+    return [step for step, left_out in zip(named, [False, *is_branch], strict=True) if not left_out]
+
+
 def as_api_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by its place."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in (TEXT, PARTS))
-    message = first["msg"]
+    place = ".".join(map(str, _fields_of(first["loc"])))
+    message = CLASS_NAME.sub("an object", first["msg"])
     if first["type"] == "union_tag_invalid":
         context = first["ctx"]
         message = f"There is no part of type {context['tag'][:100]!r}, but {context['expected_tags']}"

@@ -99,7 +99,10 @@ FORM: Schema = {
     "channel": {"enum": list(CHANNELS), "default": "mix", "description": "`each` is a transcript a channel."},
     "allow_damaged": _flag("Transcribe what is left of a damaged file."),
     "timestamp_granularities": {**_list({"enum": ["segment", "word"]}), "description": "For verbose_json."},
-    "chunking_strategy": {"const": "auto", "description": "Recordings of any length are cut at silences."},
+    "chunking_strategy": {
+        "enum": ["auto", {"type": "server_vad"}, '{"type": "server_vad"}'],
+        "description": "Recordings are always cut at silences.",
+    },
     "include": {"type": "array", "maxItems": 0, "description": "Nothing can be included."},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import re
 from typing import Any
@@ -141,7 +142,7 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         raise bad_request("model is missing.", "model")
     ignored = {name for name in form if name in HARMLESS or form.get(name) in NEUTRAL.get(name, ())}
     for name in set(form) - ignored:
-        if name not in FIELDS and name.removesuffix("[]") not in LISTS:
+        if name not in FIELDS and name.partition("[")[0] not in LISTS:
             raise bad_request(f"there is no field {name[:100]!r}.", name[:100], "unknown_parameter")
     response_format = _text(form, "response_format") or "json"
     if response_format not in FORMATS:
@@ -261,8 +262,9 @@ async def _file(form: FormData) -> bytes:
 
 def _check_lists(form: FormData, response_format: str) -> list[str]:
     """Checks the fields that are lists; returns which times are wanted."""
-    values = {
-        name: [str(value) for key in (name, f"{name}[]") for value in form.getlist(key)] for name in LISTS
+    values = {  # some clients number them: `timestamp_granularities[0]`
+        name: [str(value) for key, value in form.multi_items() if key.partition("[")[0] == name]
+        for name in LISTS
     }
     wanted = values["timestamp_granularities"]
     if wanted and response_format != "verbose_json":
@@ -270,9 +272,40 @@ def _check_lists(form: FormData, response_format: str) -> list[str]:
             "timestamp_granularities need response_format=verbose_json.", "timestamp_granularities"
         )
     if any(value not in ("segment", "word") for value in wanted):
-        raise bad_request("timestamp_granularities may hold 'segment' and 'word'.", "timestamp_granularities")
+        raise bad_request(
+            "timestamp_granularities[] may be 'segment' or 'word'; for both, send the field twice.",
+            "timestamp_granularities",
+        )
     if values["include"]:
         raise bad_request("include is not supported; leave it out.", "include", "unsupported_parameter")
-    if any(value != "auto" for value in values["chunking_strategy"]):
-        raise bad_request("chunking_strategy may be 'auto'.", "chunking_strategy", "unsupported_parameter")
+    _check_chunking(form)
     return wanted
+
+
+def _check_chunking(form: FormData) -> None:
+    """Recordings are always cut where nobody speaks: an order to do so is met, its own numbers for that are not.
+
+    Clients send the object as fields of their own (`chunking_strategy[type]`) or as JSON.
+    """
+    name = "chunking_strategy"
+    asked: dict[str, Any] = {}
+    for key, value in form.multi_items():
+        if key.partition("[")[0] == name:
+            text = str(value)
+            asked |= _json_object(text) if text.startswith("{") else {key.removesuffix("]"): text}
+    kinds = {name: "auto", f"{name}[type": "server_vad", "type": "server_vad"}
+    if any(kinds.get(key) != value for key, value in asked.items()):
+        raise bad_request(
+            "chunking_strategy may be 'auto' or of the type 'server_vad' without more: thresholds are the server's.",
+            name,
+            "unsupported_parameter",
+        )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The object that a text holds; one entry that nobody asked for where it holds none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {text: text}
+    return value if isinstance(value, dict) else {text: text}

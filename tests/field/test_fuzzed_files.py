@@ -1,8 +1,8 @@
-"""A little of `python -m tests.support.fuzz --decode-only`: no crash, no endless silence, no other exception."""
+"""A little of `python -m tests.support.fuzz`: no crash, no endless silence, no other exception."""
 
 from __future__ import annotations
 
-from tests.support.fuzz import decode
+from tests.support.fuzz import decode, transcripts
 
 
 def test_mutated_files() -> None:
@@ -10,3 +10,9 @@ def test_mutated_files() -> None:
     counts = decode(500, seed=3)
     assert counts["refused"] > 150
     assert counts["heard"] > 50
+
+
+def test_transcripts_of_mutated_files() -> None:
+    counts = transcripts(60, seed=4)
+    assert counts["refused"] > 10
+    assert counts["heard"] > 10

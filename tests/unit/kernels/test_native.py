@@ -98,3 +98,10 @@ def test_threads_are_those_of_torch() -> None:
 def _num_threads() -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
+
+
+@pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
+def test_kernels_of_an_older_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: object())
+    with pytest.raises(ImportError, match="older than this package"):
+        native.library.__wrapped__()
