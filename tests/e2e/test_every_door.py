@@ -3,6 +3,7 @@ workers; with and without beams, by every model of the family."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import soundfile
 import torch
@@ -18,7 +20,9 @@ from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor, Chat
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.corpus.records import CorpusFile, transcribe_files
 from audioflamingo.evaluation import evaluate
-from audioflamingo.transcription import TranscriptionOptions, transcribe
+from audioflamingo.transcription import Segment, TranscriptionOptions, transcribe
+from audioflamingo.transcription.live import listen
+from audioflamingo.transcription.writers import joined_text
 from tests.support.cli_runs import af3
 from tests.support.generation_models import enliven
 from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server
@@ -222,3 +226,45 @@ def test_the_server_transcribes_alike(
             else:
                 texts.append(reply.json()["text"])
     assert texts == library_transcripts(loaded, clips)
+
+
+def spoken(segments: list[Any]) -> list[tuple[float, float, str]]:
+    return [(segment.start_s, segment.end_s, segment.text) for segment in segments]
+
+
+def test_live_speech_is_transcribed_alike(loaded: tuple[Any, Any], clips: list[Path]) -> None:
+    options = {**OPTIONS, "use_vad": True}
+    for clip in clips:
+        blocks = np.array_split(load_audio(clip), 25)
+        events = list(listen(*loaded, blocks, draft_every_s=0.5, **options))
+        heard = [event for event in events if isinstance(event, Segment)]
+        assert heard
+        assert spoken(heard) == spoken(list(transcribe(*loaded, str(clip), **options)))
+
+
+def test_the_live_server_transcribes_alike(
+    server: RunningServer, loaded: tuple[Any, Any], clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audioflamingo.server import realtime_session
+
+    options = {**OPTIONS, "use_vad": True}
+    original = realtime_session.TranscriptionOptions
+    monkeypatch.setattr(
+        realtime_session, "TranscriptionOptions", lambda **fields: original(**{**options, **fields})
+    )
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    sound: Any = {"format": {"type": "audio/pcm", "rate": SAMPLING_RATE}, "turn_detection": None}
+    texts = []
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session={"type": "transcription", "audio": {"input": sound}})
+        for clip in clips:
+            data = soundfile.read(clip, dtype="int16")[0].tobytes()
+            connection.input_audio_buffer.append(audio=base64.b64encode(data).decode())
+            connection.input_audio_buffer.commit()
+        while len(texts) < len(clips):
+            event = connection.recv()
+            assert event.type != "error", event
+            if event.type == "conversation.item.input_audio_transcription.completed":
+                texts.append(event.transcript)
+    expected = [list(transcribe(*loaded, str(clip), **options)) for clip in clips]
+    assert texts == [joined_text(segments) for segments in expected]

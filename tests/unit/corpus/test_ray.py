@@ -191,7 +191,8 @@ def test_an_evaluation_is_that_of_this_process(
     assert "1 questions could not be asked" in result.stderr
     scores = [json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "here", begun)]
     for score in scores:
-        assert score["all"].pop("rtfx") > 0
+        for part in (score["all"], *score["groups"]["split"].values()):
+            assert part.pop("rtfx") > 0
     assert scores[0] == scores[1]
     found = [(begun / "items.jsonl").read_text().splitlines(keepends=True), whole]
     items = [{row["key"]: row for row in map(json.loads, lines)} for lines in found]
