@@ -59,7 +59,7 @@ def fill(tensor: torch.Tensor, generator: torch.Generator) -> None:
         part.copy_(block[: len(part)])
 
 
-def run_step(num_layers: int, num_tokens: int, quantization: str) -> dict[str, float]:
+def run_step(num_layers: int, num_tokens: int, num_labels: int, quantization: str) -> dict[str, float]:
     """One step of LoRA on a random model of so many layers: bytes at the peak, estimated and measured."""
     from audioflamingo.config import AudioFlamingo3Config
     from audioflamingo.engine.memory import map_large_blocks
@@ -101,8 +101,8 @@ def run_step(num_layers: int, num_tokens: int, quantization: str) -> dict[str, f
     ids = torch.randint(0, 1000, (1, num_tokens), generator=generator)
     ids[0, 10:760] = model.config.audio_token_id
     labels = ids.clone()
-    labels[0, :800] = -100
-    batch = Batch(["one"], 30.0, ids, torch.ones_like(ids), labels, torch.ones(1), float(num_tokens - 800))
+    labels[0, :-num_labels] = -100
+    batch = Batch(["one"], 30.0, ids, torch.ones_like(ids), labels, torch.ones(1), float(num_labels))
     batch.input_features = torch.zeros(1, shape.audio_config.num_mel_bins, 3000)
     batch.input_features_mask = torch.ones(1, 3000, dtype=torch.long)
     began = time.process_time()
@@ -122,16 +122,19 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument(
+        "--labels", type=int, default=700, help="tokens that are learned: most of the time of a step"
+    )
     parser.add_argument("--quantization", choices=["int4", "int8"], default="int4")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(run_step(options.one, options.tokens, options.quantization)))
+        print(json.dumps(run_step(options.one, options.tokens, options.labels, options.quantization)))
         return
     results: dict[str, list[float]] = {}
     for layers in options.layers:
         command = [sys.executable, __file__, "--one", str(layers), "--tokens", str(options.tokens)]
-        command += ["--quantization", options.quantization]
+        command += ["--quantization", options.quantization, "--labels", str(options.labels)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         result = json.loads(output.splitlines()[-1])
         print(f"{layers} layers: {result}")

@@ -72,11 +72,23 @@ class TrainingModule(nn.Module):
             projected = audio.pooler_output
         if self.ctc_head is not None and projected is not None and batch.ctc is not None:
             losses["ctc"] = _ctc_loss(batch.ctc, self.ctc_head, projected)
-        if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
-            # A text-only batch while only audio parts are trained: a gradient of zero, so that backward runs.
-            zero = sum(p.sum() * 0 for p in self.parameters() if p.requires_grad)
-            losses["answer"] = losses["answer"] + zero if "answer" in losses else torch.as_tensor(zero)
+        if torch.is_grad_enabled() and (unused := self._unused(batch, "ctc" in losses)):
+            zero = torch.stack([parameter.sum() * 0 for parameter in unused]).sum()
+            losses["answer"] = losses["answer"] + zero if "answer" in losses else zero
         return losses
+
+    def _unused(self, batch: Batch, has_ctc: bool) -> list[nn.Parameter]:
+        """Trained parameters that a batch without audio, or without characters, does not reach.
+
+        They get a gradient of zero: so that backward runs where nothing else is trained, and so that processes that
+        share their gradients (FSDP) exchange the same ones whatever their batches hold.
+        """
+        parts: list[nn.Module] = []
+        if batch.input_features is None and batch.audio_rows is None:
+            parts += [self.model.model.audio_tower, self.model.model.multi_modal_projector]
+        if self.ctc_head is not None and not has_ctc:
+            parts.append(self.ctc_head)
+        return [p for part in parts for p in part.parameters() if p.requires_grad]
 
     def _run(self, batch: Batch, projected: Tensor | None, output_hidden_states: bool) -> LanguageModelOutput:
         """The hidden states of a batch: from its audio on, or from the projected rows of its audio."""

@@ -24,7 +24,7 @@ from audioflamingo.evaluation.scoring import chosen_option, options_of, score, s
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.support.cli_runs import af3
-from tests.support.tiny_training import write_dataset, write_model
+from tests.support.tiny_training import conversation, write_clip, write_dataset, write_model, write_rows
 
 pytest.importorskip("jiwer", reason="needs jiwer")
 FRAME = 'The spoken content of the audio is "{}".'
@@ -228,7 +228,7 @@ def test_a_changed_file_or_setting_is_found(checkpoint, tmp_path: Path) -> None:
         evaluate(*loaded, data, **how, num_beams=2)
     clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
     content = clip.read_bytes()
-    clip.write_bytes(content[:-2] + b"ab")  # of the same size
+    clip.write_bytes(content + bytes(2))
     with pytest.raises(ArgumentError, match="other audio_sha256"):
         evaluate(*loaded, data, **how)
     clip.write_bytes(content)
@@ -287,6 +287,21 @@ def test_questions_that_cannot_be_asked_are_wrong_and_asked_again(checkpoint, tm
     assert all(not item.is_correct for item in broken.items if item.error)
     clip.write_bytes(content)
     assert evaluate(*loaded, rows, **how).summary.num_failed == 0
+
+
+def test_a_row_longer_than_the_context_is_wrong_and_named(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", max_position_embeddings=200)
+    long = conversation("long", "hello", 0.3)
+    long["messages"][0]["content"][0]["text"] = "hello " * 500
+    for name in ("long", "short"):
+        write_clip(tmp_path / f"{name}.wav", 0.3, 1)
+    data = write_rows(tmp_path / "rows.jsonl", [long, conversation("short", "hello", 0.3)])
+    result = evaluate(*load(tmp_path / "model"), data, max_new_tokens=2)
+    assert [item.error is None for item in result.items] == [False, True]
+    assert result.items[0].error is not None
+    assert "context" in result.items[0].error
+    assert result.summary.wer is not None
+    assert result.items[0].num_errors == 1  # its one word counts as missing
 
 
 def test_options_by_likelihood(checkpoint, tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str | N
         load(tmp_path, text)
 
 
+def test_a_stage_that_trains_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="learning_rates must name at least one of encoder, projector"):
+        load(tmp_path, MINIMAL.replace("{projector: 1e-3}", "{}"))
+
+
 def test_lora_and_full_training_exclude_each_other(tmp_path: Path) -> None:
     stages = "stages: [{learning_rates: {lora: 1e-3, language_model: 1e-3}, max_steps: 1}]"
     with pytest.raises(ConfigError, match="either language_model or lora"):

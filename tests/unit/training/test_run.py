@@ -264,3 +264,50 @@ def test_ctc_inside_the_language_model_trains_and_needs_that_layer(base: Path, t
     values["stages"][0]["ctc_layer"] = 9
     with pytest.raises(ConfigError, match="ctc_layer 9 is more than the language model's 2 layers"):
         run({**values, "output_dir": str(tmp_path / "deep")})
+
+
+def test_full_training_sharded_over_two_processes_has_the_losses_of_one(base: Path) -> None:
+    """`recipes/full_fsdp.yaml` as it is launched, but on gloo and the tiny model."""
+    write_plain_model(base)
+    recipe = Path(__file__).parents[3] / "recipes" / "full_fsdp.yaml"
+    overrides = {
+        "model": base / "plain-model", "precision": "float32", "device": "cpu", "save_dtype": "null",
+        "data.train": f"[{{path: {base / 'data/train.jsonl'}}}]", "data.num_workers": 0, "tensorboard": "false",
+        "data.validation": f"[{{path: {base / 'data/valid.jsonl'}}}]", "log_every_steps": 1,
+        "stages.0.max_steps": 4, "stages.0.max_epochs": "null", "stages.0.warmup_steps": 1,
+        "stages.0.learning_rates": "{encoder: 1e-3, projector: 1e-2, language_model: 3e-3}",
+        "batch.max_rows": 3, "batch.batches_per_step": 2, "checkpoint_every_steps": 2,
+    }  # fmt: skip
+
+    def arguments(name: str) -> list[str]:
+        values = {**overrides, "output_dir": base / name}
+        settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        return ["train", str(recipe), *settings, "--quiet"]
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.fsdp_on_cpu", *arguments("sharded")],
+            env=environment(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DATA=str(base / "data"),
+            ),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    alone = subprocess.run(
+        [sys.executable, "-m", "audioflamingo.cli", *arguments("alone")],
+        env=environment(DATA=str(base / "data")),
+        check=False,
+    )
+    assert alone.returncode == 0
+    one, sharded = losses(base / "alone"), losses(base / "sharded")
+    assert list(one) == list(sharded) == [1, 2, 3, 4]
+    assert sharded == pytest.approx(one, rel=1e-4)
+    assert one[4] != pytest.approx(one[1], rel=1e-3)  # it has learned something that could differ
+    weights = [load_file(base / name / "last/model.safetensors") for name in ("alone", "sharded")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][n], weights[1][n], atol=2e-4) for n in weights[0])
