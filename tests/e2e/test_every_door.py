@@ -1,5 +1,5 @@
 """The same clips asked about at every door get the same words: library, Chat, command line, server, evaluation, Ray's
-workers; with and without beams."""
+workers; with and without beams, by every model of the family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 
-from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, Chat, load_audio
+from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor, Chat, load_audio
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.corpus.records import CorpusFile, transcribe_files
 from audioflamingo.evaluation import evaluate
@@ -24,8 +24,10 @@ from audioflamingo.transcription import Segment, TranscriptionOptions, transcrib
 from audioflamingo.transcription.live import listen
 from audioflamingo.transcription.writers import joined_text
 from tests.support.cli_runs import af3
-from tests.support.generation_models import lively_model
+from tests.support.generation_models import enliven
 from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server
+from tests.support.tiny_family import BOS_ID, EOS_ID, tiny_music_model, write_music_processor
+from tests.support.tiny_model import tiny_model
 from tests.support.tiny_tokenizer import write_tiny_processor
 
 SPEECH = Path(__file__).parents[1] / "data/directory_prompt.flac"
@@ -33,27 +35,31 @@ QUESTION = "What is the sound"
 NUM_NEW = 12
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["greedy", "beams"])
+@pytest.fixture(scope="module", params=["greedy", "beams", "music"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose answers vary, and that asks for so many beams."""
-    folder = tmp_path_factory.mktemp(f"door{request.param}")
-    write_tiny_processor(folder)
-    model = lively_model()
+    """A checkpoint whose answers vary: one that asks for beams too, and one that hears the time."""
+    folder = tmp_path_factory.mktemp(f"door-{request.param}")
+    is_music = request.param == "music"
+    (write_music_processor if is_music else write_tiny_processor)(folder)
+    model = tiny_music_model(seed=1) if is_music else tiny_model()
+    enliven(model)
     model.generation_config.eos_token_id = [10, 11, 12, 497]
     model.generation_config.pad_token_id = 0
-    model.generation_config.num_beams = request.param
+    model.generation_config.num_beams = 3 if request.param == "beams" else 1
     model.generation_config.max_new_tokens = NUM_NEW
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.weight.mul_(40)  # what is heard decides what is said
+        if is_music:
+            model.lm_head.weight[[BOS_ID, EOS_ID]] = 0
+            for layer in model.model.language_model.layers:
+                layer.self_attn.o_proj.weight.mul_(5)
     model.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> tuple[Any, Any]:
-    return AudioFlamingo3ForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(
-        folder
-    )
+    return AutoModelForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
