@@ -48,9 +48,10 @@ def load(model: str, **options: Any) -> tuple[Any, Any]:
     from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 
     options = {"dtype": "float32", **options}
+    small = os.environ.get("MODEL", "nano")
     return AudioFlamingo3ForConditionalGeneration.from_pretrained(
-        model, **options
-    ), AutoProcessor.from_pretrained("nano")
+        small if model == "nano" else model, **options
+    ), AutoProcessor.from_pretrained(small)
 
 
 def nano_batch(processor: Any, *seconds: float) -> Any:
@@ -205,12 +206,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work-dir", type=Path, default=Path(".demo/before_after"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", help="a folder for both in place of each one's built-in model")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker)
         return
     arguments.work_dir = arguments.work_dir.resolve()
+    if arguments.model is not None:
+        os.environ["MODEL"] = str(Path(arguments.model).resolve())
     results: dict[str, Any] = {}
     for case in arguments.cases:
         pairs = []

@@ -62,7 +62,9 @@ def main(module: str, *tests: str) -> int:
     missed = total = 0
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".venv", "site", "__pycache__", ".*cache", ".hypothesis")
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", "site", "__pycache__", ".*cache", ".hypothesis", ".coverage*"
+        )
         shutil.copytree(ROOT, copied, ignore=ignored)
         source = (ROOT / module).read_text(encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]

@@ -10,6 +10,7 @@ import typer
 from audioflamingo.cli.flags import QuietOptions, with_flags
 from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.cli.terminal import Terminal
+from audioflamingo.errors import ArgumentError
 
 
 @with_flags
@@ -28,6 +29,12 @@ def merge(
     Example:
       af3 merge merged/ --adapter audio-flamingo-3-hf/think --model audio-flamingo-3-hf
     """
+    from audioflamingo.hub import resolve_folder
+
+    if output.exists() and output.resolve() == resolve_folder(model.model).resolve():
+        raise ArgumentError(
+            f"{output} is the model itself, which is never changed: merge into another folder."
+        )
     loaded, processor = load(model)
     loaded.load_adapter(adapter, "merged")
     loaded.merge_adapter("merged")

@@ -15,6 +15,7 @@ from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor.prompt import AudioWindow
 
+MAX_WINDOWS = 16  # encoded together: at the published width each takes some 30 MB meanwhile
 POSITIONS_PER_PIECE = 256  # of the encoder, 20 ms each: 10 to 20 ms of work in a small model on a CPU
 
 
@@ -63,8 +64,12 @@ class AudioEncoder:
                 self._clip_cache.put(key, found[key])
         return [found[key] for key in keys]
 
-    @torch.no_grad()
     def _encode(self, windows: Sequence[AudioWindow], adapter: str | None) -> list[Tensor]:
+        parts = (windows[first : first + MAX_WINDOWS] for first in range(0, len(windows), MAX_WINDOWS))
+        return [tokens for part in parts for tokens in self._encode_together(part, adapter)]
+
+    @torch.no_grad()
+    def _encode_together(self, windows: Sequence[AudioWindow], adapter: str | None) -> list[Tensor]:
         device = self._model.device
         features = to_device(torch.stack([window.features for window in windows]), device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Rows
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -301,19 +302,22 @@ class Engine:
         with routed(adapters, counts):
             x = self._embed(chunks)
         view = self._rows.view(spans, counts, x.device)
+        ends = accumulate(counts)
+        answered = [
+            (sequence, end - 1)
+            for (sequence, count), end in zip(chunks, ends, strict=True)
+            if sequence.group.num_unread <= count
+        ]
+        last = to_device([place for _, place in answered], x.device, torch.long)
+        with routed(adapters, counts):
+            logits = self._model.packed_logits(x, view, last)
+        # Counted in once it has run: a step that fails can be run again.
         self.num_prompt_tokens += step.num_prompt_tokens
-        rows, last, end = [], [], 0
         for (sequence, count), span in zip(chunks, spans, strict=True):
-            end += count
             span.length += count
-            if sequence.group.is_prompt_done:
-                rows.append(sequence)
-                last.append(end - 1)
             if not sequence.new_ids:
                 sequence.group.forget_audio()
-        with routed(adapters, counts):
-            logits = self._model.packed_logits(x, view, to_device(last, x.device, torch.long))
-        return self._fork(rows, logits)
+        return self._fork([sequence for sequence, _ in answered], logits)
 
     def _embed(self, chunks: Rows[tuple[Sequence, int]]) -> Tensor:
         """Embeddings of the next tokens of some sequences, one after the other, `(N, D)`."""

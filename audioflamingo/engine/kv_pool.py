@@ -74,7 +74,7 @@ class KVPool:
     def allocate_new(self, num_slots: int) -> Span | None:
         """The same from slots that are added where the pool may grow; None where it may not.
 
-        Once there is something to be moved, the pool grows by half at least.
+        Once there is something to be moved, the pool grows by an eighth at least.
         """
         if not self._grows:
             return None
@@ -85,7 +85,7 @@ class KVPool:
 
     def _step(self) -> int:
         """Slots that are added at least when what is stored has to move: few moves, and little room for nobody."""
-        return self.num_slots // 2
+        return self.num_slots // 8
 
     def extend(self, span: Span, num_slots: int) -> bool:
         """Gives a span more slots where it stands, to `num_slots` in all; False if those behind it are not free."""

@@ -243,11 +243,6 @@ class SequenceGroup:
         done, missing = self.reader.num_computed, self.missing_windows
         return max(missing[0].start, done) - done if missing else self.num_unread
 
-    @property
-    def is_prompt_done(self) -> bool:
-        """Whether only the answer is left."""
-        return self.num_unread <= 0
-
     def add_audio(self, window: AudioWindow, embeds: Tensor) -> None:
         """Takes the encoded tokens `(A, D)` of a window."""
         self._audio[window.start] = embeds

@@ -103,7 +103,7 @@ class Route:
         """Which rows, of several adapters', are one's; every layer asks, the first answer is kept."""
         if (name, device) not in self._found:
             places = np.flatnonzero(self.rows == self.names.index(name))
-            self._found[name, device] = torch.tensor(places.tolist(), device=device)
+            self._found[name, device] = torch.tensor(places.tolist(), dtype=torch.long, device=device)
         return self._found[name, device]
 
 

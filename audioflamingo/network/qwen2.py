@@ -16,9 +16,12 @@ from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.kernels import gpu
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
+from audioflamingo.network.adapters import routed_to
 from audioflamingo.network.attention import AttentionImplementation, attend_packed
 from audioflamingo.network.kv import KVCache, KVView, PackedLayout
 from audioflamingo.network.outputs import LanguageModelOutput
+
+MLP_TOKENS = 4096  # that the feed-forward part takes at once outside of training
 
 
 class Qwen2RMSNorm(nn.Module):
@@ -110,7 +113,17 @@ class Qwen2MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(..., D)` to `(..., D)`."""
+        """Maps packed tokens `(N, D)` to `(N, D)`; of a long prompt some at a time, as `gate` is five times as wide."""
+        if len(x) <= MLP_TOKENS or torch.is_grad_enabled():
+            return self._run(x)
+        out = torch.empty_like(x)
+        for tokens in torch.arange(len(x)).split(MLP_TOKENS):
+            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+            with routed_to(tokens):
+                out[part] = self._run(x[part])
+        return out
+
+    def _run(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(gpu.silu_times(gate, up) if gpu.in_step(gate) else F.silu(gate) * up)
 

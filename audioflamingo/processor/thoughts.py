@@ -6,20 +6,30 @@ import re
 from collections.abc import Iterable, Iterator
 
 OPENING, CLOSING = "<think>", "</think>"
+TURN = "<|im_start|>"
 _MARKS = re.compile(rf"\s*(?:(?:{OPENING}|{CLOSING})\s*)+")
 
 
-def split_thoughts(text: str) -> tuple[str | None, str]:
+def ends_in_thoughts(prompt: str) -> bool:
+    """Whether a prompt leaves the model within thoughts: its last turn has a `<think>` that is not closed."""
+    turn = prompt.rpartition(TURN)[2]
+    return turn.rfind(OPENING) > turn.rfind(CLOSING)
+
+
+def split_thoughts(text: str, is_thinking: bool = False) -> tuple[str | None, str]:
     """Splits a whole answer at its last `</think>`.
 
     Args:
         text: what the model wrote.
+        is_thinking: the prompt ended in thoughts.
 
     Returns:
         The thoughts, None if there are none, and the answer. Thoughts that do not end used up the answer's length: what
         follows `<think>` is thoughts then, and the answer is empty.
     """
     head, closing, answer = text.rpartition(CLOSING)
+    if not closing and is_thinking:
+        return text.strip(), ""
     if not closing:
         head, opening, rest = text.partition(OPENING)
         if not opening:
@@ -33,13 +43,16 @@ class ThoughtSplitter:
 
     Joined, the pieces are what `split_thoughts` gives, but where a model thinks again after it has begun to answer:
     what it said in between has been given out as the answer then.
+
+    Args:
+        is_thinking: the prompt ended in thoughts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_thinking: bool = False) -> None:
         self._pending = ""
-        self._is_thinking = False
+        self._is_thinking = is_thinking
         self._is_start = True  # of the text, or of what follows a mark: white space there is held back
-        self._has_marks = False
+        self._has_marks = is_thinking
 
     def put(self, text: str) -> list[tuple[bool, str]]:
         """Takes the next text; returns pieces that are now certain, each with whether it is thoughts."""

@@ -16,6 +16,7 @@ from audioflamingo.engine.request import Output, Request
 from audioflamingo.engine.sampling import TokenLogprob, Uniforms
 from audioflamingo.processor.prompt import Prompt
 from audioflamingo.processor.stretches import LongQuestion, Stretch, long_question
+from audioflamingo.processor.thoughts import ends_in_thoughts
 from audioflamingo.processor.tokenizer import Tokenizer
 from audioflamingo.server.answers import Answers
 from audioflamingo.server.api_route import ApiRoute, Call, NamesModel
@@ -26,6 +27,7 @@ from audioflamingo.server.replies import JsonResponse, send_events
 Parsed = TypeVar("Parsed", bound=NamesModel)
 
 SMALL_BODY = 20_000  # bytes that the event loop parses itself
+MAX_THOUGHTS = 1000  # last tokens of a prompt in which thoughts may have begun
 
 
 class AnswerReply(ABC):
@@ -38,11 +40,13 @@ class AnswerReply(ABC):
     Attributes:
         num_choices: answers that are asked for.
         stretches: parts of long clips with their answers, from which the answers are made.
+        is_thinking: the prompt ended in thoughts, so the answers begin with the rest of them.
     """
 
     def __init__(self, chat: ChatRequest, tokenizer: Tokenizer) -> None:
         self.num_choices = chat.n or 1
         self.stretches: list[Stretch] = []
+        self.is_thinking = False
         self._has_logprobs = bool(chat.logprobs)
         self._num_prompt_tokens = self._num_audio_tokens = 0
         self._tokenizer = tokenizer
@@ -69,6 +73,9 @@ class AnswerReply(ABC):
         """Counts what the model reads."""
         self._num_prompt_tokens += len(prompt.token_ids)
         self._num_audio_tokens += prompt.num_audio_tokens
+        end = self._tokenizer.decode(prompt.token_ids[-MAX_THOUGHTS:])
+        assert isinstance(end, str)
+        self.is_thinking = ends_in_thoughts(end)
 
     def add_stretch(self, stretch: Stretch, prompt: Prompt, output: Output) -> None:
         """Takes a part of a long clip that was asked."""

@@ -29,9 +29,9 @@ class ChatRoute(AnswerRoute[ChatRequest]):
         await self.respond(parsed, call, ChatReply)
 
 
-def _message(text: str) -> dict[str, Any]:
+def _message(text: str, is_thinking: bool) -> dict[str, Any]:
     """An answer as a message, its thoughts apart."""
-    thoughts, answer = split_thoughts(text)
+    thoughts, answer = split_thoughts(text, is_thinking)
     message = {"role": "assistant", "content": answer, "refusal": None}
     return message if thoughts is None else {**message, "reasoning_content": thoughts}
 
@@ -47,14 +47,14 @@ class ChatReply(AnswerReply):
             "created": int(time.time()),
             "model": chat.model,
         }
-        self._thoughts = [ThoughtSplitter() for _ in range(self.num_choices)]
+        self._thoughts: list[ThoughtSplitter] = []
 
     def whole(self, outputs: list[Output]) -> dict[str, Any]:
         """The reply in one piece."""
         choices = [
             {
                 "index": output.index,
-                "message": _message(output.text),
+                "message": _message(output.text, self.is_thinking),
                 "logprobs": self._logprobs(output),
                 "finish_reason": output.finish_reason,
             }
@@ -70,6 +70,7 @@ class ChatReply(AnswerReply):
 
     def begin(self) -> list[dict[str, Any]]:
         """Opens each answer."""
+        self._thoughts = [ThoughtSplitter(self.is_thinking) for _ in range(self.num_choices)]
         first = {"role": "assistant", "content": ""}
         chunks = [self._chunk([self._choice(index, first)]) for index in range(self.num_choices)]
         return [{**chunk, **self._stretches} for chunk in chunks]

@@ -158,7 +158,7 @@ def from_flat(session: Content) -> Content:
     rest: Content = {}
     for name, value in session.items():
         if name == "input_audio_format":
-            if value not in OLD_FORMATS:
+            if not isinstance(value, str) or value not in OLD_FORMATS:
                 allowed = ", ".join(OLD_FORMATS)
                 raise bad_request(
                     f"session.{name} must be one of {allowed}.", f"session.{name}", "invalid_value"

@@ -116,7 +116,7 @@ class ResponsesReply(AnswerReply):
         self._request = request
         self._id = f"resp_{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._splitter = ThoughtSplitter()
+        self._splitter: ThoughtSplitter | None = None  # made when the prompt is known
         self._items: list[Item] = []
         self._num_events = 0
         self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is still held back
@@ -137,6 +137,8 @@ class ResponsesReply(AnswerReply):
 
     def news(self, output: Output) -> list[dict[str, Any]]:
         """What the answer has grown by."""
+        if self._splitter is None:
+            self._splitter = ThoughtSplitter(self.is_thinking)
         pieces = self._splitter.put(output.text) + (self._splitter.end() if output.is_last else [])
         self._logprobs += self.logprobs(output)
         events: list[dict[str, Any]] = []

@@ -151,6 +151,7 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
     is_streamed = _flag(form, "stream")
     if is_streamed and response_format not in ("json", "text"):
         raise bad_request(f"stream gives text only; leave out response_format={response_format}.", "stream")
+    start_s, end_s = _part(form)
     return TranscriptionRequest(
         model=model,
         task=task,
@@ -162,25 +163,28 @@ async def parse_form(form: FormData, task: str, default_instruction: str) -> Tra
         options=TranscriptionOptions(
             prompt=_instruction(form, task, default_instruction),
             word_timestamps="word" in granularities,
-            **_part(form),
+            start_s=start_s,
+            end_s=end_s,
             **dataclasses.asdict(_reading(form)),
         ),
         ignored=tuple(sorted(ignored)),
     )
 
 
-def _part(form: FormData) -> dict[str, Any]:
-    """Which part of the file."""
-    part: dict[str, Any] = {}
-    for name in ("start", "end"):
-        if (text := _text(form, name)) is not None:
-            try:
-                part[f"{name}_s"] = clock_time(text)
-            except ArgumentError as error:
-                raise bad_request(f"{name}: {error}", name) from None
-    if "end_s" in part and part["end_s"] <= part.get("start_s", 0.0):
+def _part(form: FormData) -> tuple[float | None, float | None]:
+    """Which part of the file, in seconds."""
+    start_s, end_s = _time(form, "start"), _time(form, "end")
+    if end_s is not None and end_s <= (start_s or 0.0):
         raise bad_request("end must be later than start.", "end")
-    return part
+    return start_s, end_s
+
+
+def _time(form: FormData, name: str) -> float | None:
+    text = _text(form, name)
+    try:
+        return None if text is None else clock_time(text)
+    except ArgumentError as error:
+        raise bad_request(f"{name}: {error}", name) from None
 
 
 def _reading(form: FormData) -> Reading:

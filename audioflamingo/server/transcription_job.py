@@ -6,7 +6,6 @@ Finding speech, the requests, and the rules for mending bad answers are the libr
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from audioflamingo.server.audio_inputs import limited_audio
 from audioflamingo.server.service import Service
 from audioflamingo.server.transcription_form import TranscriptionRequest
 from audioflamingo.server.window_answers import WindowAnswers
+from audioflamingo.transcription.driver import InOrder
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, part_windows
@@ -54,36 +54,30 @@ class Transcription:
             AudioFlamingoError: the audio cannot be read; what came before is yielded first.
         """
         windows = part_windows(self._blocks, self.answers.options, self._note_samples)
-        running: deque[asyncio.Task[list[Segment]]] = deque()
+        line: InOrder[asyncio.Task[list[Segment]]] = InOrder(asyncio.Task.done)
         error: AudioFlamingoError | None = None
-        is_read = False
         try:
-            while running or not is_read:
-                if not is_read and self._may_read(running):
+            while line.has_work:
+                if line.may_read(self._has_room(len(line))):
                     try:
                         window = await self._service.decode(next, windows, None)
                     except AudioFlamingoError as caught:
                         error, window = caught, None
-                    is_read = window is None
-                    if window is not None:
-                        running.append(self._start(window))
+                    line.add(None if window is None else self._start(window))
                     continue
-                for segment in await running[0]:
+                for segment in await line.first:
                     yield segment
-                running.popleft()
+                line.pop()
             if error is not None:
                 raise error
         finally:
-            for task in running:
+            for task in line:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*line, return_exceptions=True)
 
-    def _may_read(self, running: deque[asyncio.Task[list[Segment]]]) -> bool:
-        """Whether to read the next window before the first one is answered. One is at work of every transcription."""
-        if not running:
-            return True
-        is_room = len(running) < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
-        return is_room and not running[0].done()
+    def _has_room(self, num_running: int) -> bool:
+        """Whether one more window may be at work beside others of this transcription."""
+        return num_running < MAX_WINDOWS and self._service.num_windows < self._service.max_windows
 
     def _start(self, window: Window) -> asyncio.Task[list[Segment]]:
         task = asyncio.create_task(self.answers.transcribe(window))

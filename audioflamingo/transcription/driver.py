@@ -6,10 +6,11 @@ whoever runs the engine drives: `WindowTranscriber` here, where nobody waits, an
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -28,6 +29,8 @@ from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 from audioflamingo.transcription.word_times import WordTimer
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,57 @@ class WindowJob:
     def is_done(self) -> bool:
         """Whether nothing more comes."""
         return self.segments is not None or self.error is not None
+
+
+class InOrder(Generic[Item]):
+    """What is read ahead and worked on at once, handed out in the order in which it was read.
+
+    Nothing more is read while something can be handed out: whoever waits for it comes first.
+
+    Args:
+        is_done: whether an item can be handed out.
+    """
+
+    def __init__(self, is_done: Callable[[Item], bool]) -> None:
+        self._is_done = is_done
+        self._items: deque[Item] = deque()
+        self._is_read = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is left to read or to hand out."""
+        return bool(self._items) or not self._is_read
+
+    def may_read(self, has_room: bool) -> bool:
+        """Whether to read on; with nothing on its way, room or not."""
+        return not self._is_read and (not self._items or (has_room and not self.is_first_done))
+
+    def add(self, item: Item | None) -> None:
+        """Takes what was read; None is the end."""
+        if item is None:
+            self._is_read = True
+        else:
+            self._items.append(item)
+
+    @property
+    def is_first_done(self) -> bool:
+        """Whether the first item can be handed out."""
+        return bool(self._items) and self._is_done(self._items[0])
+
+    @property
+    def first(self) -> Item:
+        """What is handed out next."""
+        return self._items[0]
+
+    def pop(self) -> Item:
+        """Hands out the first item."""
+        return self._items.popleft()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
 
 
 class WindowTranscriber:

@@ -70,8 +70,7 @@ class LiveEar:
         """Ends the speech that goes on; what follows is searched anew."""
         position = self.position
         if len(self._rest):
-            frame = np.pad(self._rest, (0, VAD_FRAME - len(self._rest)))
-            yield from self._tell(self._cutter.put(frame, self._detector(frame)))
+            yield from self._tell(self._cutter.put(self._rest, self._detector(self._rest)))
         yield from self._tell(self._cutter.end())
         self._base, self._cutter = position, WindowCutter(self._options)
         self._rest = self._rest[:0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from audioflamingo.engine.finish_reason import FinishReason
 
@@ -103,6 +103,8 @@ class Finished:
 
     duration_s: float
     error: Exception | None = None
+
+    is_done: ClassVar[bool] = True  # nothing has to be waited for, unlike for a window
 
 
 def has_speech(segments: Iterable[Segment]) -> bool:

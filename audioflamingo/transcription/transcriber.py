@@ -7,7 +7,6 @@ carried from one segment to the next, which is what lets loops spread.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from audioflamingo.engine.generate import evaluation_mode
 from audioflamingo.errors import AudioFlamingoError, unknown_arguments
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.transcription.driver import WindowJob, WindowTranscriber
+from audioflamingo.transcription.driver import InOrder, WindowJob, WindowTranscriber
 from audioflamingo.transcription.segments import Finished, Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window, part_windows
@@ -126,24 +125,19 @@ def _run(
     with evaluation_mode(model):
         transcriber = WindowTranscriber(model, processor, options)
         items = _read_all(sources, sampling_rate, options, on_progress)
-        pending: deque[tuple[int, WindowJob | Finished]] = deque()
         failed: dict[int, Exception] = {}  # the first error of each source, until its end is reported
-        is_read = False
-        while pending or not is_read:
-            while not is_read and transcriber.has_room and not _is_ready(pending):
+        line: InOrder[tuple[int, WindowJob | Finished]] = InOrder(lambda entry: entry[1].is_done)
+        while line.has_work:
+            while line.may_read(transcriber.has_room):
                 index, item = next(items, (-1, None))
-                is_read = item is None
-                if item is not None:
-                    pending.append((index, transcriber.start(item) if isinstance(item, Window) else item))
-            if not _is_ready(pending):
+                if isinstance(item, Window):
+                    line.add((index, transcriber.start(item)))
+                else:
+                    line.add(None if item is None else (index, item))
+            if not line.is_first_done:
                 transcriber.step()
-            while _is_ready(pending):
-                yield from _report(*pending.popleft(), failed)
-
-
-def _is_ready(pending: deque[tuple[int, WindowJob | Finished]]) -> bool:
-    """Whether the first of what was read is done."""
-    return bool(pending) and (isinstance(pending[0][1], Finished) or pending[0][1].is_done)
+            while line.is_first_done:
+                yield from _report(*line.pop(), failed)
 
 
 def _report(

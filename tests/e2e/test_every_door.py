@@ -1,8 +1,9 @@
 """The same clips asked about at every door get the same words: library, Chat, command line, server, evaluation, Ray's
-workers; with and without beams."""
+workers; with and without beams, by every model of the family."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import soundfile
 import torch
 
-from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor, Chat, load_audio
+from audioflamingo import AutoModelForConditionalGeneration, AutoProcessor, Chat, load_audio
 from audioflamingo.audio.loading import SAMPLING_RATE
 from audioflamingo.corpus.records import CorpusFile, transcribe_files
 from audioflamingo.evaluation import evaluate
-from audioflamingo.transcription import TranscriptionOptions, transcribe
+from audioflamingo.transcription import Segment, TranscriptionOptions, transcribe
+from audioflamingo.transcription.live import listen
+from audioflamingo.transcription.writers import joined_text
 from tests.support.cli_runs import af3
-from tests.support.generation_models import lively_model
+from tests.support.generation_models import enliven
 from tests.support.server_runs import RunningServer, audio_part, chat_body, running_server
+from tests.support.tiny_family import BOS_ID, EOS_ID, tiny_music_model, write_music_processor
+from tests.support.tiny_model import tiny_model
 from tests.support.tiny_tokenizer import write_tiny_processor
 
 SPEECH = Path(__file__).parents[1] / "data/directory_prompt.flac"
@@ -29,27 +35,31 @@ QUESTION = "What is the sound"
 NUM_NEW = 12
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["greedy", "beams"])
+@pytest.fixture(scope="module", params=["greedy", "beams", "music"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose answers vary, and that asks for so many beams."""
-    folder = tmp_path_factory.mktemp(f"door{request.param}")
-    write_tiny_processor(folder)
-    model = lively_model()
+    """A checkpoint whose answers vary: one that asks for beams too, and one that hears the time."""
+    folder = tmp_path_factory.mktemp(f"door-{request.param}")
+    is_music = request.param == "music"
+    (write_music_processor if is_music else write_tiny_processor)(folder)
+    model = tiny_music_model(seed=1) if is_music else tiny_model()
+    enliven(model)
     model.generation_config.eos_token_id = [10, 11, 12, 497]
     model.generation_config.pad_token_id = 0
-    model.generation_config.num_beams = request.param
+    model.generation_config.num_beams = 3 if request.param == "beams" else 1
     model.generation_config.max_new_tokens = NUM_NEW
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.weight.mul_(40)  # what is heard decides what is said
+        if is_music:
+            model.lm_head.weight[[BOS_ID, EOS_ID]] = 0
+            for layer in model.model.language_model.layers:
+                layer.self_attn.o_proj.weight.mul_(5)
     model.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> tuple[Any, Any]:
-    return AudioFlamingo3ForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(
-        folder
-    )
+    return AutoModelForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +226,45 @@ def test_the_server_transcribes_alike(
             else:
                 texts.append(reply.json()["text"])
     assert texts == library_transcripts(loaded, clips)
+
+
+def spoken(segments: list[Any]) -> list[tuple[float, float, str]]:
+    return [(segment.start_s, segment.end_s, segment.text) for segment in segments]
+
+
+def test_live_speech_is_transcribed_alike(loaded: tuple[Any, Any], clips: list[Path]) -> None:
+    options = {**OPTIONS, "use_vad": True}
+    for clip in clips:
+        blocks = np.array_split(load_audio(clip), 25)
+        events = list(listen(*loaded, blocks, draft_every_s=0.5, **options))
+        heard = [event for event in events if isinstance(event, Segment)]
+        assert heard
+        assert spoken(heard) == spoken(list(transcribe(*loaded, str(clip), **options)))
+
+
+def test_the_live_server_transcribes_alike(
+    server: RunningServer, loaded: tuple[Any, Any], clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audioflamingo.server import realtime_session
+
+    options = {**OPTIONS, "use_vad": True}
+    original = realtime_session.TranscriptionOptions
+    monkeypatch.setattr(
+        realtime_session, "TranscriptionOptions", lambda **fields: original(**{**options, **fields})
+    )
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    sound: Any = {"format": {"type": "audio/pcm", "rate": SAMPLING_RATE}, "turn_detection": None}
+    texts = []
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session={"type": "transcription", "audio": {"input": sound}})
+        for clip in clips:
+            data = soundfile.read(clip, dtype="int16")[0].tobytes()
+            connection.input_audio_buffer.append(audio=base64.b64encode(data).decode())
+            connection.input_audio_buffer.commit()
+        while len(texts) < len(clips):
+            event = connection.recv()
+            assert event.type != "error", event
+            if event.type == "conversation.item.input_audio_transcription.completed":
+                texts.append(event.transcript)
+    expected = [list(transcribe(*loaded, str(clip), **options)) for clip in clips]
+    assert texts == [joined_text(segments) for segments in expected]

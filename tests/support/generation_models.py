@@ -26,7 +26,7 @@ def lively_model(
 ) -> AudioFlamingo3ForConditionalGeneration:
     """The tiny model, changed so that each token depends on the last ones; as it is, it repeats one token."""
     model = tiny_model(seed, **text_changes)
-    _enliven(model, sharpness)
+    enliven(model, sharpness)
     return model
 
 
@@ -40,12 +40,13 @@ def stopping_model() -> AudioFlamingo3ForConditionalGeneration:
 def lively_reference(seed: int = 0, sharpness: float = 3.0) -> Any:
     """transformers' model with the weights of `lively_model(seed, sharpness)`."""
     reference = tiny_reference(seed)
-    _enliven(reference, sharpness)
+    enliven(reference, sharpness)
     return reference
 
 
 @torch.no_grad()
-def _enliven(model: Any, sharpness: float) -> None:
+def enliven(model: Any, sharpness: float = 3.0) -> None:
+    """Lets each token depend on the last ones."""
     model.model.language_model.embed_tokens.weight.mul_(20)
     model.lm_head.weight.mul_(sharpness)
     model.lm_head.weight[AUDIO_TOKEN_ID] = 0

@@ -87,6 +87,11 @@ def test_merging_nothing(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "holds no adapter" in result.stderr
     assert not (tmp_path / "merged").exists()
+    before = {path: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    result = af3("merge", model, "--adapter", model / "think", "--model", model)
+    assert result.exit_code == 1
+    assert "is the model itself, which is never changed" in result.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_thoughts_at_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

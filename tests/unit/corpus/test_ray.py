@@ -20,7 +20,9 @@ from audioflamingo.cli.model_loading import ModelOptions, load
 from audioflamingo.corpus import CorpusFile
 from audioflamingo.corpus.records import transcribe_files
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
+from tests.support.adapter_folders import save_adapter
 from tests.support.cli_runs import af3, af3_process, write_tiny_model
+from tests.support.tiny_model import tiny_reference
 from tests.support.tiny_training import conversation
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'audioflamingo[ray]'")
@@ -128,6 +130,35 @@ def test_nothing_is_lost_or_doubled(
     result = af3(*command, "--prompt", "Translate.")
     assert result.exit_code == 1
     assert 'holds the transcripts of another run: other prompt (null, now "Translate.")' in result.stderr
+
+
+def test_adapters_answer_on_the_workers(address: str, model: Path, corpus: Path, tmp_path: Path) -> None:
+    """Each worker loads the adapter; with another one in the same folder the run is another."""
+    pytest.importorskip("peft", reason="needs peft")
+    adapters = [tmp_path / name for name in ("mine", "other")]
+    for seed, folder in enumerate(adapters):
+        save_adapter(folder, tiny_reference(), seed, lora_alpha=60)
+    paths, out = sorted(corpus.iterdir())[:4], tmp_path / "out"
+    command = ["transcribe", *paths, "-o", out, "--engine", "ray", "--address", address, "--model", model]
+    command += ["--max-new-tokens", 20, "--shard-size", 1, "--no-vad", "-q"]
+    result = af3(*command, "--adapter", adapters[0])
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (out / "transcripts.jsonl").read_text().splitlines()]
+
+    loaded, processor = load(ModelOptions(str(model), "cpu"))
+    loaded.load_adapter(adapters[0], "mine")
+    files = [CorpusFile(str(path), str(path)) for path in paths]
+
+    def heard(adapter: str | None) -> list[list[Any]]:
+        options = TranscriptionOptions(max_new_tokens=20, use_vad=False, adapter=adapter)
+        return [
+            what_was_heard(json.loads(line)) for line in transcribe_files(loaded, processor, files, options)
+        ]
+
+    assert [what_was_heard(record) for record in records] == heard("mine") != heard(None)
+    result = af3(*command, "--adapter", adapters[1])
+    assert result.exit_code == 1
+    assert "holds the transcripts of another run" in result.stderr
 
 
 def test_an_evaluation_is_that_of_this_process(

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import audioflamingo
+from audioflamingo.engine import audio_encoder
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.generate_call import prepare_one
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
+from audioflamingo.network import qwen2
 from audioflamingo.processor.prompt import Prompt
 from tests.support.adapter_folders import edit_adapter, edit_adapter_config, save_adapter
 from tests.support.tiny_family import make_music_batch, tiny_music_model, tiny_music_reference
@@ -110,6 +112,21 @@ def test_each_row_of_a_batch_has_its_own(model) -> None:
             if own == name:
                 assert torch.equal(alone[row], together[row]), (row, name)
     assert len({tuple(row.tolist()) for row in together}) == len(rows)
+
+
+def test_long_prompts_in_parts(model, monkeypatch) -> None:
+    """The feed-forward part takes a long prompt some tokens at a time, and audio some windows: each row still finds
+    its own adapter."""
+    batch = make_batch([([300], 6), ([50], 9), ([3000, 200], 4), ([], 7)])
+    names = ["think", None, "plain", "scaled"]
+    expected = model.generate(**batch, **VARIED, adapter=names)
+    monkeypatch.setattr(qwen2, "MLP_TOKENS", 7)
+    monkeypatch.setattr(audio_encoder, "MAX_WINDOWS", 1)
+    assert torch.equal(model.generate(**batch, **VARIED, adapter=names), expected)
+    music, batch = tiny_music_model(), make_music_batch([([[3000, 300], [700]], 6), ([[50]], 5)])
+    together = music.generate(**batch, **VARIED)
+    monkeypatch.undo()
+    assert torch.equal(music.generate(**batch, **VARIED), together)
 
 
 def test_beams_and_several_answers(model) -> None:

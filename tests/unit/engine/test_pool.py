@@ -75,6 +75,20 @@ def test_a_pool_grows_at_its_end_and_nothing_moves() -> None:
     assert stored(pool.store.keys[0], first)[0, :, 0].tolist() == [0, 1]
 
 
+def test_a_pool_that_grows_by_itself_takes_little_more_than_it_needs() -> None:
+    """Nothing more before anything is stored; then an eighth at least, so that few small requests move it rarely."""
+    pool = KVPool(1, 0, grows=True)
+    spans = [pool.allocate_new(100) for _ in range(8)]
+    assert pool.num_slots == 800
+    assert spans[0] is not None
+    keys = torch.ones(1, 1, 1)
+    pool.view([spans[0]], [1], keys.device).write(0, keys, keys)
+    assert pool.allocate_new(10) is not None
+    assert (pool.num_slots, pool.num_free) == (900, 90)
+    assert pool.allocate_new(300) is not None
+    assert pool.num_slots == 900 - 90 + 300
+
+
 def stored(buffer: torch.Tensor, span: Span) -> torch.Tensor:
     """The tokens of a span, `(K, length, E)`."""
     return buffer[:, span.start : span.start + span.length]

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from audioflamingo import quantize
 from audioflamingo.errors import ArgumentError
 from audioflamingo.server.server_settings import ServerSettings
 from tests.support.adapter_folders import save_adapter
@@ -129,6 +130,16 @@ def thinking(processor: Any) -> Iterator[RunningServer]:
         yield running
 
 
+def streamed_deltas(server: RunningServer, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        lines = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: {")]
+    return [json.loads(line)["choices"][0]["delta"] for line in lines]
+
+
+def said(deltas: list[dict[str, Any]], name: str) -> str:
+    return "".join(delta.get(name, "") for delta in deltas)
+
+
 def test_thoughts_have_a_field_of_their_own(thinking: RunningServer) -> None:
     body = chat_body("What is it", max_tokens=200, temperature=0)
     with thinking.client() as client:
@@ -139,10 +150,49 @@ def test_thoughts_have_a_field_of_their_own(thinking: RunningServer) -> None:
 
 def test_thoughts_are_streamed_in_it(thinking: RunningServer) -> None:
     body = chat_body("What is it", max_tokens=200, temperature=0, stream=True)
-    with thinking.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        lines = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: {")]
-    deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
-    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "The sound is a tone."
-    assert "".join(delta.get("content", "") for delta in deltas) == framed("hello")
+    deltas = streamed_deltas(thinking, body)
+    assert said(deltas, "reasoning_content") == "The sound is a tone."
+    assert said(deltas, "content") == framed("hello")
     order = [name for delta in deltas for name in delta if name != "role" and delta[name]]
     assert order == sorted(order, reverse=True)  # thoughts first
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+def test_thoughts_that_the_prompt_began(processor: Any, is_streamed: bool) -> None:
+    """An answer forced into thoughts by a turn that opens them: what follows is thoughts until they are closed."""
+    turns = [{"role": "user", "content": "What is it"}, {"role": "assistant", "content": "<think>\n"}]
+    body = {"model": "tiny", "messages": turns, "max_tokens": 200, "temperature": 0, "stream": is_streamed}
+    body |= {"continue_final_message": True, "add_generation_prompt": False}
+    model = ScriptedModel(processor, lambda seconds, attempt: "A tone.\n</think>\n\nIt hums.")
+    with running_server(model, processor, cache_tokens=4000) as running:
+        if is_streamed:
+            deltas = streamed_deltas(running, body)
+        else:
+            with running.client() as client:
+                reply = client.post("/v1/chat/completions", json=body).json()
+            deltas = [reply["choices"][0]["message"]]
+    assert (said(deltas, "reasoning_content"), said(deltas, "content")) == ("A tone.", "It hums.")
+
+
+def test_an_adapter_on_a_quantized_model(processor: Any, folders: dict[str, Path]) -> None:
+    """Served beside each other: as each alone in the library."""
+    model = quantize(lively_model(), "int8")
+    model.generation_config.eos_token_id = [511]
+    question = [{"role": "user", "content": "What is the sound"}]
+    adapters = tuple(f"{name}={folder}" for name, folder in folders.items())
+    found, expected = [], []
+    with running_server(model, processor, adapters=adapters) as running:
+        batch = processor.apply_chat_template(
+            question, tokenize=True, add_generation_prompt=True, return_dict=True
+        )
+        for name in NAMES:
+            body = {"model": name, "messages": question, "max_tokens": 12, "temperature": 0}
+            with running.client() as client:
+                reply = client.post("/v1/chat/completions", json=body).json()
+            found.append(reply["choices"][0]["message"]["content"])
+            adapter = None if name == "tiny" else name
+            output = model.generate(**batch, max_new_tokens=12, do_sample=False, adapter=adapter)
+            ids = output[0, batch["input_ids"].shape[1] :]
+            expected.append(processor.decode(ids, skip_special_tokens=True))
+    assert found == expected
+    assert len(set(found)) == len(NAMES)

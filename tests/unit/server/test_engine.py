@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from audioflamingo.engine.engine import Engine
+from audioflamingo.engine.generate_call import prepare_one
 from audioflamingo.engine.limits import EngineOptions
 from audioflamingo.engine.prefix_cache import MIN_REUSED
 from audioflamingo.engine.request import Request, SamplingParams, Share
@@ -216,6 +217,36 @@ def test_a_step_that_fails_ends_its_answers_and_no_others(
         assert "the device is gone" in str(failed.result.error)
     good = submit(engine, processor.prompt(user("hello")), greedy())
     assert good.token_ids == alone(model, processor, user("hello"), max_new_tokens=12, do_sample=False)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 5], ids=lambda number: f"call {number}")
+def test_a_step_that_failed_can_be_run_again(
+    model: Any, processor: AudioFlamingo3Processor, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Nothing counts as computed before it is: neither a piece of a prompt, nor its audio, nor a token."""
+    asked = [user("What is the sound", clip(5.3)), user("hello")]
+    prompts = [processor.prompt(messages) for messages in asked]
+    expected = [alone(model, processor, messages, max_new_tokens=12) for messages in asked]
+    original, num_calls = model.packed_logits, 0
+
+    def fail_once(*arguments: Any) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == failing:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(*arguments)
+
+    monkeypatch.setattr(model, "packed_logits", fail_once)
+    engine = Engine(model, processor.tokenizer, EngineOptions(cache_tokens=6000, max_prefill_tokens=64))
+    groups = [engine.submit(prepare_one(model, prompt, {"max_new_tokens": 12})) for prompt in prompts]
+    num_failed = 0
+    while engine.has_work:
+        try:
+            engine.step()
+        except torch.OutOfMemoryError:
+            num_failed += 1
+    assert num_failed == 1
+    assert [group.sequences[0].new_ids for group in groups] == expected
 
 
 def test_nan_logits_fail_the_answer(

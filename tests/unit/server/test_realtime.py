@@ -24,6 +24,10 @@ from websockets.sync.client import connect
 from audioflamingo.audio.live_audio import g711_table
 from audioflamingo.audio.loading import load_audio
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.server.realtime_input import SoundInput
+from audioflamingo.server.realtime_schema import LiveConfig
+from audioflamingo.transcription.live import SpeechStarted
+from audioflamingo.transcription.windows import Window
 from tests.support.scripted_model import ScriptedModel, framed
 from tests.support.server_runs import RunningServer, running_server
 
@@ -235,6 +239,12 @@ def test_g711_equals_its_definition(law: Any, codec: str) -> None:
 
 
 BAD = [
+    (
+        '{"type": "transcription_session.update", "session": {"input_audio_format": ["pcm16"]}}',
+        "session.input_audio_format",
+        "pcm16, g711_ulaw, g711_alaw",
+    ),
+    ('{"type": "session.update", "session": {"audio": 5}}', "session.audio", "session.audio: "),
     ("{", None, "the event is not valid JSON"),
     ("[1]", None, "must be a JSON object"),
     ('{"type": "response.create", "event_id": "mine"}', "type", "no event of the type 'response.create'"),
@@ -428,3 +438,26 @@ def test_a_client_that_leaves_stops_its_work(live: RunningServer, talk: np.ndarr
     live.wait_until_idle()
     with live.client() as client:
         assert client.get("/health").status_code == httpx.codes.OK
+
+
+def test_turn_detection_may_change_in_the_middle(talk: np.ndarray) -> None:
+    with_turns = LiveConfig()
+    without = with_turns.updated({"audio": {"input": {"turn_detection": None}}})
+    sound = SoundInput(without.input)
+    assert sound.put(pcm(talk[: 16000 * 6])) == []
+    assert sound.kept_s == pytest.approx(6.0, abs=0.05)
+    started, window = sound.configure(with_turns.input)  # what was kept is searched
+    assert isinstance(started, SpeechStarted)
+    assert isinstance(window, Window)
+    assert (window.start_s, window.end_s) == pytest.approx((1.0, 5.2), abs=0.3)
+    assert sound.kept_s == 0
+    (started,) = sound.put(pcm(talk[16000 * 6 : 16000 * 9]))
+    assert started.start / 16000 == pytest.approx(7.0, abs=0.3)
+    (window,) = sound.configure(without.input)  # what was spoken ends here
+    assert isinstance(window, Window)
+    assert window.end_s == pytest.approx(9.0, abs=0.05)
+    assert sound.put(pcm(talk[16000 * 9 : 16000 * 10])) == []
+    (window,) = sound.commit()
+    assert isinstance(window, Window)
+    assert window.start_s == pytest.approx(9.0, abs=0.05)
+    assert sound.num_samples == pytest.approx(160_000, abs=5)

@@ -159,10 +159,12 @@ def test_thoughts_are_an_item_of_their_own() -> None:
 
     text = "<think>it sings</think>a bird"
 
-    def reply_of(pieces: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def reply_of(pieces: list[str], end_of_prompt: str = "") -> tuple[dict[str, Any], list[dict[str, Any]]]:
         request, chat = parse_responses(b'{"model": "tiny", "input": "hello"}')
         prompt: Any = SimpleNamespace(token_ids=[1, 2], num_audio_tokens=0)
-        tokenizer: Any = SimpleNamespace(encode_plain=lambda text: list(text))
+        tokenizer: Any = SimpleNamespace(
+            encode_plain=lambda text: list(text), decode=lambda ids: end_of_prompt
+        )
         reply = ResponsesReply(request, chat, tokenizer)
         reply.add_prompt(prompt)
         events = reply.begin()
@@ -174,8 +176,9 @@ def test_thoughts_are_an_item_of_their_own() -> None:
         events += reply.end()
         return events[-1]["response"], events
 
-    for pieces in ([text], list(text)):
-        response, events = reply_of(pieces)
+    opened, rest = "<|im_start|>assistant\n<think>\n", text.removeprefix("<think>")
+    for pieces, before in (([text], ""), (list(text), ""), ([rest], opened), (list(rest), opened)):
+        response, events = reply_of(pieces, before)
         thoughts, message = response["output"]
         assert (thoughts["type"], thoughts["content"][0]["text"]) == ("reasoning", "it sings")
         assert (message["type"], message["content"][0]["text"]) == ("message", "a bird")

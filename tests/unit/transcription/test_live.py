@@ -69,6 +69,7 @@ def test_what_is_flushed_in_the_middle_goes_on_at_its_place(talk: np.ndarray) ->
     rest = list(ear.put(talk[cut:])) + list(ear.flush())
     ends = [round(item.end_s, 1) for item in [*first, *rest] if isinstance(item, Window)]
     assert ends == pytest.approx([cut / 16000, 5.2, 10.3], abs=0.3)
+    assert first[-1].end_s == cut / 16000  # nothing is added
     assert isinstance(rest[0], SpeechStarted)
     assert rest[0].start >= cut
 

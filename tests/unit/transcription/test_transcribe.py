@@ -83,6 +83,13 @@ def test_a_transcript_that_never_had_a_frame_keeps_its_full_stop(
     assert [s.text for s in transcribe(model, processor, speech)] == ["It is me."]
 
 
+def test_thoughts_are_no_part_of_a_transcript(processor: AudioFlamingo3Processor, speech: np.ndarray) -> None:
+    model = ScriptedModel(
+        processor, lambda seconds, attempt: "<think>They say it.</think>" + framed("It is me.")
+    )
+    assert [s.text for s in transcribe(model, processor, speech)] == ["It is me."]
+
+
 def test_words_that_were_not_heard_are_flagged(
     processor: AudioFlamingo3Processor, speech: np.ndarray
 ) -> None:
