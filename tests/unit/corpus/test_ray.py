@@ -174,7 +174,9 @@ def test_an_evaluation_is_that_of_this_process(
     (speech / "1-2.trans.txt").write_text("".join(lines))
     command = ["evaluate", "--suite", "librispeech", tmp_path / "LibriSpeech", "--model", model, "--quiet"]
     command += ["--max-new-tokens", 8]
-    assert af3(*command, "-o", tmp_path / "here").exit_code == 1  # one file is broken
+    alone = af3(*command, "-o", tmp_path / "here")
+    assert alone.exit_code == 1  # one file is broken
+    assert "1 questions could not be asked" in alone.stderr
     whole = (tmp_path / "here/items.jsonl").read_text().splitlines(keepends=True)
     begun = tmp_path / "there"
     begun.mkdir()
