@@ -49,9 +49,9 @@ def torchs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_ca
     if is_slow(query, len(query)):
         tensors = [x.float() for x in tensors]
     is_grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(*tensors, mask, 0.0, is_causal, enable_gqa=is_grouped).to(
-        query.dtype
-    )
+    queries, keys, values = tensors
+    out = F.scaled_dot_product_attention(queries, keys, values, mask, 0.0, is_causal, enable_gqa=is_grouped)
+    return out.to(query.dtype)
 
 
 def main() -> None:
