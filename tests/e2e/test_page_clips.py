@@ -99,10 +99,10 @@ def test_words_come_before_their_times(page: Page, page_server: PageServer) -> N
         words, Reply(whole={"segments": [{"id": 0, "start": start, "end": end, "text": text}]})
     )
     page.get_by_role("button", name="Transcribe").click()
-    expect(page.locator(".partial")).to_have_text("Good morning.")
+    expect(page.locator("[data-part=partial]")).to_have_text("Good morning.")
     words.go.set()
     expect(page.locator(".segment")).to_have_text(["0:00Good  morning."])
-    expect(page.locator(".partial")).to_be_hidden()
+    expect(page.locator("[data-part=partial]")).to_be_hidden()
 
 
 @pytest.mark.parametrize("kind", ["txt", "srt", "json"])

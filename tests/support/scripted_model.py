@@ -39,7 +39,7 @@ class ScriptedModel:
     """Answers a prompt with `script(seconds of audio in it, times that this audio was asked about before)`.
 
     What it knows of a row are the tokens in the row's slots, each with the attempt beside it: rows that were mixed up
-    would show. Every token is as sure as the next: log-probability -0.5.
+    would show. Every token is as sure as the next: log-probability -0.5. Prompts end with the turn that `opening` is.
 
     Attributes:
         calls: for each run of the network that read prompts, the seconds of audio in each.
@@ -50,7 +50,9 @@ class ScriptedModel:
     dtype = torch.float32
     compiles_steps = False
 
-    def __init__(self, processor: AudioFlamingo3Processor, script: Script) -> None:
+    def __init__(
+        self, processor: AudioFlamingo3Processor, script: Script, opening: str = "assistant\n"
+    ) -> None:
         self._tokenizer = processor.tokenizer
         self._end = processor.tokenizer.control_tokens[END_TOKEN]
         vocab_size = 1 + max(processor.tokenizer.control_tokens.values())
@@ -60,8 +62,8 @@ class ScriptedModel:
         self.config = SimpleNamespace(text_config=text_config, audio_token_id=processor.audio_token_id)
         self.generation_config = GenerationConfig(eos_token_id=self._end, pad_token_id=0)
         self._script = script
-        opening = processor.tokenizer.encode_plain("assistant\n")
-        self._question = [float(i) for i in (processor.tokenizer.control_tokens[START_TOKEN], *opening)]
+        ids = (processor.tokenizer.control_tokens[START_TOKEN], *processor.tokenizer.encode_plain(opening))
+        self._question = [float(i) for i in ids]
         self._asked: Counter[bytes] = Counter()
         self._answers: dict[int, tuple[int, list[int]]] = {}  # by first slot: length of the prompt, ids
         self.calls: list[list[float]] = []

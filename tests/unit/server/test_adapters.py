@@ -163,7 +163,8 @@ def test_thoughts_that_the_prompt_began(processor: Any, is_streamed: bool) -> No
     turns = [{"role": "user", "content": "What is it"}, {"role": "assistant", "content": "<think>\n"}]
     body = {"model": "tiny", "messages": turns, "max_tokens": 200, "temperature": 0, "stream": is_streamed}
     body |= {"continue_final_message": True, "add_generation_prompt": False}
-    model = ScriptedModel(processor, lambda seconds, attempt: "A tone.\n</think>\n\nIt hums.")
+    answer = "A tone.\n</think>\n\nIt hums."
+    model = ScriptedModel(processor, lambda seconds, attempt: answer, opening="assistant\n<think>\n")
     with running_server(model, processor, cache_tokens=4000) as running:
         if is_streamed:
             deltas = streamed_deltas(running, body)

@@ -220,7 +220,7 @@ def test_transcription_formats(client: openai.OpenAI) -> None:
     events = list(client.audio.transcriptions.create(model="tiny", file=("a.wav", wav(2.0)), stream=True))
     assert events[-1].type == "transcript.text.done"
     assert events[-1].text == plain.text
-    with pytest.raises(openai.BadRequestError, match="'segment' and 'word'"):
+    with pytest.raises(openai.BadRequestError, match="'segment' or 'word'"):
         client.audio.transcriptions.create(
             model="tiny",
             file=("a.wav", wav()),

@@ -99,10 +99,10 @@ def test_bodies_that_are_no_requests_are_400(server: RunningServer, content: byt
         ),
         (
             [{"type": "audio_url", "audio_url": "x.wav"}],
-            "messages.0.content.0.audio_url.audio_url",
-            "AudioUrl",
+            "messages.0.content.0.audio_url",
+            "should be an object",
         ),
-        ([{"type": "text", "text": 3}], "messages.0.content.0.text.text", "valid string"),
+        ([{"type": "text", "text": 3}], "messages.0.content.0.text", "valid string"),
         (3, "messages.0.content", "a text or a list of parts"),
         (None, "messages.0.content", "a text or a list of parts"),
     ],
@@ -155,8 +155,8 @@ def test_a_wrong_path_is_not_found(server: RunningServer, path: str, meant: str 
         reply = client.post(path, json={})
     assert reply.status_code == 404
     assert "allow" not in reply.headers
-    hint = "" if meant is None else f"; did you mean {meant}?"
-    assert reply.json()["error"]["message"] == f"there is no {path!r} here{hint}."
+    hint = "." if meant is None else f"; did you mean {meant}?"
+    assert reply.json()["error"]["message"] == f"there is no {path!r} here{hint}"
 
 
 def test_neutral_values_of_what_is_not_supported_are_fine(server: RunningServer) -> None:
