@@ -100,7 +100,7 @@ def main() -> None:
             " ".join(
                 segment.text
                 for segment in transcribe(
-                    model, processor, row["audio"], vad=None, num_beams=1, options=chosen
+                    model, processor, row["audio"], use_vad=False, num_beams=1, options=chosen
                 )
             )
             for row in rows
