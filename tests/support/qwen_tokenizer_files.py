@@ -13,12 +13,12 @@ import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken
 
-from audioflamingo.processor.folders import QWEN2_SPLIT_PATTERN
 from tests.support.tiny_tokenizer import (
     PUBLISHED_CHAT_TEMPLATE,
     byte_characters,
+    qwen2_backend,
     write_json,
     write_processor_config,
 )
@@ -75,20 +75,9 @@ def write_qwen_processor(folder: Path) -> Path:
 
     vocabulary = {spell(token): rank for token, rank in ranks.items()}
     merges = [(spell(left), spell(right)) for left, right in recover_merges(ranks)]
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
     names = _QWEN25_TOKENS.split()
-    backend.add_tokens(
-        [AddedToken(name.lstrip("-"), special=name[0] != "-", normalized=False) for name in names]
-    )
-    backend.save(str(folder / "tokenizer.json"), pretty=False)
+    added = [AddedToken(name.lstrip("-"), special=name[0] != "-", normalized=False) for name in names]
+    qwen2_backend(vocabulary, merges, added).save(str(folder / "tokenizer.json"), pretty=False)
     write_json(
         folder / "tokenizer_config.json",
         {

@@ -88,9 +88,10 @@ def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, merges
 
 
-def build_tiny_backend() -> Tokenizer:
-    """The tiny tokenizer as an object of the `tokenizers` library."""
-    vocabulary, merges = vocabulary_and_merges()
+def qwen2_backend(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], added: list[AddedToken]
+) -> Tokenizer:
+    """Qwen2's pipeline over a vocabulary, as an object of the `tokenizers` library."""
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,10 +101,16 @@ def build_tiny_backend() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens(
-        [AddedToken(token, special=special, normalized=False) for token, special in CONTROL_TOKENS.items()]
-    )
+    backend.add_tokens(added)
     return backend
+
+
+def build_tiny_backend() -> Tokenizer:
+    """The tiny tokenizer."""
+    added = [
+        AddedToken(token, special=special, normalized=False) for token, special in CONTROL_TOKENS.items()
+    ]
+    return qwen2_backend(*vocabulary_and_merges(), added)
 
 
 TINY_VOCABULARY_SIZE = NUM_PLAIN_TOKENS + len(CONTROL_TOKENS)

@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audioflamingo.audio.loading import load_audio
 from audioflamingo.cli import listen_command
 from audioflamingo.cli.live_sound import LiveSound, listen_to_pipe
 from audioflamingo.errors import MissingDependencyError
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.support.cli_runs import af3, af3_process, write_tiny_model
-from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
-
-SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-
-
-def count_seconds(seconds: float, attempt: int) -> str:
-    return framed(" ".join(NUMBERS[: int(seconds)]))
+from tests.support.live_speech import NUMBERS, count_seconds, pcm, talk_with_pauses
+from tests.support.scripted_model import ScriptedModel, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +28,7 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> AudioFlamingo3Process
 
 @pytest.fixture(scope="module")
 def talk() -> np.ndarray:
-    """A second of silence, 4 s of speech, 2 s of silence, 3 s of speech, 2 s of silence."""
-    speech = load_audio(SPEECH)
-    parts = [np.zeros(16000), speech[:64000], np.zeros(32000), speech[:48000], np.zeros(32000)]
-    return np.concatenate(parts).astype(np.float32)
-
-
-def pcm(waveform: np.ndarray) -> bytes:
-    return (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
+    return talk_with_pauses()
 
 
 def pieces(waveform: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -9,7 +9,6 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
@@ -28,19 +27,14 @@ from audioflamingo.server.realtime_input import SoundInput
 from audioflamingo.server.realtime_schema import LiveConfig
 from audioflamingo.transcription.live import SpeechStarted
 from audioflamingo.transcription.windows import Window
-from tests.support.scripted_model import ScriptedModel, framed
+from tests.support.live_speech import NUMBERS, SPEECH, count_seconds, talk_with_pauses
+from tests.support.live_speech import pcm as pcm_of
+from tests.support.scripted_model import ScriptedModel
 from tests.support.server_runs import RunningServer, running_server
 
-SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
 RATE = 24000
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 STEP_S = 0.1
-
-
-def count_seconds(seconds: float, attempt: int) -> str:
-    """A word a second: what is heard grows with the speech, and begins alike."""
-    return framed(" ".join(NUMBERS[: int(seconds)]))
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +46,11 @@ def live(processor: AudioFlamingo3Processor) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def talk() -> np.ndarray:
-    """16 kHz: a second of silence, 4 s of speech, 2 s of silence, 3 s of speech, 2 s of silence."""
-    speech = load_audio(SPEECH)
-    parts = [np.zeros(16000), speech[:64000], np.zeros(32000), speech[:48000], np.zeros(32000)]
-    return np.concatenate(parts).astype(np.float32)
+    return talk_with_pauses()
 
 
 def pcm(waveform: np.ndarray, rate: int = RATE) -> bytes:
-    samples = soxr.resample(waveform, 16000, rate) if rate != 16000 else waveform
-    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    return pcm_of(soxr.resample(waveform, 16000, rate) if rate != 16000 else waveform)
 
 
 def pieces(data: bytes, duration_s: float = STEP_S, bytes_a_second: int = 2 * RATE) -> Iterator[str]:

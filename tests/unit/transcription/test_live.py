@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from audioflamingo.audio.live_audio import LiveAudio
-from audioflamingo.audio.loading import load_audio
 from audioflamingo.errors import ArgumentError, AudioError
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import Segment
 from audioflamingo.transcription.live import Agreement, Draft, LiveEar, SpeechStarted, listen
 from audioflamingo.transcription.transcription_options import TranscriptionOptions, VadOptions
 from audioflamingo.transcription.windows import Window, cut_windows
-from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
-
-SPEECH = Path(__file__).parents[2] / "data" / "directory_prompt.flac"
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-
-
-def count_seconds(seconds: float, attempt: int) -> str:
-    return framed(" ".join(NUMBERS[: int(seconds)]))
+from tests.support.live_speech import NUMBERS, count_seconds, pcm, talk_with_pauses
+from tests.support.scripted_model import ScriptedModel, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +27,7 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> AudioFlamingo3Process
 
 @pytest.fixture(scope="module")
 def talk() -> np.ndarray:
-    """A second of silence, 4 s of speech, 2 s of silence, 3 s of speech, 2 s of silence."""
-    speech = load_audio(SPEECH)
-    parts = [np.zeros(16000), speech[:64000], np.zeros(32000), speech[:48000], np.zeros(32000)]
-    return np.concatenate(parts).astype(np.float32)
-
-
-def pcm(waveform: np.ndarray) -> bytes:
-    return (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
+    return talk_with_pauses()
 
 
 def pieces(waveform: np.ndarray, size: int) -> Iterator[np.ndarray]:
