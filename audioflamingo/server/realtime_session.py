@@ -48,14 +48,12 @@ class Item:
     Args:
         answers: what the model is asked about it.
         drafts: what it is asked while the speech goes on.
-        previous: id of the item before.
     """
 
-    def __init__(self, answers: WindowAnswers, drafts: WindowAnswers, previous: str | None) -> None:
+    def __init__(self, answers: WindowAnswers, drafts: WindowAnswers) -> None:
         self.id = new_id("item")
         self.answers = answers
         self.drafts = drafts
-        self.previous = previous
         self.agreement = Agreement()
         self.heard: list[asyncio.Task[list[Segment]]] = []
         self.drafted_s = 0.0  # seconds of it that the last draft heard
@@ -273,21 +271,21 @@ class LiveSession:
             adapter=service.adapter_of(wanted.model or self._model),
         )
         answers, drafts = (WindowAnswers(service, options, 0.0, self._share, None) for _ in range(2))
-        return Item(answers, drafts, None)
+        return Item(answers, drafts)
 
     async def _commit_item(self, item: Item, windows: list[Window]) -> None:
-        item.previous, self._last_id = self._last_id, item.id
+        previous, self._last_id = self._last_id, item.id
         for window in windows:
             self._waiting_s += len(window.waveform) / SAMPLING_RATE
             item.heard.append(self._start(self._hear(item, window)))
-        place = {"item_id": item.id, "previous_item_id": item.previous}
+        place = {"item_id": item.id, "previous_item_id": previous}
         await self._tell("input_audio_buffer.committed", **place)
         content = [{"type": "input_audio", "transcript": None}]
         about = {"object": "realtime.item", "type": "message", "role": "user", "status": "completed"}
         for kind in ("created",) if self._is_old else ("added", "done"):
             await self._tell(
                 f"conversation.item.{kind}",
-                previous_item_id=item.previous,
+                previous_item_id=previous,
                 item={"id": item.id, **about, "content": content},
             )
         self._to_tell.put_nowait(item)

@@ -74,15 +74,18 @@ class HotWords:
             return score(self._model, self._processor, asked, answers, adapter=adapter)
 
         before, *after = ask(*texts)
-        losses = [before.logprob - option.logprob for option in after]
         chosen: list[Place] = []
-        for loss, place in sorted(zip(losses, places, strict=True), key=lambda pair: pair[0]):
-            if loss < WORTH and all(place.end <= one.start or place.start >= one.end for one in chosen):
+        likeliest = sorted(zip(after, places, strict=True), key=lambda pair: -pair[0].logprob)
+        for option, place in likeliest:
+            is_free = all(place.end <= one.start or place.start >= one.end for one in chosen)
+            if before.logprob - option.logprob < WORTH and is_free:
                 chosen.append(place)
         if not chosen:
             return segment
         text = _with(segment.text, chosen)
-        (now,) = ask(text)
+        now = (
+            likeliest[0][0] if len(chosen) == 1 else ask(text)[0]
+        )  # the first that fits is the likeliest of all
         tokens = (*self._processor.tokenizer.encode_plain(head + text + tail), *segment.tokens[-1:])
         return replace(
             segment,

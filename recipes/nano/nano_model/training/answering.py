@@ -8,7 +8,7 @@ from torch import Tensor
 
 from audioflamingo.training.batches import Batch
 
-from .forward import HIDDEN, FastModel, Keys, Side
+from .forward import HIDDEN, FastModel, Keys, Side, rms_norm
 
 
 @torch.inference_mode()
@@ -51,7 +51,7 @@ def answer(fast: FastModel, batch: Batch, max_new_tokens: int, ends: tuple[int, 
             x, kept[number] = fast.layer(
                 number, x, side, turns, torch.cat(parts, 1)[:, None, None], kept[number]
             )
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * fast.language_model.norm.weight
+        x = rms_norm(x) * fast.language_model.norm.weight
     return answers
 
 
