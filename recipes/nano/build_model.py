@@ -19,14 +19,14 @@ import torch
 from nano_data.encoder import read_arrays
 from nano_data.store import read_jsonl, read_shards
 from nano_data.writing import written
-from nano_model import assemble, vocabulary
+from nano_model import assemble, vocabulary, words
 from nano_model.whisper import NO_TIMESTAMPS, START, Whisper, stack
 from torch import Tensor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.hub import BUILT_IN_FOLDER
 
-ORDINARY_TOKENS = 6140
+ORDINARY_TOKENS, ADDED_WORDS = 6140, 1024
 FRAMES_OF_A_CLIP = 40
 LONGEST_S = 20.0
 
@@ -87,6 +87,8 @@ def main() -> None:
     whisper = load_whisper(data_dir / "whisper")
     template = json.loads((BUILT_IN_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     content, kept = vocabulary.prune(whisper.tokenizer, template, sentences(data_dir), ORDINARY_TOKENS)
+    content, added = words.add_words(content, whisper.tokenizer, sentences(data_dir), ADDED_WORDS)
+    kept += added
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokens = assemble.Tokens(tokenizer)
     rows = assemble.whisper_rows(kept, tokens, whisper.tokenizer["model"]["vocab"])

@@ -8,5 +8,6 @@
 | `mlp` | SwiGLU in place of GELU, fitted | to about 1 % |
 | `positions` | layer 0: Whisper's positions, and what is a transcript, out of rotary attention | to about 0.1 % |
 | `vocabulary` | Whisper's tokens, cut down | |
+| `words` | whole words added to them | |
 | `assemble` | embeddings, output rows, projector, the folder | |
 """

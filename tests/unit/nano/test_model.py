@@ -18,6 +18,7 @@ from recipes.nano.nano_model import (
     mlp,
     positions,
     vocabulary,
+    words,
 )
 from recipes.nano.nano_model import layout as at
 from recipes.nano.nano_model.whisper import Attention, DecoderLayer, Whisper, attend
@@ -371,6 +372,27 @@ def test_a_cut_vocabulary_holds_what_its_text_needs_and_quotes_stand_alone():
     assert [source["model"]["vocab"][name] for name in list(content["model"]["vocab"])[:-1]] == rows[:-1]
     assert tokenizer.decode(tokenizer.encode("The cat’s zzz!").ids) == "The cat’s zzz!"
     assert tokenizer.encode("assistant").tokens == [vocabulary.START]
+
+
+def test_frequent_words_come_back_whole_and_change_no_others():
+    from tokenizers import Tokenizer
+
+    source, template = small_tokenizer()
+    cut, _ = vocabulary.prune(source, template, ["The cat saw the cat."], len(source["model"]["vocab"]))
+    old = cut["model"]["vocab"]
+    number = len(source["model"]["vocab"])
+    source["model"]["vocab"] |= {"Ġc": number, "Ġcat": number + 1, "Ġzz": number + 2, "Ġants": number + 3}
+    content, rows = words.add_words(cut, source, ["A cat, a cat and the ants."], 1)
+    assert rows == [number + 1]
+    assert content["model"]["vocab"]["Ġcat"] == len(old)
+    assert [token["id"] for token in content["added_tokens"]] == [token["id"] + 1 for token in cut["added_tokens"]]
+    before, after = (Tokenizer.from_str(json.dumps(one)) for one in (cut, content))
+    assert before.encode(" cat").tokens != ["Ġcat"] == after.encode(" cat").tokens
+    for text in ("the cattle? cat", " zz ants", "assistant\n", 'The "cat".'):
+        assert after.decode(after.encode(text).ids) == text
+    assert before.encode("the zz ants, cattle").tokens[:6] == after.encode("the zz ants, cattle").tokens[:6]
+    everything, _ = words.add_words(cut, source, ["A cat, a cat and the ants."], 50)
+    assert "Ġants" not in everything["model"]["vocab"]  # its steps are none of Whisper's tokens
 
 
 def test_a_sentence_opens_without_a_space_behind_the_quote_only():
