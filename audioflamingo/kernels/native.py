@@ -44,6 +44,8 @@ def library() -> ctypes.CDLL | None:
     loaded.af3_linear_bf16.restype = None
     loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
     if hasattr(loaded, "af3_step"):
+        loaded.af3_linear_half.argtypes = loaded.af3_linear_bf16.argtypes
+        loaded.af3_linear_half.restype = None
         loaded.af3_step.argtypes = [integer] * 3 + [ctypes.c_float, ctypes.c_int64] + [pointer] * 8
     return loaded
 
@@ -107,6 +109,13 @@ def linear_bf16(
     loaded.af3_linear_bf16(LEVELS.index(backend), threads, *sizes, *pointers)
 
 
+def linear_half(threads: int, sizes: tuple[int, int, int], pointers: tuple[int | None, ...]) -> None:
+    """Runs a layer with float16 weights on at most 16 rows; arguments as in api.cpp, already checked."""
+    loaded = library()
+    assert loaded is not None
+    loaded.af3_linear_half(LEVELS.index(active()), threads, *sizes, *pointers)
+
+
 def attention(
     backend: str,
     threads: int,
@@ -129,13 +138,14 @@ def attention(
 
 @functools.cache
 def has_step() -> bool:
-    """Whether `step` can be called: compiled kernels of this version, and AVX2."""
+    """Whether `step` and `linear_half` can be called: compiled kernels of this version, and AVX2."""
     return active() not in (TORCH, LEVELS[0]) and hasattr(library(), "af3_step")
 
 
 def step(
     threads: int,
     sizes: tuple[int, ...],
+    is_half: bool,
     epsilon: float,
     head_stride: int,
     layers: Sequence[int],
@@ -151,7 +161,7 @@ def step(
     assert len(layers) == sizes[0] * STEP_POINTERS
     level = LEVELS.index(active())
     arrays = (ctypes.c_int * len(sizes))(*sizes), (ctypes.c_void_p * len(layers))(*layers)
-    if loaded.af3_step(level, threads, 0, epsilon, head_stride, *arrays, *pointers) == _OUT_OF_MEMORY:
+    if loaded.af3_step(level, threads, is_half, epsilon, head_stride, *arrays, *pointers) == _OUT_OF_MEMORY:
         raise MemoryError(f"no memory for a step of {sizes[1]} rows")
 
 

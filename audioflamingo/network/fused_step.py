@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from audioflamingo.kernels import native
 from audioflamingo.kernels.modules import Linear
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 16
 WIDTH_STEP, HEAD_STEP = 32, 64  # widths and the dimensions of a head are multiples of these
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -53,23 +57,24 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> 
     ):
         return None
     pointers: list[int] = []
-    sizes: tuple[int, ...] | None = None
+    forms = set()
     for number, layer in enumerate(layers):
         tensors = _tensors(layer)
+        if tensors is None:
+            return None
         buffers = store.keys[number], store.values[number]
-        if tensors is None or not all(map(_is_plain, (*tensors, *buffers))):
+        forms.add(_form(layer, tensors, buffers))
+        if None in forms or len(forms) > 1:
             return None
-        found = _sizes(layer, tensors)
-        if found is None or found != (sizes or found):
-            return None
-        sizes = found
         pointers += [0 if tensor is None else tensor.data_ptr() for tensor in (*tensors, *buffers)]
-    if sizes is None:
+    if not forms:
         return None
+    is_half, *sizes = forms.pop()
     out = x.clone(memory_format=torch.contiguous_format)
     native.step(
         torch.get_num_threads(),
         (len(pointers) // native.STEP_POINTERS, len(x), *sizes),
+        is_half,
         layer.input_layernorm.eps,
         store.num_slots * sizes[3],
         pointers,
@@ -79,47 +84,59 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> 
 
 
 def _tensors(layer: Qwen2DecoderLayer) -> tuple[Tensor | None, ...] | None:
-    """Those of a layer in the kernel's order; None if it is not the plain one."""
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = (
-        attention.q_proj,
-        attention.k_proj,
-        attention.v_proj,
-        attention.o_proj,
-        mlp.gate_proj,
-        mlp.up_proj,
-        mlp.down_proj,
-    )
-    if any(type(linear) is not Linear for linear in linears) or attention.implementation != "sdpa":
+    """Those of a layer in the kernel's order; None if it is not the plain one. Runs in every step: kept cheap."""
+    parts = layer._modules
+    attention, mlp = parts["self_attn"], parts["mlp"]
+    assert attention is not None
+    assert mlp is not None
+    linears = [attention._modules[name] for name in _ATTENTION] + [mlp._modules[name] for name in _MLP]
+    norms = [parts[name] for name in _NORMS]
+    if layer.training or attention.implementation != "sdpa":
         return None
-    norms = layer.input_layernorm, layer.post_attention_layernorm
-    if any(_has_hooks(module) for module in (layer, attention, mlp, *linears, *norms)) or layer.training:
+    for module in (layer, attention, mlp, *linears, *norms):
+        if (
+            module is None
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return None
+    weights, biases = [], []
+    for linear in linears:
+        if type(linear) is not Linear:
+            return None
+        weights.append(linear._parameters["weight"])
+        biases.append(linear._parameters["bias"])
+    if any(bias is not None for bias in biases[3:]):
         return None
-    if any(linear.bias is not None for linear in linears[3:]) or norms[0].eps != norms[1].eps:
-        return None
-    biases = (linear.bias for linear in linears[:3])
-    return (*(linear.weight for linear in linears), *biases, *(norm.weight for norm in norms))
+    return (*weights, *biases[:3], *(norm._parameters["weight"] for norm in norms if norm is not None))
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+def _form(
+    layer: Qwen2DecoderLayer, tensors: tuple[Tensor | None, ...], buffers: tuple[Tensor | None, ...]
+) -> tuple[Any, ...] | None:
+    """Whether the weights are float16; width, heads, key heads, head dimensions and the inner width.
 
-
-def _is_plain(tensor: Tensor | None) -> bool:
-    return tensor is None or (tensor.dtype == torch.float32 and tensor.is_cpu and tensor.is_contiguous())
-
-
-def _sizes(layer: Qwen2DecoderLayer, tensors: tuple[Tensor | None, ...]) -> tuple[int, ...] | None:
-    """Width, heads, key heads, dimensions of a head and the inner width; None if the kernel does not take them."""
+    None if the kernel does not take such tensors.
+    """
     attention = layer.self_attn
     heads, key_heads, head_dim = attention.num_heads, attention.num_key_value_heads, attention.head_dim
-    gate = tensors[4]
-    assert gate is not None
-    inner, width = gate.shape
+    weights = tensors[:7]
+    assert weights[4] is not None
+    inner, width = weights[4].shape
     if width % WIDTH_STEP or inner % WIDTH_STEP or head_dim % HEAD_STEP:
         return None
-    outputs = (heads, key_heads, key_heads)
-    expected = [(n * head_dim, width) for n in outputs]
+    dtype = weights[4].dtype
+    expected = [(n * head_dim, width) for n in (heads, key_heads, key_heads)]
     expected += [(width, heads * head_dim), (inner, width), (inner, width), (width, inner)]
-    shapes = [tuple(t.shape) for t in tensors[:7] if t is not None]
-    return (width, heads, key_heads, head_dim, inner) if shapes == expected else None
+    if [None if weight is None else tuple(weight.shape) for weight in weights] != expected:
+        return None
+    if dtype not in (torch.float32, torch.float16) or not all(_is_plain(weight, dtype) for weight in weights):
+        return None
+    if None in buffers or not all(_is_plain(tensor, torch.float32) for tensor in (*tensors[7:], *buffers)):
+        return None
+    return dtype == torch.float16, width, heads, key_heads, head_dim, inner
+
+
+def _is_plain(tensor: Tensor | None, dtype: torch.dtype) -> bool:
+    return tensor is None or (tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous())

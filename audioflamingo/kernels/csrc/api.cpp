@@ -74,6 +74,13 @@ AF3_API int af3_attention(int level, int threads, int dtype, int is_causal, floa
     }
 }
 
+// Weights in float16, all else float; rows <= 16, columns in 32s; `bias` may be null. Not at level 0.
+AF3_API void af3_linear_half(int level, int threads, int rows, int outputs, int columns, const float* x,
+                             const uint16_t* weight, const float* bias, float* out) {
+    const af3::Matrix matrix = {weight, bias, out, outputs};
+    af3::run_product(*kLevels[level], &matrix, 1, true, x, rows, columns, false, threads);
+}
+
 // Sizes: layers, rows (at most 16), width, heads, key heads, head_dim, inner; widths in 32s, head_dim in 64s. `layers`
 // as StepLayer has them, the rest as Step. Not at level 0.
 AF3_API int af3_step(int level, int threads, int is_half, float epsilon, int64_t head_stride, const int* sizes,

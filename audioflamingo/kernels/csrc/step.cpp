@@ -10,18 +10,10 @@ namespace {
 
 constexpr int kItemOutputs = 16;  // outputs of a work item: all rows pass over their weights in a core's cache
 
-// Outputs of one matrix: `out` is rows x outputs, and is added to where `is_added`.
-struct Matrix {
-    const void* weights;
-    const float* bias;
-    float* out;
-    int outputs;
-};
-
 class StepRun {
   public:
     StepRun(const Kernels& kernels, const Step& step)
-        : kernels_(*kernels.step), step_(step), longest_(longest(step)),
+        : all_(kernels), kernels_(*kernels.step), step_(step), longest_(longest(step)),
           memory_(size_t(step.rows) * (step.width + 2 * queries() + 2 * keys() + 2 * step.inner) +
                   size_t(longest_) * step.threads) {
         normed_ = memory_.get();
@@ -69,29 +61,8 @@ class StepRun {
         }
     }
 
-    // Several matrices times the same rows, in one go.
     void multiply(const Matrix* matrices, int count, const float* x, int columns, bool is_added) {
-        int64_t items = 0;
-        for (int m = 0; m < count; ++m) items += ceil_div(matrices[m].outputs, kItemOutputs);
-        parallel_for(step_.threads, items, [&](int64_t item, int) {
-            const Matrix* matrix = matrices;
-            for (; item >= ceil_div(matrix->outputs, kItemOutputs); ++matrix) {
-                item -= ceil_div(matrix->outputs, kItemOutputs);
-            }
-            const int first = int(item) * kItemOutputs;
-            const int outputs = matrix->outputs - first < kItemOutputs ? matrix->outputs - first : kItemOutputs;
-            const auto* weights = static_cast<const uint8_t*>(matrix->weights) +
-                                  size_t(first) * columns * (step_.is_half ? sizeof(uint16_t) : sizeof(float));
-            float sums[kMaxDotRows * kItemOutputs];
-            kernels_.product(weights, step_.is_half, outputs, x, step_.rows, columns, sums, kItemOutputs);
-            for (int row = 0; row < step_.rows; ++row) {
-                float* out = matrix->out + size_t(row) * matrix->outputs + first;
-                for (int o = 0; o < outputs; ++o) {
-                    const float sum = sums[row * kItemOutputs + o];
-                    out[o] = is_added ? out[o] + sum : matrix->bias ? sum + matrix->bias[first + o] : sum;
-                }
-            }
-        });
+        run_product(all_, matrices, count, step_.is_half, x, step_.rows, columns, is_added, step_.threads);
     }
 
     // Turns a row's query and key by its position, and puts key and value where later tokens look.
@@ -130,6 +101,7 @@ class StepRun {
         });
     }
 
+    const Kernels& all_;
     const StepKernels& kernels_;
     const Step& step_;
     const int longest_;
@@ -138,6 +110,31 @@ class StepRun {
 };
 
 }  // namespace
+
+void run_product(const Kernels& kernels, const Matrix* matrices, int count, bool is_half, const float* x, int rows,
+                 int columns, bool is_added, int threads) {
+    int64_t items = 0;
+    for (int m = 0; m < count; ++m) items += ceil_div(matrices[m].outputs, kItemOutputs);
+    parallel_for(threads, items, [&](int64_t item, int) {
+        const Matrix* matrix = matrices;
+        for (; item >= ceil_div(matrix->outputs, kItemOutputs); ++matrix) {
+            item -= ceil_div(matrix->outputs, kItemOutputs);
+        }
+        const int first = int(item) * kItemOutputs;
+        const int outputs = matrix->outputs - first < kItemOutputs ? matrix->outputs - first : kItemOutputs;
+        const auto* weights = static_cast<const uint8_t*>(matrix->weights) +
+                              size_t(first) * columns * (is_half ? sizeof(uint16_t) : sizeof(float));
+        float sums[kMaxDotRows * kItemOutputs];
+        kernels.step->product(weights, is_half, outputs, x, rows, columns, sums, kItemOutputs);
+        for (int row = 0; row < rows; ++row) {
+            float* out = matrix->out + size_t(row) * matrix->outputs + first;
+            for (int o = 0; o < outputs; ++o) {
+                const float sum = sums[row * kItemOutputs + o];
+                out[o] = is_added ? out[o] + sum : matrix->bias ? sum + matrix->bias[first + o] : sum;
+            }
+        }
+    });
+}
 
 void run_step(const Kernels& kernels, const Step& step) {
     StepRun run(kernels, step);

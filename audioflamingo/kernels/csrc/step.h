@@ -28,6 +28,17 @@ struct Step {
     ptrdiff_t head_stride;  // elements from one key head to the next
 };
 
+// A linear layer on the same rows as others.
+struct Matrix {
+    const void* weights;
+    const float* bias;  // or null
+    float* out;         // rows x outputs
+    int outputs;
+};
+
+// Several matrices times the same rows (at most 16), in one go; `is_added`: to what `out` holds, without a bias.
+void run_product(const Kernels& kernels, const Matrix* matrices, int count, bool is_half, const float* x, int rows,
+                 int columns, bool is_added, int threads);
 void run_step(const Kernels& kernels, const Step& step);
 
 }  // namespace af3
