@@ -7,7 +7,7 @@ products. A layer that is not as `Qwen2DecoderLayer` makes it, an adapter's or o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from torch import Tensor
 from audioflamingo.kernels import native
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.kv import KVView
-
-if TYPE_CHECKING:
-    from audioflamingo.network.qwen2 import Qwen2DecoderLayer
 
 MAX_ROWS = 16
 WIDTH_STEP, HEAD_STEP = 32, 64  # widths and the dimensions of a head are multiples of these
@@ -83,7 +80,7 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> 
     return out
 
 
-def _tensors(layer: Qwen2DecoderLayer) -> tuple[Tensor | None, ...] | None:
+def _tensors(layer: Any) -> tuple[Tensor | None, ...] | None:
     """Those of a layer in the kernel's order; None if it is not the plain one. Runs in every step: kept cheap."""
     parts = layer._modules
     attention, mlp = parts["self_attn"], parts["mlp"]
@@ -113,7 +110,7 @@ def _tensors(layer: Qwen2DecoderLayer) -> tuple[Tensor | None, ...] | None:
 
 
 def _form(
-    layer: Qwen2DecoderLayer, tensors: tuple[Tensor | None, ...], buffers: tuple[Tensor | None, ...]
+    layer: Any, tensors: tuple[Tensor | None, ...], buffers: tuple[Tensor | None, ...]
 ) -> tuple[Any, ...] | None:
     """Whether the weights are float16; width, heads, key heads, head dimensions and the inner width.
 
