@@ -112,6 +112,10 @@ class _Scripted:
                 yield from value.tensors(f"{prefix}{name}.")
 
 
+def _rebuild(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    return torch.as_strided(storage, size, stride, offset)
+
+
 class _ScriptedUnpickler(pickle.Unpickler):
     """Reads the tensors of a TorchScript file: nothing in it is run."""
 
@@ -119,11 +123,11 @@ class _ScriptedUnpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.open(f"{root}/data.pkl"))
-        self._read = lambda key: archive.read(f"{root}/data/{key}")
+        self._archive, self._root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_rebuild_tensor_v2":
-            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
+            return _rebuild
         return name if name in self.dtypes else _Scripted
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -131,7 +135,9 @@ class _ScriptedUnpickler(pickle.Unpickler):
         _, kind, key, _, count = pid
         if count == 0:
             return torch.empty(0, dtype=self.dtypes[kind])
-        return torch.frombuffer(bytearray(self._read(key)), dtype=self.dtypes[kind])
+        return torch.frombuffer(
+            bytearray(self._archive.read(f"{self._root}/data/{key}")), dtype=self.dtypes[kind]
+        )
 
 
 def _read_scripted(path: Path) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def _linear_half(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) 
         return F.linear(x, weight.to(x.dtype), bias)
     out = x.new_empty(*x.shape[:-1], len(weight))
     pointers = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()
-    native.linear_half(torch.get_num_threads(), (num_rows, *weight.shape), pointers)  # type: ignore[arg-type]
+    native.linear_half(torch.get_num_threads(), (num_rows, *weight.shape), pointers)
     return out
 
 

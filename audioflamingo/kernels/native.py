@@ -44,9 +44,9 @@ def library() -> ctypes.CDLL | None:
     loaded.af3_linear_bf16.restype = None
     loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
     if hasattr(loaded, "af3_step"):
-        loaded.af3_linear_half.argtypes = loaded.af3_linear_bf16.argtypes
+        loaded.af3_linear_half.argtypes = [integer] * 5 + [pointer] * 4
         loaded.af3_linear_half.restype = None
-        loaded.af3_step.argtypes = [integer] * 3 + [ctypes.c_float, ctypes.c_int64] + [pointer] * 8
+        loaded.af3_step.argtypes = [*[integer] * 3, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
     return loaded
 
 

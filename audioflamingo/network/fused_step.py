@@ -54,7 +54,7 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> 
     ):
         return None
     pointers: list[int] = []
-    forms = set()
+    forms: set[Any] = set()
     for number, layer in enumerate(layers):
         tensors = _tensors(layer)
         if tensors is None:
