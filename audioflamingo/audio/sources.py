@@ -111,14 +111,13 @@ def decode_data_uri(uri: str) -> bytes:
             f"{shorten(uri, 40)}: a data: URI needs a comma before its data, as in "
             "'data:audio/wav;base64,UklGR...'."
         )
-    data = urllib.parse.unquote_to_bytes(body)
-    if not header.lower().endswith(";base64"):
-        return data
+    is_base64 = header.lower().endswith(";base64")
     try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except ValueError as error:
+        data = urllib.parse.unquote_to_bytes(body)
+        return base64.b64decode(b"".join(data.split()), validate=True) if is_base64 else data
+    except ValueError as error:  # also half a character that UTF-8 cannot write
         raise AudioError(
-            f"{shorten(uri, 40)}: the data is not valid base64 ({error}). Encode it again."
+            f"{shorten(uri, 40)}: the data is not valid {'base64' if is_base64 else 'text'} ({error}). Encode it again."
         ) from error
 
 

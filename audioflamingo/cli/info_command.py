@@ -63,7 +63,7 @@ def collect_facts(model: str) -> dict[str, Any]:
         CheckpointError, ConfigError: there is no such model, or it is damaged or another one.
     """
     from audioflamingo.checkpoint.fill_weights import build_empty
-    from audioflamingo.checkpoint.pretrained import read_config
+    from audioflamingo.checkpoint.pretrained import read_config, read_generation_config
     from audioflamingo.model import model_class_of
     from audioflamingo.quantization import read_quantization
     from audioflamingo.quantization.schemes import with_quantization
@@ -89,6 +89,11 @@ def collect_facts(model: str) -> dict[str, Any]:
         },
         "cache_bytes_per_token": _cache_bytes(config.text_config),
         "stored": _stored(folder, build_empty(model_class_of(config), config)) if has_weights else None,
+        "word_times": {
+            name: value
+            for name, value in read_generation_config(folder, config).extra.items()
+            if name.startswith("alignment_")
+        },
         "files": _files(folder),
         "chat_template": _template(folder),
     }
@@ -230,7 +235,8 @@ def describe_facts(facts: dict[str, Any], show_template: bool) -> str:
         cache = cache_bytes.get(dtype, cache_bytes["bfloat16"]) * CACHE_MINUTES * 60 * AUDIO_TOKENS_PER_S
         lines.append(f"  {dtype:9} {format_size(num_bytes):>9}   {format_size(cache):>9}")
     stored = facts["stored"]
-    lines += ["", f"weights    {_stored_line(stored)}", "files"]
+    lines += ["", f"weights    {_stored_line(stored)}"]
+    lines += [f"word times {_word_times_line(facts['word_times'])}", "files"]
     lines += [f"  {name:40} {format_size(size):>9}" for name, size in facts["files"].items()]
     lines += ["", f"chat template: {_template_line(facts['chat_template'], show_template)}"]
     return "\n".join(lines) + "\n"
@@ -243,6 +249,13 @@ def _stored_line(stored: dict[str, Any] | None) -> str:
         f"{count / 1e6:,.1f} M {dtype}" for dtype, count in stored["parameters_by_dtype"].items()
     )
     return f"{stored['layout']}, {stored['tensors']} tensors, {dtypes}"
+
+
+def _word_times_line(found: dict[str, Any]) -> str:
+    if not found:
+        return "the heads that look at what they write are found when words are first timed"
+    heads = ", ".join(f"{layer}.{head}" for layer, head in found["alignment_heads"])
+    return f"by heads {heads} (layer.head); {found['alignment_share']:.0%} of their attention is where it should be"
 
 
 def _template_line(template: str | None, is_whole: bool) -> str:

@@ -303,6 +303,8 @@ class LiveSession:
             item = await self._to_tell.get()
             try:
                 await self._tell_item(item)
+            except OSError:  # the client has gone
+                pass
             except Exception as error:
                 await self._tell(
                     f"{TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=self._error(error)
@@ -343,10 +345,13 @@ class LiveSession:
     async def _hear_draft(self, item: Item, window: Window) -> None:
         try:
             text = await item.drafts.draft(window)
-        except AudioFlamingoError:  # it will be told when the speech has ended, if it comes again
+            if text is not None and self._open is item:
+                await self._tell_more(item, item.agreement.add(text))
+        except (
+            AudioFlamingoError,
+            OSError,
+        ):  # told when the speech has ended, if it comes again; nobody listens
             return
-        if text is not None and self._open is item:
-            await self._tell_more(item, item.agreement.add(text))
 
     def _drop_draft(self) -> None:
         if self._draft is not None:

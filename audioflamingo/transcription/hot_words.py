@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from audioflamingo.engine.likelihood import OptionScore, score
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -21,7 +23,9 @@ from audioflamingo.transcription.segments import Segment
 MIN_LIKENESS = 0.65  # of letters (difflib's ratio); below it another word was said
 WORTH = 4.0  # of a phrase: the log-probability that an answer may lose by it
 MAX_PLACES = 12  # that the model is asked about, in a segment
+MAX_COMPARED = 30  # phrases, letter by letter, with a stretch of a transcript
 MAX_WORDS = 3  # of a transcript, in whose place one phrase stands
+_BUCKETS = 64  # for letters; two in one bucket make a phrase only seem more alike than it is
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
@@ -56,6 +60,9 @@ class HotWords:
         self._model = model
         self._processor = processor
         self._written = {_letters(phrase): phrase for phrase in phrases}
+        self._all_letters = list(self._written)
+        self._counts = np.stack([_counts(letters) for letters in self._written])  # (phrases, buckets)
+        self._lengths = self._counts.sum(1)
 
     def correct(self, segment: Segment, prompt: str | None, adapter: str | None) -> Segment:
         """The segment with the phrases in it, given the instruction and the adapter that it was written with."""
@@ -113,7 +120,12 @@ class HotWords:
 
     def _alike(self, said: str) -> Iterator[tuple[str, float]]:
         letters = _letters(said)
-        for close in difflib.get_close_matches(letters, self._written, n=2, cutoff=MIN_LIKENESS):
+        # As many letters can match at most; thousands of phrases are ranked by that, and few of them compared.
+        shared = np.minimum(self._counts, _counts(letters)).sum(1)
+        bound = 2 * shared / (self._lengths + len(letters))
+        first = np.argsort(-bound, kind="stable")[:MAX_COMPARED]
+        near = [self._all_letters[i] for i in first if bound[i] >= MIN_LIKENESS]
+        for close in difflib.get_close_matches(letters, near, n=2, cutoff=MIN_LIKENESS):
             if close in letters:
                 return  # it is there already, in the case of its place, alone or beside a word
             yield self._written[close], difflib.SequenceMatcher(None, close, letters).ratio()
@@ -121,6 +133,11 @@ class HotWords:
 
 def _letters(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
+
+
+def _counts(letters: str) -> np.ndarray:
+    """How often the letters of each bucket occur, `(buckets,)`."""
+    return np.bincount([ord(letter) % _BUCKETS for letter in letters], minlength=_BUCKETS).astype(np.int32)
 
 
 def _capitalised(phrase: str, text: str, start: int) -> str:

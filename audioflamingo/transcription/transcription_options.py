@@ -15,6 +15,7 @@ from audioflamingo.fields import check_fields, check_value, option, same_option
 _MODEL = "Model"
 _SPEECH = "Finding speech"
 MAX_PATH = 1000  # characters
+TEXT_ENDINGS = (".txt", ".csv", ".tsv", ".lst", ".list", ".md", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,30 @@ def read_words(given: str) -> list[str]:
     """Hot words of a text file, one in each line, or of a list with commas.
 
     Raises:
-        ArgumentError: the file cannot be read.
+        ArgumentError: the file is not there, cannot be read or holds no word.
     """
     path = Path(given).expanduser()
     try:
-        if len(given) > MAX_PATH or not path.is_file():
+        if len(given) > MAX_PATH or not path.exists():
+            if _seems_path(given):
+                raise ArgumentError(
+                    f"there is no file of hot words {given!r:.200}. If this is a word itself, put a comma behind it."
+                )
             return [word.strip() for word in given.split(",") if word.strip()]
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"cannot read the hot words in {given!r:.200}: {error}.") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not any(character.isalnum() for word in words for character in word):
+        raise ArgumentError(f"the file of hot words {given!r:.200} holds none: it has one in each line.")
+    if any("\0" in word for word in words):
+        raise ArgumentError(f"the file of hot words {given!r:.200} is no text: it has zero bytes.")
+    return words
+
+
+def _seems_path(given: str) -> bool:
+    """Whether a text that names no file was meant to: it has a text file's ending, or begins as a path does."""
+    is_list = "," in given
+    return not is_list and (
+        given.lower().endswith(TEXT_ENDINGS) or given.startswith(("/", "./", "../", "~/"))
+    )

@@ -2,8 +2,8 @@
 
 Some heads of the language model look at the place that they are writing down. They are found by measuring: a head is as
 good as the share of its attention that lies on the best path through the audio which only goes forward. The path
-through the mean of the best heads gives each token its time. Whatever checkpoint is loaded, its heads are found in the
-first window that is timed, and the share says how sure the times are.
+through the mean of the best heads gives each token its time. Where nobody knows the heads of a checkpoint
+(`alignment_heads`), they are found in the first window that is timed; the share says how sure the times are.
 
 The method (alignment heads, dynamic time warping) is that of Whisper's authors, arXiv 2212.04356, for cross-attention.
 """
@@ -27,33 +27,24 @@ from audioflamingo.network.adapters import routed
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.audio_attention import audio_attention
 from audioflamingo.processor import AudioFlamingo3Processor
+from audioflamingo.transcription.alignment_heads import (
+    REACH,
+    AlignmentHeads,
+    choose_heads,
+    keep_heads,
+    known_heads,
+    path_shares,
+)
 from audioflamingo.transcription.segments import Segment, Word
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
 
 AUDIO_TOKEN_S = 0.04
-MAX_HEADS = 8
-NEARLY_BEST = 0.8  # of the best head's share: what others need to join it
 LAG_S = 0.08  # the model begins to look at a word so long before it is said (benchmarks/word_times.py)
-REACH = 2  # audio tokens around the path that count as on it
-UNSURE = 0.4  # share below which times are said to be rough
 QUIET = 0.05  # of the loudest frames' level: not part of a word at its ends
-MIN_TOKENS = 4  # fewer say nothing about a head
+MIN_TOKENS, TOKENS_TO_KEEP = 4, 12  # fewer say nothing about a head; too little to go by for ever
 
 Look = Callable[[Collection[int]], Iterator[tuple[int, np.ndarray]]]  # attention (H, T, A) of layers
-
-
-@dataclass(frozen=True)
-class AlignmentHeads:
-    """Heads of the language model that look at what they write down.
-
-    Attributes:
-        heads: layer and number of each.
-        share: of their attention that lay on the path when they were found.
-    """
-
-    heads: tuple[tuple[int, int], ...]
-    share: float
 
 
 class WordTimer:
@@ -126,6 +117,7 @@ class WordTimer:
                 found = audio_attention(model.model.language_model, x, audio, query, layers)
                 return ((layer, weights[:, : last - first].cpu().numpy()) for layer, weights in found)
 
+            self.heads = self.heads or known_heads(model)
             heads = self.heads or self._find_heads(look, last - first)
             chosen = [
                 weights[[head for own, head in heads.heads if own == layer]]
@@ -142,11 +134,13 @@ class WordTimer:
         heads = choose_heads(shares)
         if num_tokens >= MIN_TOKENS:
             self.heads = heads
-            if heads.share < UNSURE:
+            if not heads.is_sure:
                 warn(
                     f"no head of this model looks clearly at what it writes down (share {heads.share:.2f} of its "
                     "attention): the times of words are rough."
                 )
+            elif num_tokens >= TOKENS_TO_KEEP:
+                keep_heads(self._model, heads)
         return heads
 
 
@@ -174,25 +168,6 @@ def word_spans(processor: AudioFlamingo3Processor, segment: Segment) -> list[Wor
         end = start + len(word.encode())
         spans.append(WordSpan(word, int(owner[start]), int(owner[end - 1]) + 1))
     return spans
-
-
-def path_shares(weights: np.ndarray) -> np.ndarray:
-    """How much of each head's attention `(H, T, A)` lies on its best path that only goes forward, `(H,)`."""
-    near = np.cumsum(np.pad(weights, ((0, 0), (0, 0), (REACH + 1, REACH))), axis=-1)
-    near = near[..., 2 * REACH + 1 :] - near[..., : -2 * REACH - 1]  # attention within reach
-    total = np.zeros((weights.shape[0], weights.shape[2]))
-    for row in range(weights.shape[1]):
-        before = np.maximum.accumulate(total, axis=-1)
-        step = np.concatenate([np.zeros_like(before[:, :1]), before[:, :-1]], axis=1) if row else before
-        total = step + near[:, row]
-    return total.max(-1) / weights.shape[1]
-
-
-def choose_heads(shares: dict[tuple[int, int], float]) -> AlignmentHeads:
-    """The best heads: those that come near to the best."""
-    ranked = sorted(shares, key=lambda head: -shares[head])[:MAX_HEADS]
-    chosen = tuple(head for head in ranked if shares[head] >= NEARLY_BEST * shares[ranked[0]])
-    return AlignmentHeads(chosen, sum(shares[head] for head in chosen) / len(chosen))
 
 
 def best_path(weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -2,7 +2,8 @@
 """Puts a trained model into the package: `python recipes/nano/ship_model.py --data-dir DATA DATA/run/model`.
 
 Of several checkpoints of one training (`DATA/run/model DATA/more/model`) it takes the mean of their weights, and makes
-it even for quantization (`nano_model.equalize`), by some conversations of the training data. The model's card
+it even for quantization (`nano_model.equalize`), by some conversations of the training data; by some of its recordings
+it finds the heads that word times go by. The model's card
 (README.md of the target) is written by hand and stays.
 """
 
@@ -20,6 +21,8 @@ import torch
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.hub import BUILT_IN_FOLDER
 from audioflamingo.quantization.quantize_model import FLOAT_KEY
+from audioflamingo.transcription import transcribe
+from audioflamingo.transcription.alignment_heads import HEADS_KEY, SHARE_KEY
 
 LARGEST_BYTES = 64_000_000
 NUM_BEAMS = 1  # more help little
@@ -59,13 +62,40 @@ def some_inputs(data_dir: Path, processor: Any) -> list[dict[str, Any]]:
     return inputs
 
 
-def ship(sources: Sequence[Path], target: Path, inputs: Sequence[dict[str, Any]] = ()) -> int:
-    """Writes the mean of some models in float16, made even by some inputs if there are any; returns its bytes."""
+def long_clips(data_dir: Path, count: int = 5) -> list[str]:
+    """Paths of some recordings with many words."""
+    lines = (data_dir / "train_transcription_long.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["messages"] for line in lines[:count]]
+    parts = [part for messages in rows for message in messages for part in message["content"]]
+    return [str(data_dir / part["path"]) for part in parts if part["type"] == "audio"]
+
+
+def name_heads(model: AudioFlamingo3ForConditionalGeneration, processor: Any, clips: Sequence[str]) -> None:
+    """Has the model time words until heads are found that are sure: they are noted in its generation config."""
+    known = model.generation_config.extra
+    for key in (HEADS_KEY, SHARE_KEY):
+        known.pop(key, None)  # of other weights
+    for clip in clips:
+        list(transcribe(model, processor, clip, word_timestamps=True))
+        if HEADS_KEY in known:
+            break
+    print(f"word times by heads {known.get(HEADS_KEY)}, share {known.get(SHARE_KEY)}")
+
+
+def ship(
+    sources: Sequence[Path], target: Path, inputs: Sequence[dict[str, Any]] = (), clips: Sequence[str] = ()
+) -> int:
+    """Writes the mean of some models in float16, made even by some inputs if there are any; returns its bytes.
+
+    By the clips it finds the heads that word times go by.
+    """
     from nano_model.equalize import equalize
 
     model = load_mean(sources)
+    processor = AutoProcessor.from_pretrained(sources[0])
     if inputs:
         equalize(model, inputs)
+    name_heads(model, processor, clips)
     model = model.half()
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes > LARGEST_BYTES:
@@ -75,7 +105,7 @@ def ship(sources: Sequence[Path], target: Path, inputs: Sequence[dict[str, Any]]
     model.generation_config.num_beams = NUM_BEAMS
     model.config.extra[FLOAT_KEY] = FLOAT_MODULES
     model.save_pretrained(target)
-    AutoProcessor.from_pretrained(sources[0]).save_pretrained(target)
+    processor.save_pretrained(target)
     return sum(path.stat().st_size for path in target.iterdir())
 
 
@@ -88,5 +118,5 @@ if __name__ == "__main__":
     parser.add_argument("--target", type=Path, default=BUILT_IN_FOLDER)
     arguments = parser.parse_args()
     looked_at = some_inputs(arguments.data_dir, AutoProcessor.from_pretrained(arguments.sources[0]))
-    size = ship(arguments.sources, arguments.target, looked_at)
+    size = ship(arguments.sources, arguments.target, looked_at, long_clips(arguments.data_dir))
     print(f"{size / 1e6:.1f} MB in {arguments.target}")

@@ -18,7 +18,8 @@ import soundfile
 
 from audioflamingo.audio.loading import SAMPLING_RATE, load_audio
 from audioflamingo.cli import inputs, transcribe_job
-from audioflamingo.transcription import windows
+from audioflamingo.engine.likelihood import OptionScore
+from audioflamingo.transcription import hot_words, windows
 from tests.support.cli_runs import af3, af3_process, write_tiny_model
 from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
 
@@ -413,6 +414,32 @@ def test_a_wrong_command_line(arguments: list[str]) -> None:
 def test_a_value_that_is_refused_later_is_one_line() -> None:
     result = af3("transcribe", "a.wav", "--max-window-s", "99")
     assert (result.exit_code, result.stderr) == (1, "error: max_window_s must be in [1, 30] s, got 99.0.\n")
+
+
+def test_hot_words_come_from_a_file(
+    tmp_path: Path, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(_: Any, __: Any, ___: Any, options: list[str], adapter: Any) -> list[OptionScore]:
+        return [OptionScore(option, -3.0, 10, False) for option in options]
+
+    monkeypatch.setattr(hot_words, "score", score)
+    (tmp_path / "names.txt").write_text("# names\nWorlde\n")
+    result = af3("transcribe", DATA / "directory_prompt.flac", "--hotwords", tmp_path / "names.txt")
+    assert (result.exit_code, result.stdout) == (0, TEXT.replace("world", "Worlde") + "\n")
+    result = af3("transcribe", DATA / "directory_prompt.flac", "--hotwords", tmp_path / "name.txt")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "there is no file of hot words" in result.stderr
+
+
+def test_context_is_never_heard_in_silence(tmp_path: Path, model: ScriptedModel) -> None:
+    """Nothing is asked about it, whatever the words and the instruction are."""
+    noise = 1e-4 * np.random.default_rng(0).standard_normal(5 * SAMPLING_RATE)
+    for name, sound in (("silence", np.zeros(32000)), ("noise", noise)):
+        soundfile.write(tmp_path / f"{name}.wav", sound, SAMPLING_RATE)
+        words = ["--hotwords", "hello, world,", "--prompt", "Transcribe. Context: hello world"]
+        result = af3("transcribe", tmp_path / f"{name}.wav", *words)
+        assert (result.exit_code, result.stdout) == (0, "")
+    assert model.calls == []
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:

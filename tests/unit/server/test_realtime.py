@@ -242,6 +242,7 @@ BAD = [
     ('{"type": "input_audio_buffer.append"}', "audio", "base64"),
     ('{"type": "input_audio_buffer.append", "audio": 5}', "audio", "base64"),
     ('{"type": "input_audio_buffer.append", "audio": "%%%%"}', "audio", "base64"),
+    ('{"type": "input_audio_buffer.append", "audio": "\\ud800"}', "audio", "base64"),
     ('{"type": "input_audio_buffer.append", "audio": "QUJD"}', "audio", "odd number"),
     ('{"type": "input_audio_buffer.commit"}', None, "too small to commit"),
     ('{"type": "session.update"}', "session", "session must be an object"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,38 @@ def test_words_of_a_file_or_a_list(tmp_path: Path) -> None:
     file.write_text("\ufeffKarlsruhe\n\n# towns\n  Bad Tölz \n", encoding="utf-8")
     assert read_words(str(file)) == ["Karlsruhe", "Bad Tölz"]
     assert read_words("Karlsruhe, Bad Tölz,") == ["Karlsruhe", "Bad Tölz"]
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArgumentError, match="cannot read the hot words"):
-        read_words(str(file))
+    assert read_words("AC/DC") == ["AC/DC"]
+    assert read_words("names.txt,") == ["names.txt"]
     with pytest.raises(ArgumentError, match="hot_words"):
         TranscriptionOptions(hot_words=("...",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "cannot read the hot words"),
+        (b"a\0b\n", "no text"),
+        (b"", "holds none"),
+        (b"# towns\n\n", "holds none"),
+        (None, "no file of hot words"),
+    ],
+)
+def test_files_that_hold_no_words(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """The name of a file that was not there became a hot word."""
+    file = tmp_path / "words.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ArgumentError, match=message):
+        read_words(str(file))
+    with pytest.raises(ArgumentError, match="cannot read"):
+        read_words(str(tmp_path))
+
+
+def test_thousands_of_phrases_and_one_longer_than_a_window(processor: AudioFlamingo3Processor) -> None:
+    """The right one is found among them; only a few are compared letter by letter."""
+    model: Any = None
+    rng = random.Random(0)
+    phrases = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 14))) for _ in range(10_000)]
+    words = HotWords([*phrases, "Karlsruhe", "word " * 20_000], model, processor)
+    (best, *_) = words.places("we drove to Karlsruhr, in the rain")
+    assert (best.start, best.end, best.phrase) == (12, 21, "Karlsruhe")

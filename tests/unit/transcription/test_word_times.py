@@ -14,16 +14,16 @@ from audioflamingo.errors import AudioFlamingoWarning
 from audioflamingo.network.audio_attention import audio_attention
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.transcription import TranscriptionOptions, format_transcript
+from audioflamingo.transcription.alignment_heads import (
+    AlignmentHeads,
+    choose_heads,
+    keep_heads,
+    known_heads,
+    path_shares,
+)
 from audioflamingo.transcription.segments import Segment, Word
 from audioflamingo.transcription.windows import Window
-from audioflamingo.transcription.word_times import (
-    WordTimer,
-    best_path,
-    choose_heads,
-    path_shares,
-    trim,
-    word_spans,
-)
+from audioflamingo.transcription.word_times import WordTimer, best_path, trim, word_spans
 from audioflamingo.transcription.writers import subtitle_cues
 from tests.support.audio_files import tone
 from tests.support.scripted_model import framed, tiny_processor
@@ -133,6 +133,35 @@ def test_times_lie_in_the_segment_in_order(processor: AudioFlamingo3Processor) -
     assert timer.heads.share < 0.4
     assert timed.window is None
     assert timed.to_dict()["words"][0].keys() == {"word", "start_s", "end_s", "probability"}
+
+
+def test_heads_are_searched_once_for_the_same_weights(
+    processor: AudioFlamingo3Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept by the weights in the user's cache, and in the checkpoint; what is unsure is searched again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = "hello world Why do you think so hello world"
+    segment, options = segment_of(processor, text, framed(text)), TranscriptionOptions()
+    model: Any = tiny_model()
+    timer = WordTimer(model, processor, ClipCache())
+    with pytest.warns(AudioFlamingoWarning, match="rough"):
+        timer.time(segment, options)
+    assert known_heads(model) is None
+    found = AlignmentHeads(((1, 0), (0, 1)), 0.75)
+    keep_heads(model, found)
+    assert known_heads(tiny_model()) == found  # another process's model with the same weights
+    assert known_heads(tiny_model(seed=1)) is None
+    model.save_pretrained(tmp_path / "model")
+    loaded = type(model).from_pretrained(tmp_path / "model")
+    (cached,) = (tmp_path / "cache").rglob("*.json")
+    cached.write_text('{"alignment_heads": [[99, 0]], "alignment_share": 1}')  # no head of this model
+    assert known_heads(tiny_model()) is None
+    timer = WordTimer(loaded, processor, ClipCache())
+    monkeypatch.setattr(timer, "_find_heads", None)
+    timer.time(segment, options)
+    assert timer.heads == found
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # that cannot be written
+    keep_heads(tiny_model(), found)
 
 
 def test_subtitles_are_cut_at_words() -> None:
