@@ -106,6 +106,9 @@ def ship(
     model.config.extra[FLOAT_KEY] = FLOAT_MODULES
     model.save_pretrained(target)
     processor.save_pretrained(target)
+    tokenizer = target / "tokenizer.json"
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return sum(path.stat().st_size for path in target.iterdir())
 
 
