@@ -100,7 +100,7 @@ def test_bfloat16_on_a_cpu_is_in_what_layers_keep(base: Path, scheme: str | None
     step = StageRun._step
 
     def look_then_step(stage: StageRun, batches: Any, waited_s: float) -> dict[str, Any]:
-        for place, module in stage.model.named_modules():
+        for place, module in stage.module.named_modules():
             if place.endswith("down_proj") or place.endswith("down_proj.base_layer"):
                 module.register_forward_hook(lambda *call: seen.update((call[1][0].dtype, call[2].dtype)))
         return step(stage, batches, waited_s)
