@@ -29,7 +29,7 @@ from audioflamingo.hub import resolve_folder
 from audioflamingo.model import AutoModelForConditionalGeneration, model_class_of
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
-from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
+from audioflamingo.quantization.schemes import OUTPUT_BITS, as_config, read_quantization, with_quantization
 
 Progress = Callable[[int, int], None]
 
@@ -40,6 +40,7 @@ def quantize_checkpoint(
     scheme: str,
     *,
     group_size: int | None = None,
+    output_bits: int = OUTPUT_BITS[0],
     calibration: Iterable[Mapping[str, Any]] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     progress: Progress | None = None,
@@ -54,6 +55,7 @@ def quantize_checkpoint(
         folder: where to; not the folder of the original.
         scheme: `"int8"` or `"int4"`; see `quantize`.
         group_size: see `quantize`.
+        output_bits: see `quantize`.
         calibration: see `quantize`.
         max_shard_size: largest weight file, in bytes or as text such as `"5GB"`.
         progress: called with the bytes that are written and those there will be.
@@ -62,7 +64,7 @@ def quantize_checkpoint(
         CheckpointError: there is no such checkpoint, it is damaged or quantized already, or `folder` cannot be written.
         ArgumentError: an unknown scheme, or a group size that does not divide a layer's inputs.
     """
-    quantization = as_config(scheme, group_size, is_calibrated=calibration is not None)
+    quantization = as_config(scheme, group_size, calibration is not None, output_bits)
     max_shard_bytes = parse_size(max_shard_size)
     source, target = resolve_folder(id_or_path), Path(folder).expanduser()
     if target.exists() and target.resolve() == source.resolve():

@@ -8,10 +8,12 @@ and through the recurrent layer in one call, with the same result, 10 times as f
 from __future__ import annotations
 
 import importlib.util
-import warnings
+import pickle
+import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,9 +77,6 @@ def load_vad() -> SileroVad:
     install = "pip install 'silero-vad>=6.2,<7'"
     if path is None:
         raise MissingDependencyError(f"finding speech needs the package silero-vad: {install}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        stored = torch.jit.load(str(path), map_location="cpu").state_dict()
     names = {"stft.weight": "stft.forward_basis_buffer"}
     names |= {
         f"encoder.{i}.{kind}": f"encoder.{i}.reparam_conv.{kind}"
@@ -90,12 +89,62 @@ def load_vad() -> SileroVad:
     names |= {f"decoder.{kind}": f"decoder.decoder.2.{kind}" for kind in ("weight", "bias")}
     model = SileroVad()
     try:
+        stored = _read_scripted(path)
         model.load_state_dict({ours: stored[f"_model.{theirs}"] for ours, theirs in names.items()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise MissingDependencyError(
             f"this version of silero-vad holds another network: {install} ({error})"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+class _Scripted:
+    """Stands for an object of a TorchScript file, whose class only its own code defines."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, _Scripted):
+                yield from value.tensors(f"{prefix}{name}.")
+
+
+def _rebuild(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    return torch.as_strided(storage, size, stride, offset)
+
+
+class _ScriptedUnpickler(pickle.Unpickler):
+    """Reads the tensors of a TorchScript file: nothing in it is run."""
+
+    dtypes = {"FloatStorage": torch.float32, "LongStorage": torch.int64}  # noqa: RUF012
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(archive.open(f"{root}/data.pkl"))
+        self._archive, self._root = archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_rebuild_tensor_v2":
+            return _rebuild
+        return name if name in self.dtypes else _Scripted
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """A storage, flat; `pid`: its kind, its dtype, its file, its device, and how many elements it has."""
+        _, kind, key, _, count = pid
+        if count == 0:
+            return torch.empty(0, dtype=self.dtypes[kind])
+        return torch.frombuffer(
+            bytearray(self._archive.read(f"{self._root}/data/{key}")), dtype=self.dtypes[kind]
+        )
+
+
+def _read_scripted(path: Path) -> dict[str, Tensor]:
+    """Tensors of a TorchScript file by name; `torch.jit.load` would compile its code first, which takes 0.1 s."""
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        return dict(_ScriptedUnpickler(archive, root).load().tensors())
 
 
 def frames_of(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -23,6 +23,7 @@ from audioflamingo.checkpoint.quantizing import QuantizingReader
 from audioflamingo.checkpoint.weights import StoredTensor, is_quantized, shorten
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import CheckpointError, DeviceError
+from audioflamingo.kernels.modules import Linear
 from audioflamingo.quantization.quantize_model import replace_layers, set_embedding_dtype
 from audioflamingo.quantization.schemes import read_quantization
 
@@ -56,9 +57,15 @@ def build_empty(cls: type, config: AudioFlamingo3Config) -> Any:
 
 
 def fill_from_files(
-    model: nn.Module, stored: Mapping[str, StoredTensor], dtype: torch.dtype, placement: Placement
+    model: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    placement: Placement,
+    keep_float16: bool = False,
 ) -> None:
     """Fills the model, file by file and a few tensors at a time.
+
+    With `keep_float16` the language model's linear layers keep float16 weights as they are stored.
 
     `to` returns the mapped tensor itself when neither device nor dtype changes. The mapping is private:
     writing to a weight later copies the touched pages and leaves the file alone.
@@ -76,7 +83,7 @@ def fill_from_files(
                 def read(item: tuple[str, StoredTensor], file: Any = file) -> torch.Tensor:
                     name, tensor = item
                     value = file.get_tensor(tensor.key)
-                    if is_quantized(name):
+                    if is_quantized(name) or (keep_float16 and _keeps_float16(model, name, value)):
                         return value.to(placement.device_of(name))
                     return value.to(placement.device_of(name), dtype)
 
@@ -96,6 +103,14 @@ def fill_from_files(
     if empty:
         raise CheckpointError(f"these tensors of the model were not filled: {shorten(empty)}.")
     set_embedding_dtype(model, dtype)
+
+
+def _keeps_float16(model: nn.Module, name: str, value: torch.Tensor) -> bool:
+    """Of what is read for every token: the audio, read once for many positions, is faster with wide weights."""
+    is_read_often = name.startswith(("model.language_model.", "lm_head."))
+    module, _, leaf = name.rpartition(".")
+    is_weight = leaf == "weight" and type(model.get_submodule(module)) is Linear
+    return is_read_often and is_weight and value.dtype == torch.float16
 
 
 def fill_quantizing(

@@ -52,7 +52,7 @@ class ModelOptions:
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", group=_MODEL)
     dtype: Dtype = option(
-        Dtype.AUTO, "auto: as stored, but float32 in place of float16 on a CPU.", group=_MODEL
+        Dtype.AUTO, "auto: as stored, but computed in float32 in place of float16 on a CPU.", group=_MODEL
     )
     quantization: Quantization | None = option(
         None,
@@ -101,6 +101,7 @@ def load(
         device_map=options.device,
         quantization=None if options.quantization is None else options.quantization.value,
         compile=options.compile,
+        keep_float16=options.dtype is Dtype.AUTO and _is_cpu(options.device),
     )
     if model.device.type == "cuda":
         processor.feature_extractor.device = model.device
@@ -150,7 +151,7 @@ def find_think_adapter(model: str) -> Path | None:
 
 
 def _choose_dtype(folder: Path, options: ModelOptions) -> str:
-    """float16 is slow and narrow on a CPU: its weights are widened there, unless it is asked for by name."""
+    """float16 is slow and narrow on a CPU: float32 is computed there, unless it is asked for by name."""
     if options.dtype is not Dtype.AUTO or not _is_cpu(options.device):
         return options.dtype.value
     from audioflamingo.config import read_model_config

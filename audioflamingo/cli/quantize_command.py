@@ -28,6 +28,14 @@ def quantize(
             metavar="32|64|128", help="int4 only: weights that share a scale; fewer are finer and larger."
         ),
     ] = None,
+    output_bits: Annotated[
+        int,
+        typer.Option(
+            metavar="8|4",
+            help="Bits of the output layer. 4: answers come faster, the more so the larger the vocabulary, and some "
+            "accuracy is lost.",
+        ),
+    ] = 8,
     calibrate: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +70,7 @@ def quantize(
             folder,
             scheme.value,
             group_size=group_size,
+            output_bits=output_bits,
             calibration=prompts,
             progress=show,
         )

@@ -16,12 +16,18 @@ from torch.nn import functional as F
 
 WIDENING_ROWS = 40  # widening a weight matrix takes as long as multiplying so many rows with it in float32
 WIDENED_BYTES = 1 << 25  # of float32 weights at once
+EMULATED = 8.0  # so many times as slow is emulated: small products tell, large ones would take a second to
 
 
 @functools.cache
 def slowness() -> float:
     """Time of a product in bfloat16 as a multiple of its time in float32, measured once on this CPU."""
-    x = torch.ones(512, 512)
+    ratio = _time_ratio(128)
+    return ratio if ratio > EMULATED else _time_ratio(512)
+
+
+def _time_ratio(size: int) -> float:
+    x = torch.ones(size, size)
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
     for _ in range(4):  # the first round warms up
         for dtype in seconds:

@@ -14,6 +14,7 @@ from audioflamingo.kernels.weight_layout import Shape, check_packed, packed_int4
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h
 MAX_BF16_ROWS = 16
+HALF_COLUMNS = 32  # inputs of a layer with float16 weights are a multiple of these
 SLOW_PASSES = 4  # where bfloat16 is slow, reading the weights so many times is faster than F.linear
 
 
@@ -93,17 +94,20 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
     16. More rows run `F.linear`, as do calls that need a gradient; on a CPU that is slow in bfloat16, up to 64 take
-    several turns of 16, and yet more are multiplied in float32.
+    several turns of 16, and yet more are multiplied in float32. Weights kept in float16 take float32 rows: as if they
+    were widened first, which for 1 to 16 rows they are not.
 
     Args:
-        x: bfloat16 (..., K) on the CPU.
-        weight: bfloat16 (N, K), contiguous.
-        bias: bfloat16 (N,), or None.
+        x: bfloat16 (..., K) on the CPU, or float32.
+        weight: bfloat16 (N, K), contiguous; float16 beside float32 rows.
+        bias: (N,) in the dtype of x, or None.
 
     Returns:
-        bfloat16 (..., N).
+        (..., N) in the dtype of x.
     """
     num_rows = x.numel() // max(x.shape[-1], 1)
+    if weight.dtype == torch.float16 and x.dtype == torch.float32:
+        return _linear_half(x, weight, bias, num_rows)
     if num_rows == 0 or not _fits_bf16(x, weight, bias):
         return F.linear(x, weight, bias)
     backend = native.active()
@@ -128,6 +132,17 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
             ),
         )
     return out.view(*x.shape[:-1], len(weight))
+
+
+def _linear_half(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    is_small = 0 < num_rows <= MAX_BF16_ROWS and weight.shape[1] % HALF_COLUMNS == 0 and native.has_step()
+    if not is_small or not all(t.is_cpu and t.is_contiguous() for t in tensors) or torch.is_grad_enabled():
+        return F.linear(x, weight.to(x.dtype), bias)
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    pointers = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()
+    native.linear_half(torch.get_num_threads(), (num_rows, *weight.shape), pointers)
+    return out
 
 
 _NO_BF16 = (native.TORCH, native.LEVELS[0])

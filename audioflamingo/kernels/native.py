@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Sequence
 
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning
 
@@ -14,6 +15,8 @@ VARIABLE = "AF3_KERNELS"
 TORCH = "torch"
 LEVELS = ("generic", "avx2", "avx512-vnni", "avx512-bf16")  # in the order of api.cpp
 CHOICES = (TORCH, "generic", "avx2", "avx512", *LEVELS[2:])
+
+STEP_POINTERS = 14  # of a layer, in the order of StepLayer in step.h
 
 _OUT_OF_MEMORY = 1
 
@@ -40,6 +43,10 @@ def library() -> ctypes.CDLL | None:
     loaded.af3_linear_bf16.argtypes = [integer] * 5 + [pointer] * 4
     loaded.af3_linear_bf16.restype = None
     loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
+    if hasattr(loaded, "af3_step"):
+        loaded.af3_linear_half.argtypes = [integer] * 5 + [pointer] * 4
+        loaded.af3_linear_half.restype = None
+        loaded.af3_step.argtypes = [*[integer] * 3, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
     return loaded
 
 
@@ -102,6 +109,13 @@ def linear_bf16(
     loaded.af3_linear_bf16(LEVELS.index(backend), threads, *sizes, *pointers)
 
 
+def linear_half(threads: int, sizes: tuple[int, int, int], pointers: tuple[int | None, ...]) -> None:
+    """Runs a layer with float16 weights on at most 16 rows; arguments as in api.cpp, already checked."""
+    loaded = library()
+    assert loaded is not None
+    loaded.af3_linear_half(LEVELS.index(active()), threads, *sizes, *pointers)
+
+
 def attention(
     backend: str,
     threads: int,
@@ -120,6 +134,35 @@ def attention(
     arrays = (ctypes.c_int * len(sizes))(*sizes), (ctypes.c_int64 * len(strides))(*strides)
     if loaded.af3_attention(LEVELS.index(backend), threads, *settings, *arrays, *pointers) == _OUT_OF_MEMORY:
         raise MemoryError(f"no memory for attention with {sizes[-1]} dimensions a head")
+
+
+@functools.cache
+def has_step() -> bool:
+    """Whether `step` and `linear_half` can be called: compiled kernels of this version, and AVX2."""
+    return active() not in (TORCH, LEVELS[0]) and hasattr(library(), "af3_step")
+
+
+def step(
+    threads: int,
+    sizes: tuple[int, ...],
+    is_half: bool,
+    epsilon: float,
+    head_stride: int,
+    layers: Sequence[int],
+    pointers: tuple[int, ...],
+) -> None:
+    """Runs all layers over one new token a row; arguments as in api.cpp, already checked.
+
+    Raises:
+        MemoryError: no memory to work in.
+    """
+    loaded = library()
+    assert loaded is not None
+    assert len(layers) == sizes[0] * STEP_POINTERS
+    level = LEVELS.index(active())
+    arrays = (ctypes.c_int * len(sizes))(*sizes), (ctypes.c_void_p * len(layers))(*layers)
+    if loaded.af3_step(level, threads, is_half, epsilon, head_stride, *arrays, *pointers) == _OUT_OF_MEMORY:
+        raise MemoryError(f"no memory for a step of {sizes[1]} rows")
 
 
 def _forced(chosen: str) -> str:

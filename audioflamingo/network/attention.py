@@ -123,14 +123,16 @@ def takes_any_lengths(
     keys: Tensor,
     values: Tensor,
     implementation: AttentionImplementation,
-    dropout: float = 0.0,
+    dropout: float,
+    bounds: Bounds,
+    is_causal: bool,
 ) -> bool:
     """Whether `attend_any_lengths` can be used, and is fast: nothing is trained, and half precision on a GPU."""
     if implementation != "sdpa" or dropout:
         return False
     if query.is_cpu:
         return cpu_attention.runs(query, keys, values) and cpu_attention.is_faster(
-            query.dtype, query.shape[-1]
+            query.dtype, query.shape[-1], bounds.most_new, is_causal
         )
     return (
         query.is_cuda
@@ -215,7 +217,7 @@ def attend_packed(
     num_tokens, num_heads, head_dim = query.shape
     if _is_worth_one_call(query, layout):
         slots = keys.transpose(0, 1), values.transpose(0, 1)
-        if takes_any_lengths(query, *slots, implementation, dropout):
+        if takes_any_lengths(query, *slots, implementation, dropout, layout.bounds, is_causal=True):
             return attend_any_lengths(query, *slots, layout.bounds, scale=scale, is_causal=True), None
     folded = query.view(num_tokens, keys.shape[0], -1, head_dim)  # (N, K, H / K, E)
     if layout.window is not None:

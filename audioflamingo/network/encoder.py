@@ -82,7 +82,9 @@ class AudioFlamingo3Attention(nn.Module):
         heads = (-1, self.num_heads, self.head_dim)
         dropout = self.dropout if self.training else 0.0
         packed = query.view(heads), key.view(heads), value.view(heads)
-        if bounds is not None and takes_any_lengths(*packed, self.implementation, dropout):
+        if bounds is not None and takes_any_lengths(
+            *packed, self.implementation, dropout, bounds, is_causal=False
+        ):
             return self.out_proj(attend_any_lengths(*packed, bounds, scale=1.0, is_causal=False).flatten(1))
         sizes = [group.num_windows * group.length for group in groups]
         queries = query.split(sizes) if len(groups) > 1 else [query]

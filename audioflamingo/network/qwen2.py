@@ -18,6 +18,7 @@ from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.adapters import routed_to
 from audioflamingo.network.attention import AttentionImplementation, attend_packed
+from audioflamingo.network.fused_step import run_step
 from audioflamingo.network.kv import KVCache, KVView, PackedLayout
 from audioflamingo.network.outputs import LanguageModelOutput
 
@@ -248,6 +249,9 @@ class Qwen2Model(nn.Module):
                 [past + new for past, new in zip(layout.num_past, layout.num_new, strict=True)]
             )
         rotary = self._rotary(x, layout)
+        stepped = run_step(self.layers, x, rotary, view)
+        if stepped is not None:
+            return self.norm(stepped)
         for layer in self.layers:
             x, _ = layer(x, rotary, view)
         return self.norm(x)

@@ -13,6 +13,7 @@ from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.quantization.calibration import measure_inputs
 from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
 from audioflamingo.quantization.schemes import (
+    OUTPUT_BITS,
     LayerFormat,
     QuantizationConfig,
     as_config,
@@ -30,6 +31,7 @@ def quantize(
     scheme: str | QuantizationConfig,
     *,
     group_size: int | None = None,
+    output_bits: int = OUTPUT_BITS[0],
     calibration: Iterable[Mapping[str, Any]] | None = None,
 ) -> Model:
     """Quantizes the linear layers and the token embeddings of a model, in place and layer by layer.
@@ -43,6 +45,8 @@ def quantize(
             groups, the rest in int8.
         group_size: inputs that share a scale in `"int4"`: 32, 64 or 128. By default `DEFAULT_GROUP_SIZE`, or less in
             layers that it does not divide.
+        output_bits: of the output layer, 8 or 4 (in groups of 32): with 4, where the vocabulary is large, a token
+            takes less time, and its errors reach the logits undamped.
         calibration: prompts as the processor returns them. They are answered once, and the rounding then follows what
             each layer got to see (see `calibration`, `smoothing`).
 
@@ -54,7 +58,7 @@ def quantize(
             already or holds adapters, or weights that are NaN.
         DeviceError: the model is not on the CPU.
     """
-    config = as_config(scheme, group_size, is_calibrated=calibration is not None)
+    config = as_config(scheme, group_size, calibration is not None, output_bits)
     _check_model(model)
     if group_size is not None:
         config.check_divides(model)

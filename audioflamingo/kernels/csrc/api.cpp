@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "layer.h"
+#include "step.h"
 
 namespace {
 
@@ -67,6 +68,28 @@ AF3_API int af3_attention(int level, int threads, int dtype, int is_causal, floa
                            {query, keys, values, out, offsets, starts, ends, af3::DType(dtype), sizes[0], sizes[1],
                             sizes[2], sizes[3], threads, strides[0], strides[1], strides[2], strides[3], strides[4],
                             strides[5], is_causal != 0, scale});
+        return kOk;
+    } catch (const std::bad_alloc&) {
+        return kOutOfMemory;
+    }
+}
+
+// Weights in float16, all else float; rows <= 16, columns in 32s; `bias` may be null. Not at level 0.
+AF3_API void af3_linear_half(int level, int threads, int rows, int outputs, int columns, const float* x,
+                             const uint16_t* weight, const float* bias, float* out) {
+    const af3::Matrix matrix = {weight, bias, out, outputs};
+    af3::run_product(*kLevels[level], &matrix, 1, true, x, rows, columns, false, threads);
+}
+
+// Sizes: layers, rows (at most 16), width, heads, key heads, head_dim, inner; widths in 32s, head_dim in 64s. `layers`
+// as StepLayer has them, the rest as Step. Not at level 0.
+AF3_API int af3_step(int level, int threads, int is_half, float epsilon, int64_t head_stride, const int* sizes,
+                     const af3::StepLayer* layers, const int64_t* slots, const int64_t* starts, const int64_t* ends,
+                     const float* cosines, const float* sines, float* x) {
+    try {
+        af3::run_step(*kLevels[level],
+                      {layers, slots, starts, ends, cosines, sines, x, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+                       sizes[5], sizes[6], threads, is_half != 0, epsilon, ptrdiff_t(head_stride)});
         return kOk;
     } catch (const std::bad_alloc&) {
         return kOutOfMemory;

@@ -11,7 +11,7 @@
 
 #include "rows.h"
 
-#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
 
 namespace af3 {
 namespace {
@@ -224,14 +224,17 @@ void dot_bf16(const uint16_t* const* weights, int num_outputs, const uint16_t* x
 #define AF3_ATTEND_ROWS 6  // 6 queries x 16 keys of sums fill 12 of the 16 registers
 #define AF3_FMA(a, b, c) Floats(_mm256_fmadd_ps(a, b, c))
 #define AF3_SPLAT(x) Floats(_mm256_set1_ps(x))
+#define AF3_LOAD_HALF(from) Floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))
 #include "attention_tile.h"
+#include "step_tile.h"
 
 void attend(const AttentionTile& tile, int rows) { attend_rows<Singles>(tile, rows, AttendRows()); }
 
 }  // namespace
 
 const Kernels kAvx2 = {0,           kTileRows, quantize_row,    finish, multiply, expand, decode_int8,
-                       decode_int4, dot_bf16,  AF3_ATTEND_ROWS, attend, nullptr};
+                       decode_int4, dot_bf16,  AF3_ATTEND_ROWS, attend, nullptr,
+                       &kStep};
 
 }  // namespace af3
 

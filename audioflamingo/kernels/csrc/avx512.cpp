@@ -286,7 +286,9 @@ void dot_float(const uint16_t* const* weights, int num_outputs, const uint16_t* 
 #define AF3_ATTEND_ROWS 12
 #define AF3_FMA(a, b, c) Floats(_mm512_fmadd_ps(a, b, c))
 #define AF3_SPLAT(x) Floats(_mm512_set1_ps(x))
+#define AF3_LOAD_HALF(from) Floats(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))
 #include "attention_tile.h"
+#include "step_tile.h"
 
 void attend(const AttentionTile& tile, int rows) { attend_rows<Singles>(tile, rows, AttendRows()); }
 
@@ -321,7 +323,8 @@ constexpr Kernels with_bf16(Kernels kernels) {
 }  // namespace
 
 const Kernels kAvx512Vnni = {128,         kTileRows,   quantize_row,  finish, multiply, expand,
-                             decode_int8, decode_int4, dot_float,     AF3_ATTEND_ROWS, attend, nullptr};
+                             decode_int8, decode_int4, dot_float,     AF3_ATTEND_ROWS, attend, nullptr,
+                             &kStep};
 const Kernels kAvx512Bf16 = with_bf16(kAvx512Vnni);
 
 }  // namespace af3

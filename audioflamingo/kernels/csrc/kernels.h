@@ -52,6 +52,17 @@ struct AttentionTile {
     float* weights;          // likewise, for weights in bfloat16
 };
 
+// The inner loops of a decode step in float32.
+struct StepKernels {
+    // out[r * ld + o] = product of row r of x with row o of the weights, which are float or half; columns in 32s.
+    void (*product)(const void* weights, bool is_half, int outputs, const float* x, int rows, int columns, float* out,
+                    ptrdiff_t ld);
+    void (*norm)(const float* x, const float* weight, float epsilon, int width, float* out);
+    void (*swiglu)(float* gate, const float* up, int width);
+    void (*look)(const float* query, const float* keys, const float* values, int num_keys, int head_dim, float scale,
+                 float* scores, float* out);
+};
+
 // The inner loops of one instruction set. All integer results are exact; sums wrap at 32 bits only on the way.
 struct Kernels {
     // Value that `multiply` and `decode_int8` leave in the weights: 128 if they multiply the stored byte as it is.
@@ -82,6 +93,7 @@ struct Kernels {
     void (*attend)(const AttentionTile& tile, int rows);
     // The same in pairs of bfloat16; null where the processor does not multiply them.
     void (*attend_pairs)(const AttentionTile& tile, int rows);
+    const StepKernels* step;  // null in plain C++
 };
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -64,6 +64,14 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     vad.load_vad.cache_clear()
 
 
+def test_another_network_in_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vad, "_read_scripted", lambda path: {})
+    vad.load_vad.cache_clear()
+    with pytest.raises(MissingDependencyError, match="holds another network"):
+        vad.load_vad()
+    vad.load_vad.cache_clear()
+
+
 @pytest.mark.parametrize("level", [0.0, 1e-4, 0.05])
 def test_silence_and_noise_are_not_speech(level: float) -> None:
     noise = np.random.default_rng(0).normal(0, 1, 20 * SAMPLING_RATE).astype(np.float32) * level

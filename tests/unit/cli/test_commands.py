@@ -71,6 +71,29 @@ def test_the_command_line_itself_loads_neither_torch_nor_matplotlib() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_a_command_is_made_without_the_others() -> None:
+    code = (
+        "import sys; from audioflamingo.cli.app import build_app; build_app('inspect'); "
+        "print(sorted(m for m in sys.modules if m.endswith('_command')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "['audioflamingo.cli.inspect_command']"
+
+
+def test_a_process_ends_after_what_is_due_at_its_end() -> None:
+    """It ends without taking torch apart: what was registered for the end, threads and buffers must not be lost."""
+    code = (
+        "import atexit, sys, threading, time, torch; from audioflamingo.cli import main; "
+        "atexit.register(print, 'at the end'); "
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('a thread'))).start(); "
+        "sys.argv = ['af3', 'ask', '/nowhere.wav', 'What?']; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout.split("\n") == ["a thread", "at the end", ""]
+    assert result.stderr.startswith("error: ")
+
+
 def test_ask_streams_an_answer(model: Path, clip: Path) -> None:
     result = af3("ask", clip, clip, "Which one?", "--model", model, "--max-new-tokens", "5", "-q")
     assert (result.exit_code, result.stderr) == (0, "")

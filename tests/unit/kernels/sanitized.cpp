@@ -18,6 +18,11 @@ void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns,
 int af3_attention(int level, int threads, int dtype, int is_causal, float scale, const int* sizes,
                   const int64_t* strides, const int32_t* offsets, const int32_t* starts, const int32_t* ends,
                   const void* query, const void* keys, const void* values, void* out);
+int af3_step(int level, int threads, int is_half, float epsilon, int64_t head_stride, const int* sizes,
+             const void* const* layers, const int64_t* slots, const int64_t* starts, const int64_t* ends,
+             const float* cosines, const float* sines, float* x);
+void af3_linear_half(int level, int threads, int rows, int outputs, int columns, const float* x,
+                     const uint16_t* weight, const float* bias, float* out);
 }
 
 static uint32_t state = 1;
@@ -135,12 +140,49 @@ static int attention(int best) {
     return 0;
 }
 
+// Two layers; every weight in memory of its own, so that none is read past its end.
+static int step(int best) {
+    const int is_half = draw(0, 1), rows = draw(1, 16), key_heads = draw(1, 2), heads = key_heads * draw(1, 3);
+    const int width = 32 * draw(1, 4), inner = 32 * draw(1, 4), dims = 64, past = draw(0, 20);
+    const int sizes[] = {2, rows, width, heads, key_heads, dims, inner};
+    const size_t element = is_half ? 2 : 4, q = size_t(heads) * dims, k = size_t(key_heads) * dims;
+    const size_t slots = size_t(rows) * (past + 1);
+    const size_t bytes[] = {q * width * element, k * width * element, k * width * element, width * q * element,
+                            size_t(inner) * width * element, size_t(inner) * width * element,
+                            size_t(inner) * width * element, q * 4, k * 4, k * 4, width * 4ul, width * 4ul,
+                            k * slots * 4, k * slots * 4};
+    const void* layers[28];
+    GuardedBytes* memory[28];
+    for (int i = 0; i < 28; ++i) {
+        memory[i] = new GuardedBytes(bytes[i % 14]);
+        fill_floats(*memory[i], is_half && i % 14 < 7);
+        layers[i] = memory[i]->data;
+    }
+    int64_t slot[16], start[16], end[16];
+    for (int r = 0; r < rows; ++r) start[r] = r * (past + 1), end[r] = past + 1, slot[r] = start[r] + past;
+    GuardedBytes turns(size_t(rows) * dims * 4), x(size_t(rows) * width * 4);
+    fill_floats(turns, 0);
+    int failed = 0;
+    for (int level = 1; level <= best; ++level) {
+        fill_floats(x, 0);
+        failed |= af3_step(level, draw(1, 3), is_half, 1e-6f, int64_t(slots) * dims, sizes, layers, slot, start, end,
+                           reinterpret_cast<float*>(turns.data), reinterpret_cast<float*>(turns.data),
+                           reinterpret_cast<float*>(x.data));
+        GuardedBytes weight(size_t(inner) * width * 2), out(size_t(rows) * inner * 4);
+        fill_floats(weight, 1);
+        af3_linear_half(level, draw(1, 3), rows, inner, width, reinterpret_cast<float*>(x.data),
+                        reinterpret_cast<uint16_t*>(weight.data), nullptr, reinterpret_cast<float*>(out.data));
+    }
+    for (GuardedBytes* one : memory) delete one;
+    return failed ? printf("a step reports that memory ran out\n") : 0;
+}
+
 int main() {
     const int best = af3_best_level();
     for (int i = 0; i < 40; ++i) {
         if (quantized(best)) return 1;
         bfloat16(best);
-        if (attention(best)) return 1;
+        if (attention(best) || step(best)) return 1;
     }
     printf("levels 0 to %d\n", best);
 }

@@ -140,3 +140,33 @@ def test_only_what_the_kernel_takes_runs_there(force: Force) -> None:
     assert not attention.runs(x.requires_grad_(), x, x)
     force("torch")
     assert not attention.runs(*(torch.zeros(4, 2, 8) for _ in range(3)))
+
+
+@pytest.mark.parametrize(("ours", "is_faster"), [(1.0, True), (1.99, False), (3.0, False)])
+def test_a_trial_leaves_torchs_kernel_only_for_a_gain(
+    ours: float, is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def takes(seconds: float) -> Callable[..., Tensor]:
+        def run(query: Tensor, *_: object, **__: object) -> Tensor:
+            clock[0] += seconds
+            return query
+
+        return run
+
+    monkeypatch.setattr(attention.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(attention, "attend_rows", takes(ours))
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", takes(2.0))
+    assert attention._wins.__wrapped__(torch.float32, 8, 64, False) is is_faster
+
+
+def test_rows_of_a_like_length_share_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was one trial for all: 1500 queries that look everywhere took a kernel that is slower for them."""
+    monkeypatch.setattr(attention, "_wins", lambda *call: call)
+    lengths = {
+        num_queries: attention.is_faster(torch.float32, 64, num_queries, True)
+        for num_queries in (1, 64, 65, 128, 129, 750, 1500, 9000)
+    }
+    assert [call[2] for call in lengths.values()] == [64, 64, 128, 128, 256, 1024, 1024, 1024]
+    assert attention.is_faster(torch.float32, 64, 64, False) != lengths[64]

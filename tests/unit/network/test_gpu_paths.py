@@ -60,7 +60,7 @@ def any_lengths(monkeypatch: pytest.MonkeyPatch) -> list[Bounds]:
         return row_by_row(query, keys, values, bounds, **options)
 
     for module in (attention, encoder):
-        monkeypatch.setattr(module, "takes_any_lengths", lambda *_: True)
+        monkeypatch.setattr(module, "takes_any_lengths", lambda *_, **__: True)
         monkeypatch.setattr(module, "attend_any_lengths", attend)
     monkeypatch.setattr(attention, "_is_worth_one_call", lambda *_: True)
     return calls

@@ -22,6 +22,7 @@ from audioflamingo.errors import (
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.quantization import QuantizationConfig, read_quantization
+from audioflamingo.quantization.quantize_model import packed_layers
 from audioflamingo.quantize_folder import quantize_checkpoint
 from tests.support.checkpoint_folders import (
     INDEX,
@@ -116,6 +117,7 @@ def test_what_is_recorded(folders: dict[str, Path]) -> None:
         "scheme": "int4",
         "group_size": 64,
         "is_calibrated": False,
+        "output_bits": 8,
     }
     dtypes = {name: tensor.dtype for name, tensor in find_tensors(folders["int4"]).items()}
     assert {dtype for name, dtype in dtypes.items() if is_packed(name)} == {"U8"}
@@ -186,6 +188,19 @@ def test_another_scheme_is_refused(folders: dict[str, Path], name: str, asked: s
         Model.from_pretrained(folders[name], quantization=asked)
 
 
+def test_an_output_layer_in_four_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    quantize_checkpoint(folders["plain"], tmp_path / "out", "int8", output_bits=4)
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["output_bits"] == 4
+    )
+    loaded = Model.from_pretrained(tmp_path / "out")
+    assert str(read_quantization(loaded.config)) == "int8, output layer in 4 bits"
+    formats = {name: layer.format.bits for name, layer in packed_layers(loaded).items()}
+    assert [name for name, bits in formats.items() if bits == 4] == ["lm_head"]
+    expected = audioflamingo.quantize(Model.from_pretrained(folders["plain"]), "int8", output_bits=4)
+    assert torch.equal(loaded.lm_head.packed, expected.lm_head.packed)
+
+
 def test_another_group_size_is_refused(folders: dict[str, Path]) -> None:
     Model.from_pretrained(folders["int4"], quantization=QuantizationConfig("int4", 64))
     with pytest.raises(CheckpointError, match="quantized as int4, group 64"):
@@ -200,6 +215,8 @@ def test_another_group_size_is_refused(folders: dict[str, Path]) -> None:
         ({"library": None, "quant_method": "bitsandbytes"}, "quantized by 'bitsandbytes', which"),
         ({"scheme": "int3"}, "'int3' does not exist; choose from"),
         ({"group_size": 48}, "group_size must be one of"),
+        ({"output_bits": 5}, "output_bits must be one of"),
+        ({"output_bits": 4}, "do not fit its configuration.*missing: .*lm_head.packed_int4_g32"),
         ({"group_size": 32}, "do not fit its configuration.*missing: .*packed_int4_g32"),
         ({"scheme": "int8", "group_size": None}, "do not fit its configuration.*missing: .*packed_int8"),
     ],

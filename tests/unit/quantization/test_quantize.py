@@ -94,6 +94,18 @@ def test_the_published_models_sizes_take_the_default_group() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_output_layer_in_four_bits_is_chosen_apart(scheme: str) -> None:
+    group_size = None if scheme == "int8" else 64
+    model = small_model(intermediate_size=128)
+    expected = model.lm_head.weight.detach().clone()
+    audioflamingo.quantize(model, scheme, group_size=group_size, output_bits=4)
+    assert (model.lm_head.format.bits, model.lm_head.format.group) == (4, 32)
+    assert 0.01 < relative_error(model.lm_head.dequantize(), expected) < 0.15
+    others = {layer.format.bits for name, layer in packed_layers(model).items() if name != "lm_head"}
+    assert others == ({8} if scheme == "int8" else {4, 8})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_answer_does_not_depend_on_its_batch(scheme: str) -> None:
     """In float32, where only attention may round differently beside other rows."""
     model = audioflamingo.quantize(lively_model(hidden_size=64), scheme)
@@ -166,6 +178,7 @@ def test_weights_that_are_tied_are_quantized_one_by_one() -> None:
             {"group_size": 64},
             r"64 does not divide the 96 inputs of .*layers\.0\.mlp\.down_proj; 32 would",
         ),
+        ("int8", {"output_bits": 6}, r"output_bits must be one of \(8, 4\), got 6"),
         ("int8", {"calibration": []}, "no prompts"),
         (8, {}, "must be one of"),
         (QuantizationConfig("int8", is_calibrated=True), {}, "'int8, calibrated' needs prompts"),
