@@ -166,7 +166,7 @@ def run_questions(
     with nullcontext() if folder is None else RunFolder(folder, manifest, settings.overwrite) as run:
         if run is not None:
             done = dict(run.done)
-            check_audio(folder, questions, done, watch)
+            check_audio(run.folder, questions, done, watch)
         remaining = [question for question in questions if question.key not in done]
         for question, item in answer(remaining) if remaining else ():
             paths = [path_of(clip) for clip in question.clips()]
