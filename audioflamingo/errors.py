@@ -22,6 +22,11 @@ class AudioFlamingoError(Exception):
     """Base of all errors that the package raises on purpose."""
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong with a file that the message names already, without the name and the number of the error."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class AudioError(AudioFlamingoError, ValueError):
     """Audio that cannot be read, decoded or used: the message names the source and what is wrong with it."""
 

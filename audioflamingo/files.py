@@ -15,14 +15,14 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from audioflamingo.errors import CheckpointError, DataError, OutputError
 
-_SAMPLE_BYTES = 4096
+_SAMPLE_BYTES, _NUM_SAMPLES = 65536, 16
 TEMPORARY_PATTERN = re.compile(r"\.saving-(?P<save_id>[0-9a-f]{32})-.+")
 
 
@@ -71,16 +71,17 @@ def differences(known: dict[str, Any], run: dict[str, Any]) -> str:
 
 
 def fingerprint_file(path: str) -> str:
-    """Tells files apart by their size and what stands at their start, middle and end; "" for one that is not there.
+    """Tells files apart by their size and content; "" for one that is not there.
 
-    Times are left out: a copy of a file is the same file.
+    Of more than a megabyte, pieces that lie evenly over it are read. Times are left out: a copy is the same file.
     """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest = hashlib.sha256(f"{size}".encode())
-            for place in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
-                file.seek(place)
+            last = max(0, size - _SAMPLE_BYTES)
+            for number in range(_NUM_SAMPLES):
+                file.seek(last * number // (_NUM_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
     except OSError:
         return ""
@@ -88,14 +89,16 @@ def fingerprint_file(path: str) -> str:
 
 
 class FileWatch:
-    """Notices files that change while a run reads them.
+    """Notices files that change while a run reads them: by size and time, and where these differ by content.
 
     Args:
         paths: of the files, as they are when the run begins.
+        fingerprints: of those whose content is known, by path; others have changed when their time has.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], fingerprints: Mapping[str, str] | None = None) -> None:
         self._seen = {path: _state(path) for path in paths}
+        self._fingerprints = dict(fingerprints or {})
 
     def check(self, paths: Iterable[str]) -> None:
         """Makes sure that files are what they were; a missing one is for its reader to tell.
@@ -105,8 +108,18 @@ class FileWatch:
         """
         for path in paths:
             before, now = self._seen.get(path), _state(path)
-            if before is not None and now is not None and before != now:
+            if before is None or now is None or before == now:
+                continue
+            known = self._fingerprints.get(path)
+            if known is None or fingerprint_file(path) != known:
                 raise DataError(f"{path} has changed since the run began. Put it back, or start again.")
+            self._seen[path] = now
+
+    def fingerprint(self, path: str) -> str:
+        """A file's fingerprint, as it was read first."""
+        if path not in self._fingerprints:
+            self._fingerprints[path] = fingerprint_file(path)
+        return self._fingerprints[path]
 
 
 def _state(path: str) -> tuple[int, int] | None:

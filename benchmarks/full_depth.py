@@ -60,12 +60,14 @@ def engines(folder: Path, llama_python: str | None) -> dict[str, tuple[str, str,
     return found
 
 
-def run_engine(how: tuple[str, str, Path], row: dict[str, Any], limit_s: float, save: Any) -> None:
+def run_engine(
+    how: tuple[str, str, Path], row: dict[str, Any], tasks: list[str], limit_s: float, save: Any
+) -> None:
     """One round of an engine's tasks: each once to warm up, once for the figure. `row` is filled, and saved often."""
     engine = PatientEngine(*how)
     row.setdefault("load_s", []).append(engine.load_s)
-    for task in LLAMA_TASKS if how[1] == "llama.cpp" else TASKS:
-        if task in row["left_out"]:
+    for task in tasks:
+        if task in row["left_out"] or (how[1] == "llama.cpp" and task not in LLAMA_TASKS):
             continue
         engine.limit_s = limit_s
         try:
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument("--text-layers", type=int, default=28)
     parser.add_argument("--llama-python", help="interpreter with llama-cpp-python")
     parser.add_argument("--engines", nargs="+", help="only these: int4, int8, bf16, transformers, llama.cpp")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=2, help="turns of every engine")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds that a task may take")
     options = parser.parse_args()
@@ -129,7 +132,7 @@ def main() -> None:
         for name, how in engines(options.folder, options.llama_python).items():
             if options.engines is None or name.split()[0] in options.engines:
                 row = result["engines"].setdefault(name, {"name": name, "seconds": {}, "left_out": {}})
-                run_engine(how, row, options.limit, save)
+                run_engine(how, row, options.tasks, options.limit, save)
     save()
     print(table(result["engines"]))
     print(json.dumps(result))

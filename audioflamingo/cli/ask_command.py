@@ -23,7 +23,7 @@ from audioflamingo.cli.model_loading import (
     load_with_adapter,
 )
 from audioflamingo.cli.terminal import Terminal
-from audioflamingo.errors import ArgumentError
+from audioflamingo.errors import ArgumentError, reason_of
 from audioflamingo.fields import option
 from audioflamingo.tasks import GENERATION_PRESETS, TASKS, THINK_SUFFIX
 
@@ -211,7 +211,7 @@ def _read_schema(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"--schema {path}: {error}") from None
+        raise typer.BadParameter(f"--schema {path}: {reason_of(error)}.") from None
 
 
 def _json_answer(chat: Chat, text: str, is_transcript: bool) -> str:

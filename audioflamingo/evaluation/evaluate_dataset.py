@@ -166,10 +166,12 @@ def run_questions(
     with nullcontext() if folder is None else RunFolder(folder, manifest, settings.overwrite) as run:
         if run is not None:
             done = dict(run.done)
+            check_audio(run.folder, questions, done, watch)
         remaining = [question for question in questions if question.key not in done]
         for question, item in answer(remaining) if remaining else ():
-            watch.check(map(path_of, question.clips()))
-            done[question.key] = item
+            paths = [path_of(clip) for clip in question.clips()]
+            watch.check(paths)
+            item = done[question.key] = dataclasses.replace(item, audio=tuple(map(watch.fingerprint, paths)))
             if run is not None:
                 run.add(question.key, item)
             if progress is not None:
@@ -178,6 +180,25 @@ def run_questions(
         if folder is not None:
             write_results(folder, questions, result, manifest, settings)
     return result
+
+
+def check_audio(
+    folder: Path, questions: Sequence[Question], done: dict[str, ItemResult], watch: FileWatch
+) -> None:
+    """Checks that what was asked about is what is there now.
+
+    Raises:
+        DataError: an audio file has changed.
+    """
+    for question in questions:
+        if (item := done.get(question.key)) is None:
+            continue
+        for path, before in zip(map(path_of, question.clips()), item.audio, strict=False):
+            if before != watch.fingerprint(path):
+                raise DataError(
+                    f"{path} has changed since {item.id!r} was answered in {str(folder)!r}. Put it back, choose "
+                    "another output folder, or overwrite it to start again."
+                )
 
 
 def read_questions(

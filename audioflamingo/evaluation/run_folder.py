@@ -121,8 +121,9 @@ def item_of(line: str | bytes) -> tuple[str, ItemResult]:
     """The key and the item of a line."""
     values = json.loads(line)
     key = values.pop("key")
-    if values.get("option_logprobs") is not None:
-        values["option_logprobs"] = tuple(values["option_logprobs"])
+    for name in ("option_logprobs", "audio"):
+        if values.get(name) is not None:
+            values[name] = tuple(values[name])
     return key, ItemResult(**values)
 
 

@@ -52,6 +52,7 @@ class ItemResult:
         groups: what the data say about the question: task, difficulty, ...
         option_logprobs: log-likelihood of each option, where options were compared.
         error: why there is no answer; None if there is one.
+        audio: fingerprint of each file that it was asked about (`files.fingerprint_file`).
         elapsed_s: seconds since the answer before; the sum over a run is its duration.
     """
 
@@ -72,6 +73,7 @@ class ItemResult:
     groups: dict[str, str] = field(default_factory=dict)
     option_logprobs: tuple[float, ...] | None = None
     error: str | None = None
+    audio: tuple[str, ...] = field(default=(), compare=False)
     elapsed_s: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

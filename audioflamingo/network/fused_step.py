@@ -123,10 +123,16 @@ def _form(
     inner, width = weights[4].shape
     if width % WIDTH_STEP or inner % WIDTH_STEP or head_dim % HEAD_STEP:
         return None
-    dtype = weights[4].dtype
-    expected = [(n * head_dim, width) for n in (heads, key_heads, key_heads)]
-    expected += [(width, heads * head_dim), (inner, width), (inner, width), (width, inner)]
-    if [None if weight is None else tuple(weight.shape) for weight in weights] != expected:
+    dtype, queries, keys = weights[4].dtype, heads * head_dim, key_heads * head_dim
+    expected = (
+        (queries, width),
+        (keys, width),
+        (keys, width),
+        (width, queries),
+        *[(inner, width)] * 2,
+        (width, inner),
+    )
+    if any(weight is None or weight.shape != shape for weight, shape in zip(weights, expected, strict=True)):
         return None
     if dtype not in (torch.float32, torch.float16) or not all(_is_plain(weight, dtype) for weight in weights):
         return None

@@ -132,13 +132,15 @@ class QuantizedLinear(PackedWeight):
         return values if self.smoothing is None else values * self.smoothing.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(..., K)` to `(..., N)` in the dtype of `x`.
+        """Maps `(..., K)` to `(..., N)` in the dtype of `x`, or in that of autocast as `nn.Linear` does.
 
         The gradient of `x` passes through the dequantized weights, as if activations were not rounded.
 
         Raises:
             ArgumentError: the layer itself is to be trained.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if not torch.is_grad_enabled():
             return self._product(x)
         if self.bias is not None and self.bias.requires_grad:

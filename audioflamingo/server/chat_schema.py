@@ -22,6 +22,7 @@ from audioflamingo.audio.reading import Reading
 from audioflamingo.server.error_replies import ApiError, bad_request
 from audioflamingo.server.extra_fields import check_extra
 
+OnLong = Literal["error", "windows"]  # ours: what becomes of clips that are longer than the model takes
 IMAGES = ("image_url", "input_image", "file", "input_file", "video_url")
 
 
@@ -200,7 +201,7 @@ class ChatRequest(Strict):
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    on_long: Literal["error", "windows"] | None = None  # ours, for clips that are longer than the model takes
+    on_long: OnLong | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

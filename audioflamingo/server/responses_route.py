@@ -197,6 +197,7 @@ class ResponsesReply(AnswerReply):
             "top_p": request.top_p,
             "truncation": "disabled",
             "usage": self._usage() if is_done else None,
+            **({"stretches": [stretch.to_dict() for stretch in self.stretches]} if self.stretches else {}),
         }
 
     def _usage(self) -> dict[str, Any]:

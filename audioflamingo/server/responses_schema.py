@@ -11,6 +11,7 @@ from audioflamingo.server.chat_schema import (
     ChatRequest,
     InputAudioPart,
     Message,
+    OnLong,
     ResponseFormat,
     Strict,
     TextPart,
@@ -81,7 +82,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Strict):
-    """The body, in the words of OpenAI's interface; the fields behind `stream` are vLLM's."""
+    """The body, in the words of OpenAI's interface; the fields behind `stream` are vLLM's, `on_long` is ours."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -98,6 +99,7 @@ class ResponsesRequest(Strict):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    on_long: OnLong | None = None
 
     def chat(self, ignored: list[str]) -> ChatRequest:
         """The chat that it stands for."""
@@ -122,6 +124,7 @@ class ResponsesRequest(Strict):
             logprobs=has_logprobs,
             top_logprobs=self.top_logprobs if has_logprobs else None,
             stream=self.stream,
+            on_long=self.on_long,
             response_format=ResponseFormat.model_validate(wanted),
         )
         chat.ignore(ignored)

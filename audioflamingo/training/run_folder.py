@@ -103,14 +103,19 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def check_data(self, train: Sequence[Dataset], validation: Sequence[Dataset], is_begun: bool) -> None:
-        """Checks that a run that has begun goes on with the rows that it began with.
+    def check_data(
+        self, train: Sequence[Dataset], validation: Sequence[Dataset], is_begun: bool
+    ) -> dict[str, str]:
+        """Checks that a run that has begun goes on with the rows and the audio that it began with.
+
+        Returns:
+            The fingerprints of the audio files, by path; of the main process only.
 
         Raises:
             ConfigError: they have changed.
         """
         if not self.accelerator.is_main_process:
-            return
+            return {}
         configs = [*self.config.data.train, *self.config.data.validation]
         now: list[dict[str, Any]] = [
             {
@@ -137,6 +142,7 @@ class RunFolder:
                     )
         else:
             write_text(file, to_json({"datasets": now}))
+        return {path: digest for item in now for path, digest in item["audio"].items()}
 
     def report_skipped(self, datasets: Sequence[Dataset], is_shown: bool) -> None:
         """Writes what was left out, a line each with its reason, and says how many for which kind of reason."""

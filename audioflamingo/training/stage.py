@@ -54,7 +54,7 @@ class StageRun:
             for augmentation in (self.config.augmentation, None)
         )
         self.encoder = encoder
-        self.validation = Validation(validation_rows, batch, plain_encoder, self.config.validation)
+        self.validation = Validation(validation_rows, batch, plain_encoder, self.config.validation, run.watch)
         self.stored_names = run.stored_names(index)
         select_parameters(run.model, self.stage)
         if run.module.ctc_head is not None:

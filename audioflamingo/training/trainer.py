@@ -114,7 +114,7 @@ class Trainer:
         module = TrainingModule(model, any(stage.ctc_weight for stage in config.stages))
         module.to(accelerator.device)
         datasets, validation = read_data(config, processor, model.config)
-        self.folder.check_data(datasets, validation, is_begun=self.checkpoint is not None)
+        fingerprints = self.folder.check_data(datasets, validation, is_begun=self.checkpoint is not None)
         self.folder.report_skipped([*datasets, *validation], show_progress)
         self.shared = Run(
             config=config,
@@ -126,7 +126,10 @@ class Trainer:
             adapter=adapter,
             datasets=datasets,
             validation_rows=[row for dataset in validation for row in dataset.rows],
-            watch=FileWatch(path_of(clip) for data in datasets for row in data.rows for clip in row.audio),
+            watch=FileWatch(
+                (path_of(c) for data in [*datasets, *validation] for row in data.rows for c in row.audio),
+                fingerprints,
+            ),
         )
 
     def _check_processes(self) -> None:

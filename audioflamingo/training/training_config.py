@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audioflamingo.datasets.dataset_config import DatasetConfig
-from audioflamingo.errors import ConfigError, check, require
+from audioflamingo.errors import ConfigError, check, reason_of, require
 from audioflamingo.training.settings import build, override
 
 PARTS = ("encoder", "projector", "language_model", "lora")
@@ -361,7 +361,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             override(values, assignment, yaml.safe_load)
         return build(TrainingConfig, values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {reason_of(error)}.") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

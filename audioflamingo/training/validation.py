@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.evaluation import answer_rows, summarize
+from audioflamingo.files import FileWatch
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.batches import BatchEncoder
@@ -25,12 +27,21 @@ GENERATION_BATCH = 16
 
 @dataclass(frozen=True)
 class Validation:
-    """What validation runs on: rows, their batches, how they are encoded, and settings."""
+    """What validation runs on: rows, their batches, how they are encoded, settings, and the audio as it was."""
 
     rows: Sequence[DataRow]
     batch: BatchConfig
     encoder: BatchEncoder
     config: ValidationConfig
+    watch: FileWatch
+
+    def check(self, rows: Sequence[DataRow]) -> None:
+        """Makes sure that the audio of rows is what it was.
+
+        Raises:
+            DataError: it is not.
+        """
+        self.watch.check(path_of(clip) for row in rows for clip in row.audio)
 
     def batches(self) -> list[list[DataRow]]:
         """At most `max_batches` batches, spread evenly over all lengths."""
@@ -62,12 +73,16 @@ def validate(
 
     All processes call it; each does its share. Answers are generated in the weights' dtype, on DDP or one process
     only: sharded weights (FSDP) give the losses alone.
+
+    Raises:
+        DataError: an audio file is not what it was when the run began.
     """
     rank, num = accelerator.process_index, accelerator.num_processes
     module.eval()
     uses_answers = stage.answer_weight > 0
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for rows in validation.batches()[rank::num]:
+        validation.check(rows)
         batch = validation.encoder(rows)
         losses = module(batch.to(accelerator.device), uses_answers, stage.ctc_layer)
         sums[0] += losses["answer"].item() if "answer" in losses else 0.0
@@ -83,6 +98,7 @@ def validate(
             "num_beams": 1,
         }
         sample = validation.sample()[rank::num]
+        validation.check(sample)
         items = [item for _, item in answer_rows(model, processor, sample, GENERATION_BATCH, **options)]
     if num > 1:
         torch.distributed.all_reduce(sums)

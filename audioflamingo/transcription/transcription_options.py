@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from audioflamingo.audio.reading import ChannelChoice, Reading
 from audioflamingo.config import CHUNK_LENGTH_S, DEFAULT_TRANSCRIPTION_PROMPT
-from audioflamingo.errors import ArgumentError
+from audioflamingo.errors import ArgumentError, reason_of
 from audioflamingo.fields import check_fields, check_value, option, same_option
 
 _MODEL = "Model"
@@ -178,7 +178,7 @@ def read_words(given: str) -> list[str]:
             return [word.strip() for word in given.split(",") if word.strip()]
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"cannot read the hot words in {given!r:.200}: {error}.") from error
+        raise ArgumentError(f"cannot read the hot words in {given!r:.200}: {reason_of(error)}.") from error
     words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not any(character.isalnum() for word in words for character in word):
         raise ArgumentError(f"the file of hot words {given!r:.200} holds none: it has one in each line.")

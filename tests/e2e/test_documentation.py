@@ -71,6 +71,8 @@ def test_every_command_exists(page: Path) -> None:
         if words[0].startswith("-"):
             continue
         assert words[0] in group.commands, words
+        if words[0] == "evaluate" and "--compare" not in words:
+            assert {"-o", "--output-dir"} & set(words), f"{words}: a folder for the results is needed"
         command = group.commands[words[0]]
         options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
         used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-zA-Z]", word)}

@@ -397,6 +397,26 @@ def test_dtype_is_converted(saved: Path, name: str, dtype: Any) -> None:
     assert_equal_state(model, tiny_model().to(torch.bfloat16))
 
 
+def test_float16_weights_are_kept_where_it_is_asked(tmp_path: Path) -> None:
+    """Of the language model's linear layers alone; and they count as if they were widened."""
+    tiny_model(hidden_size=64).half().save_pretrained(tmp_path)
+    wide = Model.from_pretrained(tmp_path, dtype="float32")
+    kept = Model.from_pretrained(tmp_path, dtype="float32", keep_float16=True)
+    names = {name for name, tensor in kept.state_dict().items() if tensor.dtype == torch.float16}
+    assert len(names) == 2 * 7 + 1
+    assert all(name.endswith("_proj.weight") or name == "lm_head.weight" for name in names)
+    assert kept.dtype == torch.float32
+    inputs = make_batch([([300], 5), ([40], 9)])
+    with torch.no_grad():
+        torch.testing.assert_close(kept(**inputs).logits, wide(**inputs).logits, atol=1e-4, rtol=1e-4)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    assert torch.equal(kept.generate(**inputs, **options), wide.generate(**inputs, **options))
+    plain = Model.from_pretrained(
+        tmp_path, keep_float16=True
+    )  # as stored: nothing is widened, nothing kept apart
+    assert {tensor.dtype for tensor in plain.state_dict().values()} == {torch.float16}
+
+
 def test_checkpoints_own_dtype(folder: Path) -> None:
     """The configuration decides, with a warning if the weights differ; without it, the weights do."""
     tiny_model().to(torch.float16).save_pretrained(folder)

@@ -1,6 +1,6 @@
 """A model over two GPUs, without a GPU: accelerate's hooks around fake CUDA tensors.
 
-See `test_placement` for the method: operations that mix devices fail on fake tensors as they would on GPUs.
+See `tests.support.fake_cuda` for the method: operations that mix devices fail on fake tensors as they would on GPUs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from audioflamingo.checkpoint import device_map
 from audioflamingo.errors import DeviceError
 from audioflamingo.network.adapters import AdapterWeights, Lora
+from tests.support import fake_cuda
+from tests.support.fake_cuda import Playback, WithoutCudaRuntime
 from tests.support.tiny_model import make_batch, tiny_model
-from tests.unit.network import test_placement
-from tests.unit.network.test_placement import Playback, WithoutCudaRuntime
 
 LAYERS = "model.language_model.layers"
 GENERATION_MODULES = (
@@ -42,7 +42,7 @@ SPLITS = {
 @pytest.fixture
 def playback(monkeypatch: pytest.MonkeyPatch) -> Playback:
     names = (f"audioflamingo.{name}" for name in GENERATION_MODULES)
-    monkeypatch.setattr(test_placement, "MODULES", (*test_placement.MODULES, *names))
+    monkeypatch.setattr(fake_cuda, "MODULES", (*fake_cuda.MODULES, *names))
     keys = itertools.count()  # a window is known by its values, which fake tensors do not have
     monkeypatch.setattr("audioflamingo.processor.prompt.window_key", lambda *_: b"%16d" % next(keys))
     return Playback(monkeypatch)

@@ -431,6 +431,21 @@ def test_hot_words_come_from_a_file(
     assert "there is no file of hot words" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "gone.yaml"),
+        ("ask", DATA / "directory_prompt.flac", "What?", "--schema", "gone.json"),
+        ("transcribe", DATA / "directory_prompt.flac", "--hotwords", DATA),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_once(arguments: tuple[object, ...]) -> None:
+    """Messages had "[Errno 2]" and the name a second time."""
+    message = af3(*arguments).stderr
+    assert "Errno" not in message
+    assert "No such file or directory." in message or "Is a directory." in message
+
+
 def test_context_is_never_heard_in_silence(tmp_path: Path, model: ScriptedModel) -> None:
     """Nothing is asked about it, whatever the words and the instruction are."""
     noise = 1e-4 * np.random.default_rng(0).standard_normal(5 * SAMPLING_RATE)

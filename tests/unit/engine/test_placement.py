@@ -1,4 +1,4 @@
-"""`generate` on a GPU, without one: see `tests/unit/network/test_placement.py` for the method."""
+"""`generate` on a GPU, without one: see `tests.support.fake_cuda` for the method."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support import fake_cuda
+from tests.support.fake_cuda import Playback
 from tests.support.tiny_model import make_batch, tiny_model
-from tests.unit.network import test_placement
-from tests.unit.network.test_placement import Playback
 
 GENERATION_MODULES = (
     "audioflamingo.engine.beam_search",
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture
 def playback(monkeypatch: pytest.MonkeyPatch) -> Playback:
-    monkeypatch.setattr(test_placement, "MODULES", (*test_placement.MODULES, *GENERATION_MODULES))
+    monkeypatch.setattr(fake_cuda, "MODULES", (*fake_cuda.MODULES, *GENERATION_MODULES))
     return Playback(monkeypatch)
 
 

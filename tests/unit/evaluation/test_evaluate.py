@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from audioflamingo.evaluation.compare import mcnemar_p
 from audioflamingo.evaluation.confusion_plot import confusion
 from audioflamingo.evaluation.run_folder import RunFolder
 from audioflamingo.evaluation.scoring import chosen_option, options_of, score, summarize
+from audioflamingo.files import FileWatch
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.support.cli_runs import af3
@@ -228,11 +230,44 @@ def test_a_changed_file_or_setting_is_found(checkpoint, tmp_path: Path) -> None:
         evaluate(*loaded, data, **how, num_beams=2)
     clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
     content = clip.read_bytes()
-    clip.write_bytes(content + bytes(2))
-    with pytest.raises(ArgumentError, match="other audio_sha256"):
+    clip.write_bytes(content[:-2] + b"ab")  # of the same size
+    with pytest.raises(DataError, match=r"\.wav has changed since '.*' was answered in"):
         evaluate(*loaded, data, **how)
-    clip.write_bytes(content)
+    clip.write_bytes(content)  # a copy is the same file
     evaluate(*loaded, data, **how)
+
+
+def test_a_broken_file_that_was_mended_is_asked_about_again(checkpoint, tmp_path: Path) -> None:
+    """Its size is another one then: the run was refused."""
+    folder, _ = checkpoint
+    data = write_dataset(tmp_path / "data", 3)
+    loaded, how = load(folder), {"output_dir": tmp_path / "out", "max_new_tokens": 2}
+    clip = next(path for path in sorted((tmp_path / "data").rglob("*.wav")))
+    content = clip.read_bytes()
+    clip.write_bytes(b"no audio")
+    assert sum(item.error is not None for item in evaluate(*loaded, data, **how).items) == 1
+    clip.write_bytes(content)
+    assert all(item.error is None for item in evaluate(*loaded, data, **how).items)
+
+
+def test_audio_that_is_only_touched_is_the_same(tmp_path: Path) -> None:
+    """A clip that several questions are about: its content is known from the first of them on."""
+    clip = tmp_path / "a.wav"
+    clip.write_bytes(bytes(range(200)) * 10_000)
+    watch = FileWatch([str(clip)])
+    os.utime(clip, (1, 1))
+    with pytest.raises(DataError, match=r"a\.wav has changed"):
+        watch.check([str(clip)])  # nobody knows what it was
+    watch = FileWatch([str(clip)])
+    watch.fingerprint(str(clip))
+    os.utime(clip, (2, 2))
+    watch.check([str(clip)])
+    changed = bytearray(clip.read_bytes())
+    for at in range(0, len(changed), 50_000):
+        changed[at] ^= 1
+    clip.write_bytes(changed)
+    with pytest.raises(DataError, match=r"a\.wav has changed"):
+        watch.check([str(clip)])
 
 
 def test_audio_that_changes_while_it_is_asked_about(checkpoint, tmp_path: Path) -> None:

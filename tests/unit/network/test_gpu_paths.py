@@ -1,7 +1,7 @@
 """The ways that only a GPU takes, without one.
 
 Their arithmetic: torch's flash attention is replaced by a few lines that say what it is documented to do. Their shapes
-and devices: fake CUDA tensors, which have no data, see `tests/unit/network/test_placement.py`.
+and devices: fake CUDA tensors, which have no data, see `tests.support.fake_cuda`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
 from audioflamingo.network.row_layout import Bounds
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from audioflamingo.quantization.schemes import LayerFormat
+from tests.support.fake_cuda import WithoutCudaRuntime
 from tests.support.generation_models import MANY_EOS, lively_model
 from tests.support.tiny_model import make_batch, tiny_model
-from tests.unit.network.test_placement import WithoutCudaRuntime
 
 BATCH = make_batch([([300, 40], 6), ([], 4), ([50], 9)])
 

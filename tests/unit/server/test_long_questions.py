@@ -1,4 +1,4 @@
-"""`on_long` of the chat route."""
+"""`on_long` of chats and responses."""
 
 from __future__ import annotations
 
@@ -59,6 +59,26 @@ def test_with_the_official_client(patient: RunningServer) -> None:
     )
     assert reply.model_extra is not None
     assert len(reply.model_extra["stretches"]) == 2
+
+
+def test_responses_take_it_too(patient: RunningServer) -> None:
+    """The same answer and the same stretches as a chat's, whole and streamed."""
+    body = chat_body(audio_part(wav(31.0)), "What is it?", max_tokens=8, temperature=0, on_long="windows")
+    content = [audio_part(wav(31.0)), {"type": "input_text", "text": "What is it?"}]
+    limits = {"model": "tiny", "max_output_tokens": 8, "temperature": 0}
+    asked = {**limits, "input": [{"role": "user", "content": content}]}
+    with patient.client() as client:
+        chat = client.post(CHAT, json=body).json()
+        reply = client.post("/v1/responses", json={**asked, "on_long": "windows"}).json()
+        assert reply["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+        assert reply["stretches"] == chat["stretches"]
+        assert len(reply["stretches"]) == 2
+        streamed = client.post("/v1/responses", json={**asked, "on_long": "windows", "stream": True}).text
+        events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+        assert events[-1]["response"]["stretches"] == chat["stretches"]
+        assert client.post("/v1/responses", json=asked).status_code == 400
+        wrong = client.post("/v1/responses", json={**asked, "on_long": "truncate"})
+        assert wrong.json()["error"]["param"] == "on_long"
 
 
 def test_what_fits_is_heard_at_once_and_what_does_not_is_refused(patient: RunningServer) -> None:

@@ -24,6 +24,7 @@ from audioflamingo.training import TrainingConfig, train
 from audioflamingo.training.log import read_log
 from audioflamingo.training.resume import list_checkpoints
 from audioflamingo.training.settings import build
+from audioflamingo.training.stage import StageRun
 
 # Sizes that groups of 32 divide; no dropout, so that runs can be compared.
 WIDTHS = {"hidden_size": 64, "intermediate_size": 96}
@@ -89,6 +90,28 @@ def test_lora_learns_on_a_quantized_base(base: Path, scheme: str) -> None:
     assert str(base) not in card.replace(str(base / "wide"), "")  # no paths but the model that was named
     assert "library_name: audioflamingo" in (result.last_dir / "README.md").read_text(encoding="utf-8")
     assert (result.last_dir / "adapter" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("scheme", [None, "int4"])
+def test_bfloat16_on_a_cpu_is_in_what_layers_keep(base: Path, scheme: str | None, monkeypatch) -> None:
+    """Layers of a quantized base took float32 under autocast, so that what is kept for gradients stayed as large."""
+    name = f"bfloat16-{scheme}"
+    seen: set[torch.dtype] = set()
+    step = StageRun._step
+
+    def look_then_step(stage: StageRun, batches: Any, waited_s: float) -> dict[str, Any]:
+        for place, module in stage.module.named_modules():
+            if place.endswith("down_proj") or place.endswith("down_proj.base_layer"):
+                module.register_forward_hook(lambda *call: seen.update((call[1][0].dtype, call[2].dtype)))
+        return step(stage, batches, waited_s)
+
+    monkeypatch.setattr(StageRun, "_step", look_then_step)
+    values = lora_values(base, name, quantization=scheme, precision="bfloat16")
+    values["stages"][0]["max_steps"] = 3
+    run(values)
+    assert seen == {torch.bfloat16}
+    curve = losses(base / name)
+    assert curve[3] < curve[1]
 
 
 def test_a_quantized_folder_is_trained_as_it_is(base: Path) -> None:

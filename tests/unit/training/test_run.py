@@ -267,7 +267,7 @@ def test_ctc_inside_the_language_model_trains_and_needs_that_layer(base: Path, t
 
 
 def test_full_training_sharded_over_two_processes_has_the_losses_of_one(base: Path) -> None:
-    """`recipes/full_fsdp.yaml` as it is launched, but on gloo and the tiny model."""
+    """`recipes/full_fsdp.yaml` by `accelerate launch` with `recipes/fsdp.json`, but on gloo and the tiny model."""
     write_plain_model(base)
     recipe = Path(__file__).parents[3] / "recipes" / "full_fsdp.yaml"
     overrides = {
@@ -287,17 +287,18 @@ def test_full_training_sharded_over_two_processes_has_the_losses_of_one(base: Pa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fsdp_on_cpu", *arguments("sharded")],
-            env=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DATA=str(base / "data"),
-            ),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launch += ["--config_file", str(recipe.with_name("fsdp.json")), "--num_processes", "2"]
+    launch += ["--main_process_port", port, "-m", "tests.support.fsdp_on_cpu"]
+    sharded_run = subprocess.run(
+        [*launch, *arguments("sharded")],
+        env=environment(DATA=str(base / "data")),
+        timeout=300,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert sharded_run.returncode == 0, sharded_run.stderr[-3000:]
     alone = subprocess.run(
         [sys.executable, "-m", "audioflamingo.cli", *arguments("alone")],
         env=environment(DATA=str(base / "data")),

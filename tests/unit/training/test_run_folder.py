@@ -102,6 +102,27 @@ def test_audio_that_changes_while_the_run_reads_it(base: Path, monkeypatch) -> N
     ]
 
 
+def test_validation_audio_that_changes_while_the_run_goes_on(base: Path, monkeypatch) -> None:
+    """It was read as it came: losses of other audio stood in one curve. A clip that is only touched stays."""
+    data = base / "validated"
+    data.mkdir()
+    clips = [write_clip(data / f"{number}.wav", 0.3, number) for number in range(2)]
+    path = write_rows(data / "valid.jsonl", [conversation(str(number), "hello", 0.3) for number in range(2)])
+    values = short(base, "validating")
+    values["data"]["validation"] = [{"path": str(path)}]
+    values["validation"] = {"every_steps": 1, "generate_rows": 0}
+    step, seeds = StageRun._step, iter([1, 99])
+
+    def change_then_step(stage: StageRun, batches: Any, waited_s: float) -> dict[str, Any]:
+        write_clip(clips[1], 0.3, next(seeds))  # first the same once more
+        return step(stage, batches, waited_s)
+
+    monkeypatch.setattr(StageRun, "_step", change_then_step)
+    with pytest.raises(DataError, match=r"1\.wav has changed since the run began"):
+        run(values)
+    assert next(seeds, None) is None
+
+
 def test_what_was_skipped_is_written_with_its_reason(base: Path, caplog) -> None:
     path = write_rows(
         base / "data" / "partly.jsonl",
