@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
-    if not hasattr(loaded, "af3_attention"):
+    if not hasattr(loaded, "af3_step"):
         raise ImportError(
             f"the compiled kernels in {spec.origin} are older than this package: install audioflamingo again, or in a "
             "source tree run `python setup.py build_ext --inplace`."
@@ -43,10 +43,9 @@ def library() -> ctypes.CDLL | None:
     loaded.af3_linear_bf16.argtypes = [integer] * 5 + [pointer] * 4
     loaded.af3_linear_bf16.restype = None
     loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
-    if hasattr(loaded, "af3_step"):
-        loaded.af3_linear_half.argtypes = [integer] * 5 + [pointer] * 4
-        loaded.af3_linear_half.restype = None
-        loaded.af3_step.argtypes = [*[integer] * 3, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
+    loaded.af3_linear_half.argtypes = [integer] * 5 + [pointer] * 4
+    loaded.af3_linear_half.restype = None
+    loaded.af3_step.argtypes = [*[integer] * 3, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
     return loaded
 
 
@@ -138,8 +137,8 @@ def attention(
 
 @functools.cache
 def has_step() -> bool:
-    """Whether `step` and `linear_half` can be called: compiled kernels of this version, and AVX2."""
-    return active() not in (TORCH, LEVELS[0]) and hasattr(library(), "af3_step")
+    """Whether `step` and `linear_half` can be called: compiled kernels, and AVX2."""
+    return active() not in (TORCH, LEVELS[0])
 
 
 def step(
