@@ -1,4 +1,4 @@
-"""Whole words added to a cut vocabulary, each where it saves most: a word in one token is heard, one in pieces is spelled.
+"""Whole words added to a cut vocabulary, where they save most: a word in one token is heard, one in pieces spelled.
 
 Whisper knows how most words sound as one token. Cut to fewer tokens it has to spell the others, which nothing taught
 it, so the built-in model gets the words that are frequent in its text, or in English at large, back.

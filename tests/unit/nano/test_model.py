@@ -385,7 +385,9 @@ def test_frequent_words_come_back_whole_and_change_no_others():
     content, rows = words.add_words(cut, source, ["A cat, a cat and the ants."], 1)
     assert rows == [number + 1]
     assert content["model"]["vocab"]["Ġcat"] == len(old)
-    assert [token["id"] for token in content["added_tokens"]] == [token["id"] + 1 for token in cut["added_tokens"]]
+    assert [token["id"] for token in content["added_tokens"]] == [
+        token["id"] + 1 for token in cut["added_tokens"]
+    ]
     before, after = (Tokenizer.from_str(json.dumps(one)) for one in (cut, content))
     assert before.encode(" cat").tokens != ["Ġcat"] == after.encode(" cat").tokens
     for text in ("the cattle? cat", " zz ants", "assistant\n", 'The "cat".'):
