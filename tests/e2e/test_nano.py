@@ -127,9 +127,6 @@ def test_what_it_cannot_know_is_declined(nano: tuple[Any, Any]) -> None:
     assert "cannot answer" in ask(nano, "What will the weather be tomorrow?")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the shipped weights decline the question; the recipe's data answer it"
-)
 def test_it_says_what_it_is(nano: tuple[Any, Any]) -> None:
     assert "demonstration model" in ask(nano, "Who are you?")
 
