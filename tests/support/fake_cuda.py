@@ -95,8 +95,9 @@ class Playback:
         run: Callable[[Any, dict[str, Any]], Any],
         batch: dict[str, Any],
         build: Callable[[], Any] = tiny_model,
+        build_fake: Callable[[], Any] | None = None,
     ) -> Any:
-        """Runs on the CPU, then on fake CUDA tensors, and returns the second result."""
+        """Runs on the CPU, then on fake CUDA tensors (by default all on one device), and returns the second result."""
         real = run(build(), batch)
         self.replayed = iter(self.values)
         with (
@@ -104,8 +105,9 @@ class Playback:
             FakeTensorMode(),
             WithoutCudaRuntime(),
         ):
-            model = fake_cuda_model(build)
-            fake_batch = {k: torch.empty(v.shape, dtype=v.dtype, device="cuda") for k, v in batch.items()}
+            model = fake_cuda_model(build) if build_fake is None else build_fake()
+            device = model.device
+            fake_batch = {k: torch.empty(v.shape, dtype=v.dtype, device=device) for k, v in batch.items()}
             fake = run(model, fake_batch)
         assert next(self.replayed, None) is None, "the replay read fewer values than the real run"
         assert fake.shape == real.shape

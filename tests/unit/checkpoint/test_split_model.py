@@ -6,7 +6,6 @@ See `tests.support.fake_cuda` for the method: operations that mix devices fail o
 from __future__ import annotations
 
 import itertools
-import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from audioflamingo.checkpoint import device_map
 from audioflamingo.errors import DeviceError
 from audioflamingo.network.adapters import AdapterWeights, Lora
 from tests.support import fake_cuda
-from tests.support.fake_cuda import Playback, WithoutCudaRuntime
+from tests.support.fake_cuda import Playback
 from tests.support.tiny_model import make_batch, tiny_model
 
 LAYERS = "model.language_model.layers"
@@ -58,6 +57,7 @@ def split_fake_model(split: dict[str, str]) -> Any:
         fake = torch.empty(parameter.shape, dtype=parameter.dtype, device=placement.device_of(name))
         model.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(fake, requires_grad=False)
     device_map.connect_devices(model, placement, model.get_input_embeddings())
+    assert model.device == torch.device(FIRST)
     return model
 
 
@@ -69,18 +69,7 @@ def run_split(
 ) -> None:
     """Runs on the CPU, then on a split model of fake tensors."""
     with torch.no_grad():
-        real = run(tiny_model(), batch)
-        playback.replayed = iter(playback.values)
-        with (
-            unittest.mock.patch("tests.support.tiny_model.randomize"),
-            FakeTensorMode(),
-            WithoutCudaRuntime(),
-        ):
-            model = split_fake_model(split)
-            assert model.device == torch.device(FIRST)
-            fake_batch = {k: torch.empty(v.shape, dtype=v.dtype, device=FIRST) for k, v in batch.items()}
-            fake = run(model, fake_batch)
-    assert fake.shape == real.shape
+        playback.compare(run, batch, build_fake=lambda: split_fake_model(split))
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
