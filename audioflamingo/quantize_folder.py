@@ -29,7 +29,7 @@ from audioflamingo.hub import resolve_folder
 from audioflamingo.model import AutoModelForConditionalGeneration, model_class_of
 from audioflamingo.processor import AutoProcessor
 from audioflamingo.quantization.calibration import LayerInputs, measure_inputs
-from audioflamingo.quantization.schemes import OUTPUT_BITS, as_config, read_quantization, with_quantization
+from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +40,7 @@ def quantize_checkpoint(
     scheme: str,
     *,
     group_size: int | None = None,
-    output_bits: int = OUTPUT_BITS[0],
+    output_bits: int | None = None,
     calibration: Iterable[Mapping[str, Any]] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     progress: Progress | None = None,

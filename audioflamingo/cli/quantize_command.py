@@ -29,13 +29,13 @@ def quantize(
         ),
     ] = None,
     output_bits: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="8|4",
-            help="Bits of the output layer. 4: answers come faster, the more so the larger the vocabulary, and some "
-            "accuracy is lost.",
+            help="Bits of the output layer, 8 by default. 4: answers come faster, the more so the larger the "
+            "vocabulary, and some accuracy is lost.",
         ),
-    ] = 8,
+    ] = None,
     calibrate: Annotated[
         list[str] | None,
         typer.Option(

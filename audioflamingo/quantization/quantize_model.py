@@ -13,7 +13,6 @@ from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.quantization.calibration import measure_inputs
 from audioflamingo.quantization.layers import PackedWeight, QuantizedEmbedding, empty_layer
 from audioflamingo.quantization.schemes import (
-    OUTPUT_BITS,
     LayerFormat,
     QuantizationConfig,
     as_config,
@@ -31,7 +30,7 @@ def quantize(
     scheme: str | QuantizationConfig,
     *,
     group_size: int | None = None,
-    output_bits: int = OUTPUT_BITS[0],
+    output_bits: int | None = None,
     calibration: Iterable[Mapping[str, Any]] | None = None,
 ) -> Model:
     """Quantizes the linear layers and the token embeddings of a model, in place and layer by layer.
@@ -45,8 +44,8 @@ def quantize(
             groups, the rest in int8.
         group_size: inputs that share a scale in `"int4"`: 32, 64 or 128. By default `DEFAULT_GROUP_SIZE`, or less in
             layers that it does not divide.
-        output_bits: of the output layer, 8 or 4 (in groups of 32): with 4, where the vocabulary is large, a token
-            takes less time, and its errors reach the logits undamped.
+        output_bits: of the output layer, 8 (by default) or 4 (in groups of 32): with 4, where the vocabulary is large,
+            a token takes less time, and its errors reach the logits undamped.
         calibration: prompts as the processor returns them. They are answered once, and the rounding then follows what
             each layer got to see (see `calibration`, `smoothing`).
 

@@ -73,7 +73,7 @@ class QuantizationConfig:
     scheme: str
     group_size: int | None = None
     is_calibrated: bool = False
-    output_bits: int = 8
+    output_bits: int = OUTPUT_BITS[0]
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -176,9 +176,11 @@ def as_config(
     quantization: str | QuantizationConfig,
     group_size: int | None = None,
     is_calibrated: bool | None = None,
-    output_bits: int = OUTPUT_BITS[0],
+    output_bits: int | None = None,
 ) -> QuantizationConfig:
-    """A scheme by its name, or as it is; `is_calibrated` says whether there are prompts, None when nobody asks.
+    """A scheme by its name, or as it is, with what else is asked for (None: nothing).
+
+    `is_calibrated` says whether there are prompts.
 
     Raises:
         ArgumentError: no such scheme, or a calibrated one without prompts.
@@ -188,10 +190,19 @@ def as_config(
             raise ArgumentError(
                 f"{str(quantization)!r} needs prompts: quantize(model, ..., calibration=prompts)."
             )
-        return dataclasses.replace(quantization, is_calibrated=is_calibrated or quantization.is_calibrated)
-    if not isinstance(quantization, str):
+        is_calibrated = is_calibrated or quantization.is_calibrated
+    elif isinstance(quantization, str):
+        quantization = QuantizationConfig(quantization)
+    else:
         raise ArgumentError(f"quantization must be one of {SCHEMES}, got {quantization!r}.")
-    return QuantizationConfig(quantization, group_size, bool(is_calibrated), output_bits)
+    asked: dict[str, Any] = {
+        "group_size": group_size,
+        "is_calibrated": is_calibrated,
+        "output_bits": output_bits,
+    }
+    return dataclasses.replace(
+        quantization, **{name: value for name, value in asked.items() if value is not None}
+    )
 
 
 def read_quantization(config: Any) -> QuantizationConfig | None:

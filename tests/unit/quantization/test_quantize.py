@@ -21,6 +21,7 @@ from audioflamingo.quantization import (
 )
 from audioflamingo.quantization.calibration import NUM_TOKENS, measure_inputs
 from audioflamingo.quantization.quantize_model import FLOAT_KEY, packed_layers
+from audioflamingo.quantization.schemes import as_config
 from tests.support.generation_models import lively_model
 from tests.support.tiny_model import make_batch, tiny_model
 
@@ -276,3 +277,10 @@ def test_calibration_takes_care_of_inputs_that_stand_out(scheme: str, gain: floa
             errors[column] += relative_error(logits(model), expected)
     assert errors[1] < gain * errors[0]
     assert str(read_quantization(model.config)).endswith(", calibrated")
+
+
+def test_what_is_asked_beside_a_config_holds() -> None:
+    config = as_config(QuantizationConfig("int4", 32), output_bits=4)
+    assert config == QuantizationConfig("int4", 32, output_bits=4)
+    assert as_config(config) == config
+    assert as_config(config, group_size=64, is_calibrated=True) == QuantizationConfig("int4", 64, True, 4)
