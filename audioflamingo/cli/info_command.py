@@ -67,6 +67,7 @@ def collect_facts(model: str) -> dict[str, Any]:
     from audioflamingo.model import model_class_of
     from audioflamingo.quantization import read_quantization
     from audioflamingo.quantization.schemes import with_quantization
+    from audioflamingo.transcription.alignment_heads import read_heads
 
     folder, has_weights = _find_folder(model)
     config = read_config(folder)
@@ -77,6 +78,7 @@ def collect_facts(model: str) -> dict[str, Any]:
     for name, size in sizes.items():
         parts[next(part for part, prefix in PARTS if name.startswith(prefix))] += size
     total = sum(sizes.values())
+    heads = read_heads(read_generation_config(folder, config).extra, config.text_config)
     return {
         "model": model,
         "folder": str(folder),
@@ -89,11 +91,7 @@ def collect_facts(model: str) -> dict[str, Any]:
         },
         "cache_bytes_per_token": _cache_bytes(config.text_config),
         "stored": _stored(folder, build_empty(model_class_of(config), config)) if has_weights else None,
-        "word_times": {
-            name: value
-            for name, value in read_generation_config(folder, config).extra.items()
-            if name.startswith("alignment_")
-        },
+        "word_times": heads.to_dict() if heads else {},
         "files": _files(folder),
         "chat_template": _template(folder),
     }

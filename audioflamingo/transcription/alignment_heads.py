@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import AudioFlamingoError
 from audioflamingo.files import make_folder, read_json, to_json, write_text
 from audioflamingo.network.af3 import AudioFlamingo3WithHead
@@ -45,6 +47,10 @@ class AlignmentHeads:
         """Whether times by them are good."""
         return self.share >= UNSURE
 
+    def to_dict(self) -> dict[str, Any]:
+        """As a generation config names them."""
+        return {HEADS_KEY: [list(head) for head in self.heads], SHARE_KEY: round(self.share, 4)}
+
 
 def path_shares(weights: np.ndarray) -> np.ndarray:
     """How much of each head's attention `(H, T, A)` lies on its best path that only goes forward, `(H,)`."""
@@ -67,16 +73,17 @@ def choose_heads(shares: dict[tuple[int, int], float]) -> AlignmentHeads:
 
 def known_heads(model: AudioFlamingo3WithHead) -> AlignmentHeads | None:
     """The heads that the checkpoint names, or that were found in the same weights before."""
-    heads = _read(model.generation_config.extra, model)
+    text = model.config.text_config
+    heads = read_heads(model.generation_config.extra, text)
     if heads is None:
         with contextlib.suppress(AudioFlamingoError, OSError):
-            heads = _read(read_json(_file(model)), model)
+            heads = read_heads(read_json(_file(model)), text)
     return heads
 
 
 def keep_heads(model: AudioFlamingo3WithHead, heads: AlignmentHeads) -> None:
     """Notes heads in the model's generation config, and on disk where that is possible."""
-    content = {HEADS_KEY: [list(head) for head in heads.heads], SHARE_KEY: round(heads.share, 4)}
+    content = heads.to_dict()
     model.generation_config.extra.update(content)
     with contextlib.suppress(AudioFlamingoError, OSError):  # they will be found again
         file = _file(model)
@@ -84,9 +91,8 @@ def keep_heads(model: AudioFlamingo3WithHead, heads: AlignmentHeads) -> None:
         write_text(file, to_json(content))
 
 
-def _read(content: dict[str, Any], model: AudioFlamingo3WithHead) -> AlignmentHeads | None:
-    """Heads as they are written; None if there are none that this model has."""
-    text = model.config.text_config
+def read_heads(content: Mapping[str, Any], text: Qwen2Config) -> AlignmentHeads | None:
+    """Heads as a generation config names them; None if there are none that such a language model has."""
     try:
         heads = tuple((int(layer), int(head)) for layer, head in content[HEADS_KEY])
         share = float(content[SHARE_KEY])

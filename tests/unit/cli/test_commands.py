@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,30 @@ def test_info_reads_no_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert facts["stored"]["parameters_by_dtype"] == {"float32": facts["parameters"]["total"]}
     assert "<|im_start|>" in af3("info", model, "--template").stdout
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        (
+            {"alignment_heads": [[0, 1]], "alignment_share": 0.75},
+            "word times by heads 0.1 (layer.head); 75% of",
+        ),
+        ({"alignment_heads": [[0, 1]]}, "are found when words are first timed"),  # as in Whisper's: no share
+        ({"alignment_heads": [[0, 99]], "alignment_share": 0.75}, "are found when words are first timed"),
+    ],
+    ids=["ours", "without a share", "of another model"],
+)
+def test_info_tells_the_heads_of_word_times(
+    model: Path, tmp_path: Path, named: dict[str, Any], shown: str
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "named")
+    file = folder / "generation_config.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | named))
+    result = af3("info", folder)
+    assert result.exit_code == 0, result.stderr
+    assert shown in result.stdout
 
 
 def test_info_of_what_is_no_model(tmp_path: Path) -> None:
