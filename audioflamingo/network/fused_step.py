@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 
 from audioflamingo.kernels import native
+from audioflamingo.kernels.linear import HALF_COLUMNS, MAX_BF16_ROWS
 from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.kv import KVView
 
-MAX_ROWS = 16
-WIDTH_STEP, HEAD_STEP = 32, 64  # widths and the dimensions of a head are multiples of these
+HEAD_STEP = 64  # the dimensions of a head are a multiple of these, widths of `HALF_COLUMNS`
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
-Rotary = tuple[Tensor, Tensor]
 
-
-def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> Tensor | None:
+def run_step(layers: Iterable[Any], x: Tensor, rotary: tuple[Tensor, Tensor], view: KVView) -> Tensor | None:
     """Runs the layers over one new token a row; the view is written.
 
     Args:
@@ -48,7 +46,7 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: Rotary, view: KVView) -> 
         or store is None
         or layout.num_new is None
         or len(layout.num_new) != len(x)
-        or len(x) > MAX_ROWS
+        or len(x) > MAX_BF16_ROWS
         or torch.is_grad_enabled()
         or not native.has_step()
     ):
@@ -121,7 +119,7 @@ def _form(
     weights = tensors[:7]
     assert weights[4] is not None
     inner, width = weights[4].shape
-    if width % WIDTH_STEP or inner % WIDTH_STEP or head_dim % HEAD_STEP:
+    if width % HALF_COLUMNS or inner % HALF_COLUMNS or head_dim % HEAD_STEP:
         return None
     dtype, queries, keys = weights[4].dtype, heads * head_dim, key_heads * head_dim
     expected = (

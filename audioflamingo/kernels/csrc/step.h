@@ -6,7 +6,7 @@
 
 namespace af3 {
 
-// In the order of step.py. Weights are outputs x inputs, float or half; keys and values key_heads x slots x head_dim.
+// In the order of fused_step.py. Weights are outputs x inputs, float or half; keys and values key_heads x slots x head_dim.
 struct StepLayer {
     const void *q, *k, *v, *o, *gate, *up, *down;
     const float *q_bias, *k_bias, *v_bias;
