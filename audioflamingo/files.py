@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from audioflamingo.errors import CheckpointError, DataError, OutputError
+from audioflamingo.errors import CheckpointError, DataError, OutputError, reason_of
 
 _SAMPLE_BYTES, _NUM_SAMPLES = 65536, 16
 TEMPORARY_PATTERN = re.compile(r"\.saving-(?P<save_id>[0-9a-f]{32})-.+")
@@ -190,7 +190,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
         if isinstance(error, OutputError):
             raise
         raise OutputError(
-            f"cannot write {str(path)!r}: {error.strerror or error}. Check the permissions and the free "
+            f"cannot write {str(path)!r}: {reason_of(error)}. Check the permissions and the free "
             "space, or choose another folder. Nothing that was there before has changed.",
         ) from error
 

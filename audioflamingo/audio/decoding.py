@@ -25,7 +25,7 @@ from audioflamingo.audio.reading import Reading
 from audioflamingo.audio.sources import is_pipe, open_source
 from audioflamingo.audio.timeline import Frame, Timeline, has_clock, silent_frames, zero_of
 from audioflamingo.audio.tracks import choose_track, warn_of_others
-from audioflamingo.errors import AudioError, AudioFlamingoError
+from audioflamingo.errors import AudioError, AudioFlamingoError, reason_of
 
 # FFmpeg's names. A list, because some of its other formats (playlists) open further files and addresses.
 CONTAINERS = (
@@ -204,7 +204,7 @@ class _Decoding:
             try:
                 packet = next(packets, None)
             except (FFmpegError, OSError, ValueError, EOFError) as error:
-                self._loss.note(f"at {self._decoded_s:.3f} s reading breaks off ({_reason(error)})", error)
+                self._loss.note(f"at {self._decoded_s:.3f} s reading breaks off ({reason_of(error)})", error)
                 return
             if packet is None:
                 return
@@ -215,7 +215,7 @@ class _Decoding:
         lost_s = 0.0
         for packet, error in failed:
             if not self._loss.is_allowed:
-                reason = f"at {self._decoded_s:.3f} s a piece of it does not decode ({_reason(error)})"
+                reason = f"at {self._decoded_s:.3f} s a piece of it does not decode ({reason_of(error)})"
                 self._loss.note(reason, error)
             duration_s = float((packet.duration or 0) * packet.time_base)
             self._loss.note_packet(packet.size, duration_s)
@@ -253,12 +253,8 @@ def _as_audio_error(name: str, what: str) -> Iterator[None]:
         raise
     except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
         raise AudioError(
-            f"{name}: {what} ({_reason(error)}). Check the file, or convert it: ffmpeg -i FILE out.wav"
+            f"{name}: {what} ({reason_of(error)}). Check the file, or convert it: ffmpeg -i FILE out.wav"
         ) from error
-
-
-def _reason(error: BaseException) -> object:
-    return getattr(error, "strerror", None) or error
 
 
 def _frame_samples(frame: Any) -> np.ndarray:

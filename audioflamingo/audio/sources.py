@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 from audioflamingo.audio.fetching import FetchPolicy, fetch, new_spool, shorten
-from audioflamingo.errors import ArgumentError, AudioError
+from audioflamingo.errors import ArgumentError, AudioError, reason_of
 
 URL_TIMEOUT_S = 30.0  # longest wait for the server to connect or to send the next bytes
 MAX_DOWNLOAD_BYTES = 2 * 1024**3  # a two-hour WAV at 48 kHz, 16 bit, stereo is 1.4e9 bytes
@@ -95,8 +95,9 @@ def _open_path(path: str) -> BinaryIO:
     except PermissionError:
         raise AudioError(f"{name}: no permission to read this file. Change its mode or owner.") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte, a device that fails
-        reason = getattr(error, "strerror", None) or error
-        raise AudioError(f"{name}: the file cannot be opened ({reason}). Check the path.") from error
+        raise AudioError(
+            f"{name}: the file cannot be opened ({reason_of(error)}). Check the path."
+        ) from error
 
 
 def decode_data_uri(uri: str) -> bytes:

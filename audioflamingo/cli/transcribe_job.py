@@ -17,7 +17,7 @@ from audioflamingo.cli.flags import ScreenOptions
 from audioflamingo.cli.inputs import STDIN, Input
 from audioflamingo.cli.model_loading import AdaptedModelOptions, load_with_adapter
 from audioflamingo.cli.terminal import ProgressBar, Terminal
-from audioflamingo.errors import AudioError, OutputError
+from audioflamingo.errors import AudioError, OutputError, reason_of
 from audioflamingo.fields import option
 from audioflamingo.transcription.segments import Finished, Segment, has_speech
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
@@ -291,6 +291,5 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"cannot write to the folder {str(folder)!r}: {error.strerror or error}. Choose another "
-            "--output-dir."
+            f"cannot write to the folder {str(folder)!r}: {reason_of(error)}. Choose another --output-dir."
         ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audioflamingo.corpus.records import CorpusFile, Shard
-from audioflamingo.errors import ArgumentError, OutputError
+from audioflamingo.errors import ArgumentError, OutputError, reason_of
 from audioflamingo.files import differences, write_whole
 
 RUN_FILE = "run.json"
@@ -81,7 +81,7 @@ class CorpusFolder:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"cannot use the folder {str(folder)!r}: {error.strerror or error}. Choose another --output-dir."
+                f"cannot use the folder {str(folder)!r}: {reason_of(error)}. Choose another --output-dir."
             ) from error
         if known is None:
             write_whole(folder / RUN_FILE, [(json.dumps(run, indent=2) + "\n").encode()])

@@ -14,7 +14,7 @@ from typing import Any
 
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.datasets.row_files import AUDIO_SUFFIXES, Entry, read_entries
-from audioflamingo.errors import DataError
+from audioflamingo.errors import DataError, reason_of
 from audioflamingo.hub import resolve_dataset
 
 TABLES = (".json", ".jsonl", ".csv", ".parquet")
@@ -101,7 +101,7 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise DataError(f"cannot read {path}: {reason_of(error)}.") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

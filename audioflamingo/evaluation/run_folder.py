@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from audioflamingo.errors import ArgumentError, OutputError
+from audioflamingo.errors import ArgumentError, OutputError, reason_of
 from audioflamingo.evaluation.scoring import ItemResult
 from audioflamingo.files import differences, read_json, write_whole
 
@@ -48,7 +48,7 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot use the folder {str(folder)!r}: {error.strerror or error}.") from error
+            raise OutputError(f"cannot use the folder {str(folder)!r}: {reason_of(error)}.") from error
         self._lock = _lock(folder)
         try:
             self._begin(json.loads(json.dumps(manifest)), overwrite)
@@ -76,7 +76,7 @@ class RunFolder:
             self._file.flush()
         except OSError as error:
             raise OutputError(
-                f"cannot write to {str(self.folder / ITEMS_FILE)!r}: {error.strerror or error}. "
+                f"cannot write to {str(self.folder / ITEMS_FILE)!r}: {reason_of(error)}. "
                 f"{len(self.done)} answers are kept; the same command goes on with the rest."
             ) from error
         self.done[key] = item
@@ -152,7 +152,7 @@ def _lock(folder: Path) -> int:
     try:
         handle = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror or error}.") from error
+        raise OutputError(f"cannot write to {str(folder)!r}: {reason_of(error)}.") from error
     try:
         import fcntl
     except ImportError:  # Windows
