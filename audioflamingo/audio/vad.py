@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def _rebuild(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> T
 class _ScriptedUnpickler(pickle.Unpickler):
     """Reads the tensors of a TorchScript file: nothing in it is run."""
 
-    dtypes = {"FloatStorage": torch.float32, "LongStorage": torch.int64}  # noqa: RUF012
+    dtypes: ClassVar = {"FloatStorage": torch.float32, "LongStorage": torch.int64}
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.open(f"{root}/data.pkl"))

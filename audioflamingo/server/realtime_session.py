@@ -347,10 +347,9 @@ class LiveSession:
             text = await item.drafts.draft(window)
             if text is not None and self._open is item:
                 await self._tell_more(item, item.agreement.add(text))
-        except (
-            AudioFlamingoError,
-            OSError,
-        ):  # told when the speech has ended, if it comes again; nobody listens
+        except AudioFlamingoError:  # it will be told when the speech has ended, if it comes again
+            return
+        except OSError:  # the client has gone
             return
 
     def _drop_draft(self) -> None:

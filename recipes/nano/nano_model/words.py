@@ -29,7 +29,7 @@ _FREQUENT = re.compile(r"Ġ([a-z]{3,}|[A-Z][a-z]{2,})")
 def add_words(
     content: dict[str, Any], source: dict[str, Any], sentences: Iterable[str], count: int
 ) -> tuple[dict[str, Any], list[int]]:
-    """Adds words to a vocabulary, by merges behind all others, so that nothing that has no new word in it changes.
+    """Adds words to a vocabulary, by merges behind all others, so that text without a new token stays as it was.
 
     Args:
         content: tokenizer.json of the cut vocabulary.
