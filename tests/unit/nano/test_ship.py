@@ -7,7 +7,7 @@ import torch
 
 from audioflamingo.checkpoint.weights import WEIGHTS_FILE
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from recipes.nano.ship_model import load_mean, make_fit_float8, store_in_float8
+from recipes.nano.ship_model import load_mean, make_fit_float8, scale_stream, store_in_float8
 from tests.support.tiny_model import make_batch, tiny_model
 
 
@@ -19,6 +19,16 @@ def test_the_weights_of_several_checkpoints_are_averaged(tmp_path):
     parameters = [model.parameters() for model in (mean, *models)]
     for averaged, *weights in zip(*parameters, strict=True):
         torch.testing.assert_close(averaged, torch.stack(weights).mean(0))
+
+
+def test_a_larger_stream_changes_no_answer(tmp_path):
+    model, inputs = tiny_model(), make_batch([([300], 5)])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        scale_stream(model, 12.5)
+        model.save_pretrained(tmp_path)
+        after = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path)(**inputs).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 def test_large_columns_of_the_output_layer_go_into_the_norm_so_that_float8_holds_them(tmp_path):
