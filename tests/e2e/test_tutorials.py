@@ -146,14 +146,12 @@ def follow(words: list[str], stack: ExitStack, address: list[str]) -> None:
         stack.callback(process.communicate, timeout=60)
         stack.callback(process.send_signal, signal.SIGTERM)
         address.append(url)
-    elif "ray" in arguments:
+    elif "ray" in arguments or arguments[0] == "listen":  # they have processes and a pipe of their own
         process = af3_process(*arguments, cwd=Path.cwd())
-        out, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(pcm(load_audio("talk.wav")), timeout=300)
         assert process.returncode == 0, errors.decode()
     else:
-        speech = load_audio("talk.wav")
-        typed = {"-": pcm(speech), "chat": "Is it music?\n"}
-        result = af3(*arguments, input=next((typed[word] for word in arguments if word in typed), None))
+        result = af3(*arguments, input="Is it music?\n" if arguments[0] == "chat" else None)
         assert result.exit_code == 0, (words, result.output)
         assert result.output.strip(), words
 
