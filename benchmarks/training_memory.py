@@ -3,12 +3,13 @@
     python benchmarks/training_memory.py --folder FOLDER --tokens 400 --labels 100 --audio-s 10
     python benchmarks/training_memory.py [--layers 1 2 4] [--tokens 1500] [--quantization int4]
 
-The first takes a whole quantized checkpoint, as `af3 quantize` and `full_depth.py` write it (a tokenizer is not needed), and
-runs steps of LoRA on all of its layers. The second needs no checkpoint and little time: it extrapolates from few layers.
-Each number of layers runs in a process of its own, with random integers for weights: their values change nothing here.
-The peak of resident memory is taken anew in each phase of a step (Linux only), and each phase has a line through its
-peaks: the peak of all 28 layers is the highest of these lines there, since the phase that is the highest with few
-layers need not be the highest with many. The last line is JSON.
+The first takes a whole quantized checkpoint, as `af3 quantize` and `full_depth.py` write it (without a tokenizer, too),
+and runs steps of LoRA on all of its layers. The second needs no checkpoint and little time: it extrapolates from few
+layers. Each number of layers runs in a process of its own, with random integers for weights: their values change
+nothing here. Each phase of a step has a line through its peaks: the peak of all 28 layers is the highest of these lines
+there, since the phase that is the highest with few layers need not be the highest with many.
+
+The peak of resident memory is taken anew in each phase (Linux only). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def random_batch(options: argparse.Namespace, config: Any) -> Any:
     ids[0, 10 : 10 + round(options.audio_s * AUDIO_TOKENS_PER_S)] = config.audio_token_id
     labels = ids.clone()
     labels[0, : -options.labels] = -100
-    batch = Batch(["one"], options.audio_s, ids, torch.ones_like(ids), labels, torch.ones(1), float(options.labels))
+    batch = Batch(
+        ["one"], options.audio_s, ids, torch.ones_like(ids), labels, torch.ones(1), float(options.labels)
+    )
     batch.input_features = torch.zeros(1, config.audio_config.num_mel_bins, 3000)
     batch.input_features_mask = (torch.arange(3000) < 100 * options.audio_s).long()[None]
     return batch
@@ -191,7 +194,9 @@ def main() -> None:
     results: dict[str, list[float]] = {}
     for layers in options.layers:
         command = [sys.executable, __file__, "--one", str(layers), "--steps", str(options.steps)]
-        command += [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        command += [
+            part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))
+        ]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         result = json.loads(output.splitlines()[-1])
         print(f"{layers} layers: {result}")
@@ -199,7 +204,11 @@ def main() -> None:
             results.setdefault(name, []).append(result[name])
     lines = {name: np.polyfit(options.layers, values, 1) for name, values in results.items()}
     whole = {name: float(np.polyval(line, NUM_LAYERS)) for name, line in lines.items()}
-    print(json.dumps({**asked, "layers": NUM_LAYERS, "peak": max(whole[name] for name in PHASES), "phases": whole}))
+    print(
+        json.dumps(
+            {**asked, "layers": NUM_LAYERS, "peak": max(whole[name] for name in PHASES), "phases": whole}
+        )
+    )
 
 
 if __name__ == "__main__":
