@@ -163,7 +163,7 @@ def run_steps(options: argparse.Namespace) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
         cpu_s.append(time.process_time() - began)
         wall_s.append(time.perf_counter() - began_wall)
-        losses.append(float(loss) / options.labels)
+        losses.append(loss.item() / options.labels)
     return {**peaks, "estimate": estimate, "cpu_s": cpu_s, "wall_s": wall_s, "losses": losses}
 
 
