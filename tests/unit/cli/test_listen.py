@@ -138,6 +138,9 @@ class FakeSoundDevice:
         while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
+        while "is_closed" not in self.opened:  # a microphone never falls silent
+            self.callback(bytes(num_bytes), None, None, None)
+            time.sleep(0.1)
 
     def close(self) -> None:
         self.opened["is_closed"] = True
