@@ -129,13 +129,14 @@ class FakeSoundDevice:
         return self
 
     def start(self) -> None:
+        self.handler = signal.getsignal(signal.SIGINT)
         threading.Thread(target=self._speak).start()
 
     def _speak(self) -> None:
         num_bytes = 2 * self.opened["blocksize"]
         for start in range(0, len(self.data), num_bytes):
             self.callback(memoryview(self.data)[start : start + num_bytes], None, None, None)
-        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        while signal.getsignal(signal.SIGINT) is self.handler:  # it listens before it takes signals
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         while "is_closed" not in self.opened:  # a microphone never falls silent
