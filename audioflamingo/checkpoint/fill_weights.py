@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from audioflamingo.checkpoint.device_map import Placement
 from audioflamingo.checkpoint.quantizing import QuantizingReader
-from audioflamingo.checkpoint.weights import StoredTensor, is_quantized, shorten
+from audioflamingo.checkpoint.weights import StoredTensor, is_quantized, read_tensor, shorten
 from audioflamingo.config import AudioFlamingo3Config
 from audioflamingo.errors import CheckpointError, DeviceError
 from audioflamingo.kernels.modules import Linear
@@ -82,7 +82,7 @@ def fill_from_files(
 
                 def read(item: tuple[str, StoredTensor], file: Any = file) -> torch.Tensor:
                     name, tensor = item
-                    value = file.get_tensor(tensor.key)
+                    value = read_tensor(file, tensor.key)
                     if is_quantized(name) or (keep_float16 and _keeps_float16(model, name, value)):
                         return value.to(placement.device_of(name))
                     return value.to(placement.device_of(name), dtype)

@@ -36,8 +36,8 @@ from audioflamingo.checkpoint.saving import hub_tensors, parse_size, plan_shards
 from audioflamingo.checkpoint.weights import (
     COMPONENTS,
     CONFIG_FILE,
-    FLOAT_DTYPES,
     GENERATION_CONFIG_FILE,
+    READ_DTYPES,
     StoredTensor,
     check_tensors,
     find_tensors,
@@ -357,7 +357,7 @@ def stored_dtype(
 ) -> torch.dtype:
     """The dtype that the configuration names, else that of most stored weights that are not quantized."""
     most = _most_common(
-        (FLOAT_DTYPES[tensor.dtype], math.prod(tensor.shape))
+        (READ_DTYPES[tensor.dtype], math.prod(tensor.shape))
         for name, tensor in stored.items()
         if not is_quantized(name)
     )

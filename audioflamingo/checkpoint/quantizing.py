@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from audioflamingo.checkpoint.weights import StoredTensor
+from audioflamingo.checkpoint.weights import StoredTensor, read_tensor
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer
@@ -69,6 +69,6 @@ class QuantizingReader:
         stored = self._stored[name]
         try:
             with safe_open(stored.path, framework="pt", device="cpu") as file:
-                return file.get_tensor(stored.key)
+                return read_tensor(file, stored.key)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"cannot read {stored.path}: {error}; get the file again.") from error

@@ -1,8 +1,8 @@
 """The weight files of a checkpoint folder: which there are, what they hold, the model's name of each tensor.
 
-Knows every layout that is read (one table, `PREFIXES`) and the safetensors header. Reads no tensor data; that
-is `checkpoint`'s part. Source of the names: the published checkpoint and NVIDIA's original folders; file
-format: https://huggingface.co/docs/safetensors.
+Knows every layout that is read (one table, `PREFIXES`), the safetensors header, and the dtypes that tensors are stored
+in; where they go is `checkpoint`'s part. Source of the names: the published checkpoint and NVIDIA's original folders;
+file format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ COMPONENTS = tuple(folder for folder in PREFIXES if folder)
 OTHER_COMPONENTS = ("vision_tower", "mm_projector", "speech_tower")  # of NVIDIA's other models
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# For storage only: read as float16, which holds all its values, as transformers reads it. A checkpoint whose float8 has
+# scales is refused, since these are tensors that no layout knows.
+FLOAT8 = "F8_E4M3"
+READ_DTYPES = {**FLOAT_DTYPES, FLOAT8: torch.float16}
 PACKED_DTYPE = "U8"  # of the tensors `*.packed_*` of a quantized checkpoint, and of no others
 MAX_NAMED = 5  # tensors that an error lists before it says "and n more"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -79,6 +83,12 @@ class FileHeader:
 
     tensors: dict[str, dict[str, Any]]
     metadata: dict[str, str]
+
+
+def read_tensor(file: Any, key: str) -> torch.Tensor:
+    """A tensor of an open safetensors file, in one of `READ_DTYPES`."""
+    tensor: torch.Tensor = file.get_tensor(key)
+    return tensor.half() if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def hub_name(name: str) -> str | None:
@@ -244,7 +254,7 @@ def _by_name(folder: Path, stored: Iterable[StoredTensor]) -> dict[str, StoredTe
     by_name: dict[str, StoredTensor] = {}
     unknown, doubled, no_floats = [], [], []
     for tensor in stored:
-        if tensor.dtype not in ((PACKED_DTYPE,) if is_packed(tensor.key) else FLOAT_DTYPES):
+        if tensor.dtype not in ((PACKED_DTYPE,) if is_packed(tensor.key) else READ_DTYPES):
             no_floats.append(f"{tensor.key} ({tensor.dtype})")
         elif tensor.name is None:
             unknown.append(f"{tensor.key} {list(tensor.shape)}")

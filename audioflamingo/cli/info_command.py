@@ -165,6 +165,7 @@ def _quantized_bytes(config: Any) -> dict[str, int]:
 def _stored(folder: Path, empty: Any) -> dict[str, Any]:
     """What the weight files hold, from their headers; checked against the configuration."""
     from audioflamingo.checkpoint.weights import (
+        FLOAT8,
         FLOAT_DTYPES,
         check_tensors,
         find_tensors,
@@ -176,9 +177,10 @@ def _stored(folder: Path, empty: Any) -> dict[str, Any]:
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, {name: tensor.shape for name, tensor in empty.state_dict().items()})
     counts: Counter[str] = Counter()
-    for name, tensor in tensors.items():
-        if not is_quantized(name):
-            counts[str(FLOAT_DTYPES[tensor.dtype]).removeprefix("torch.")] += math.prod(tensor.shape)
+    for key, tensor in tensors.items():
+        if not is_quantized(key):
+            name = "float8" if tensor.dtype == FLOAT8 else str(FLOAT_DTYPES[tensor.dtype])
+            counts[name.removeprefix("torch.")] += math.prod(tensor.shape)
     for layer in packed_layers(empty).values():
         counts[f"int{layer.format.bits}"] += math.prod(layer.shape)
     if is_component_folder(folder):

@@ -3,8 +3,9 @@
 
 Of several checkpoints of one training (`DATA/run/model DATA/more/model`) it takes the mean of their weights, and makes
 it even for quantization (`nano_model.equalize`), by some conversations of the training data; by some of its recordings
-it finds the heads that word times go by. The model's card
-(README.md of the target) is written by hand and stays.
+it finds the heads that word times go by. Embeddings and output layer are stored in float8 (E4M3), which transformers
+reads too, the rest in float16: so there is room for twice the vocabulary. The model's card (README.md of the target) is
+written by hand and stays.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from typing import Any
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+from audioflamingo.checkpoint.weights import WEIGHTS_FILE, hub_name
 from audioflamingo.hub import BUILT_IN_FOLDER
 from audioflamingo.quantization.quantize_model import FLOAT_KEY
 from audioflamingo.transcription import transcribe
 from audioflamingo.transcription.alignment_heads import HEADS_KEY, SHARE_KEY
 
 LARGEST_BYTES = 64_000_000
+FLOAT8_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+FLOAT8_MOST = 240.0  # of the output layer's values; float8 ends at 448
 NUM_BEAMS = 1  # more help little
 FLOAT_MODULES = [  # positions are codes that rounding would mix up; the outputs of self-attention hold large biases
     "model.language_model.layers.0.",
@@ -83,10 +87,33 @@ def name_heads(model: AudioFlamingo3ForConditionalGeneration, processor: Any, cl
     print(f"word times by heads {known.get(HEADS_KEY)}, share {known.get(SHARE_KEY)}")
 
 
+@torch.no_grad()
+def make_fit_float8(model: AudioFlamingo3ForConditionalGeneration) -> None:
+    """Moves what is too large for float8 in a column of the output layer into the gain of the norm before it."""
+    largest = model.lm_head.weight.abs().amax(0)
+    factors = torch.exp2((largest / FLOAT8_MOST).clamp(min=1.0).log2().ceil())
+    model.lm_head.weight.div_(factors)
+    model.model.language_model.norm.weight.mul_(factors)
+
+
+def store_in_float8(path: Path) -> None:
+    """Rewrites a file of weights with `FLOAT8_TENSORS` in float8."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in FLOAT8_TENSORS:
+        if tensors[name].abs().max() > torch.finfo(torch.float8_e4m3fn).max:
+            raise SystemExit(f"{name} holds values that float8 cannot hold.")
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, path, metadata)
+
+
 def ship(
     sources: Sequence[Path], target: Path, inputs: Sequence[dict[str, Any]] = (), clips: Sequence[str] = ()
 ) -> int:
-    """Writes the mean of some models in float16, made even by some inputs if there are any; returns its bytes.
+    """Writes the mean of some models, made even by some inputs if there are any; returns its bytes.
 
     By the clips it finds the heads that word times go by.
     """
@@ -97,8 +124,12 @@ def ship(
     if inputs:
         equalize(model, inputs)
     name_heads(model, processor, clips)
+    make_fit_float8(model)
     model = model.half()
-    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    num_bytes = sum(
+        tensor.numel() * (1 if hub_name(name) in FLOAT8_TENSORS else 2)
+        for name, tensor in model.state_dict().items()
+    )
     if num_bytes > LARGEST_BYTES:
         raise SystemExit(
             f"{sources[0]} has {num_bytes / 1e6:.1f} MB of weights, more than {LARGEST_BYTES / 1e6} MB."
@@ -106,6 +137,7 @@ def ship(
     model.generation_config.num_beams = NUM_BEAMS
     model.config.extra[FLOAT_KEY] = FLOAT_MODULES
     model.save_pretrained(target)
+    store_in_float8(target / WEIGHTS_FILE)
     processor.save_pretrained(target)
     tokenizer = target / "tokenizer.json"
     content = json.loads(tokenizer.read_text(encoding="utf-8"))

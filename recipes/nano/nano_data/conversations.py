@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,10 @@ MUSIC_QUESTIONS = (
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
 OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
+OPEN_WORDING = re.compile(
+    r"^(?!.*\b(sound|noise|event))(?=.*\b(hear|happen|describe|explain|tell me what|what is (this|it|that)\b))",
+    re.IGNORECASE,
+)
 NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
@@ -115,10 +120,17 @@ class Maker:
         prompt = (
             None
             if self.split != "test" and clip.label != "speech" and self.rng.random() < 0.08
-            else self.ask("sound")
+            else self.ask_about_sound(clip.label)
         )
         messages = [user(prompt, [clip], self.audio_first()), assistant(self.sound_answer(clip.label))]
         return self.row("sound", [clip], messages, label=clip.label)
+
+    def ask_about_sound(self, label: str) -> str:
+        """A wording. To an open one ("What do you hear?") the answer about speech is a description (`newcomers`)."""
+        while True:
+            text = self.ask("sound")
+            if label != "speech" or self.split == "test" or not OPEN_WORDING.search(text):
+                return text
 
     def sound_answer(self, label: str) -> str:
         return (
@@ -229,7 +241,7 @@ class Maker:
     def _about_speech(self) -> dict[str, Any]:
         clip = self.rng.choice(self.by_label["speech"])
         transcript = [user(DEFAULT_PROMPT, []), assistant(transcription_answer(clip.original))]
-        kind = [user(self.ask("sound"), []), assistant(self.sound_answer("speech"))]
+        kind = [user(self.ask_about_sound("speech"), []), assistant(self.sound_answer("speech"))]
         why = [user(self.ask("why"), []), assistant(self.labels["speech"].reason)]
         check = [user(self.ask("is_speech"), []), assistant("Yes, someone is speaking.")]
         turns = self.rng.choice(

@@ -10,7 +10,7 @@ import copy
 import heapq
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ LAST_RANK = 25_000  # tokens behind are rare everywhere
 RANK_WEIGHT = {False: 0.028, True: 0.0096}  # of a frequent word by rank, lower-case and capitalised
 RANK_OFFSET = 100
 MOST_PIECES = 4
+OPENING_SHARE = 0.6  # of sentences that open a transcript; the others follow one
 _WORD = re.compile(r" ?[A-Za-z']+")
 _FREQUENT = re.compile(r"Ġ([a-z]{3,}|[A-Z][a-z]{2,})")
 
@@ -67,18 +68,47 @@ def add_words(
         new.update(added)
         merges += [step for step in steps if step not in merges]
     names = sorted(new, key=ranks.__getitem__)
+    return _reaching(content, names, merges), [ranks[name] for name in names]
+
+
+def _reaching(content: dict[str, Any], names: list[str], merges: list[Merge]) -> dict[str, Any]:
+    """A tokenizer with more tokens, and merges until each is reached: those of one word cross another's way."""
+    from tokenizers import Tokenizer
+
+    while True:
+        out = _with_tokens(content, names, merges)
+        known, tokenizer = out["model"]["vocab"], Tokenizer.from_str(json.dumps(out))
+        missing: list[Merge] = []
+        for name in names:
+            pieces = tokenizer.encode(name.replace("Ġ", " "), add_special_tokens=False).tokens
+            steps = [step for step in pairwise(pieces) if "".join(step) in known and step not in merges]
+            missing += steps[:1]
+        if not missing:
+            return out
+        merges = list(dict.fromkeys([*merges, *missing]))
+
+
+def _with_tokens(content: dict[str, Any], names: list[str], merges: list[Merge]) -> dict[str, Any]:
     out = copy.deepcopy(content)
-    out["model"]["vocab"] |= {name: len(old) + number for number, name in enumerate(names)}
+    number = len(out["model"]["vocab"])
+    out["model"]["vocab"] |= {name: number + place for place, name in enumerate(names)}
     out["model"]["merges"] += [list(step) for step in sorted(merges, key=lambda step: len("".join(step)))]
     for added_token in out["added_tokens"]:
         added_token["id"] += len(names)
-    return out, [ranks[name] for name in names]
+    return out
 
 
 def _scores(sentences: Iterable[str], ranks: dict[str, int]) -> dict[str, float]:
     """How often a word of Whisper's vocabulary is expected, as a share of all words."""
-    counts = Counter(word.replace(" ", "Ġ") for text in sentences for word in _WORD.findall(f" {text}"))
-    total = counts.total()
+    counts: defaultdict[str, float] = defaultdict(float)
+    for text in sentences:
+        words = [word.strip() for word in _WORD.findall(text)]
+        for word in words[1:]:
+            counts[f"Ġ{word}"] += 1
+        for opening in words[:1]:  # without a space where it opens a transcript
+            counts[opening] += OPENING_SHARE
+            counts[f"Ġ{opening}"] += 1 - OPENING_SHARE
+    total = sum(counts.values())
     scores = {word: TEXT_SHARE * number / total for word, number in counts.items() if word in ranks}
     for word, rank in ranks.items():
         if rank < LAST_RANK and _FREQUENT.fullmatch(word):

@@ -26,6 +26,7 @@ from audioflamingo.errors import (
     DeviceError,
 )
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
+from audioflamingo.quantization.quantize_model import quantize
 from tests.support.checkpoint_folders import (
     INDEX,
     SINGLE,
@@ -415,6 +416,49 @@ def test_float16_weights_are_kept_where_it_is_asked(tmp_path: Path) -> None:
         tmp_path, keep_float16=True
     )  # as stored: nothing is widened, nothing kept apart
     assert {tensor.dtype for tensor in plain.state_dict().values()} == {torch.float16}
+
+
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
+
+
+def _store_in_float8(folder: Path) -> dict[str, torch.Tensor]:
+    """Stores embeddings and output layer of a folder in float8; returns their values."""
+    stored = load_file(folder / SINGLE)
+    found = {name: stored[name].to(torch.float8_e4m3fn) for name in (EMBEDDINGS, LM_HEAD)}
+    edit_tensors(folder, lambda tensors: tensors.update(found))
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "auto"])
+def test_float8_is_read_as_what_it_stands_for(tmp_path: Path, dtype: str) -> None:
+    """As transformers reads it: widened, exactly."""
+    tiny_model().half().save_pretrained(tmp_path)
+    values = _store_in_float8(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Model.from_pretrained(tmp_path, dtype=dtype)
+    assert model.dtype == (torch.float32 if dtype == "float32" else torch.float16)
+    assert model.lm_head.weight.dtype == model.dtype
+    assert torch.equal(model.lm_head.weight.float(), values[LM_HEAD])
+    assert torch.equal(model.get_input_embeddings().weight.float(), values[EMBEDDINGS])
+
+
+def test_float8_counts_as_float16_where_that_is_kept_and_quantizes(tmp_path: Path) -> None:
+    tiny_model(hidden_size=64).half().save_pretrained(tmp_path)
+    head = _store_in_float8(tmp_path)[LM_HEAD]
+    kept = Model.from_pretrained(tmp_path, dtype="float32", keep_float16=True)
+    assert kept.lm_head.weight.dtype == torch.float16
+    assert torch.equal(kept.lm_head.weight.float(), head)
+    loaded = Model.from_pretrained(tmp_path, quantization="int8")
+    assert_equal_state(loaded, quantize(Model.from_pretrained(tmp_path), "int8"))
+
+
+def test_float8_with_scales_of_another_library_is_refused(tmp_path: Path) -> None:
+    tiny_model().half().save_pretrained(tmp_path)
+    _store_in_float8(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({f"{LM_HEAD}_scale": torch.ones(512, 1)}))
+    with pytest.raises(CheckpointError, match=r"unexpected: .*weight_scale|no part of .*weight_scale"):
+        Model.from_pretrained(tmp_path)
 
 
 def test_checkpoints_own_dtype(folder: Path) -> None:

@@ -324,6 +324,22 @@ def test_multiple_choice_has_one_right_answer_among_distinct_options():
             assert answer in [option for _, option in options]
 
 
+def test_open_questions_about_speech_are_left_to_those_who_describe_it():
+    """In training "What do you hear?" had two answers, "This is speech." and "A woman is speaking."."""
+
+    def questions(split: str, label: str) -> set[str]:
+        maker = make_maker(split)
+        rows = [maker.sound(messages.Clip("a.flac", 2.0, label)) for _ in range(400)]
+        parts = [part for row in rows for part in row["messages"][0]["content"]]
+        return {part["text"] for part in parts if part["type"] == "text"}
+
+    open_ones = {"What do you hear?", "Please describe what you hear.", "Briefly, what do you hear?"}
+    assert not open_ones & questions("train", "speech")
+    assert open_ones & questions("train", "rain")
+    assert open_ones & questions("test", "speech")
+    assert any("sound" in question for question in questions("train", "speech"))
+
+
 def test_options_are_chosen_in_words_too():
     maker = make_maker()
     for _ in range(50):

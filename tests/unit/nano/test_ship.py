@@ -1,11 +1,14 @@
-"""What is shipped of several checkpoints of the built-in model is their mean."""
+"""What is shipped of several checkpoints of the built-in model: their mean, in part in float8."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from recipes.nano.ship_model import load_mean
-from tests.support.tiny_model import tiny_model
+from audioflamingo.checkpoint.weights import WEIGHTS_FILE
+from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+from recipes.nano.ship_model import load_mean, make_fit_float8, store_in_float8
+from tests.support.tiny_model import make_batch, tiny_model
 
 
 def test_the_weights_of_several_checkpoints_are_averaged(tmp_path):
@@ -16,3 +19,33 @@ def test_the_weights_of_several_checkpoints_are_averaged(tmp_path):
     parameters = [model.parameters() for model in (mean, *models)]
     for averaged, *weights in zip(*parameters, strict=True):
         torch.testing.assert_close(averaged, torch.stack(weights).mean(0))
+
+
+def test_large_columns_of_the_output_layer_go_into_the_norm_so_that_float8_holds_them(tmp_path):
+    """The logits stay; stored in float8 they move by its rounding."""
+    model, inputs = tiny_model(), make_batch([([300], 5)])
+    with torch.no_grad():
+        model.lm_head.weight[:, 3] *= 20_000
+        model.model.language_model.norm.weight[3] /= 20_000
+        before = model(**inputs).logits
+        make_fit_float8(model)
+        assert model.lm_head.weight.abs().max() <= 448
+        torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=1e-6)
+        model.save_pretrained(tmp_path)
+        large = (tmp_path / WEIGHTS_FILE).stat().st_size
+        store_in_float8(tmp_path / WEIGHTS_FILE)
+        saved_bytes = 3 * (model.lm_head.weight.numel() + model.get_input_embeddings().weight.numel())
+        assert large - (tmp_path / WEIGHTS_FILE).stat().st_size == pytest.approx(saved_bytes, abs=200)
+        after = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path, dtype="float32")(
+            **inputs
+        ).logits
+    assert 0 < (after - before).norm() < 0.1 * before.norm()
+
+
+def test_what_float8_cannot_hold_is_not_stored(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = 1000
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="lm_head"):
+        store_in_float8(tmp_path / WEIGHTS_FILE)
