@@ -22,7 +22,7 @@ import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.transcription import transcribe
-from tests.support.cli_runs import af3, af3_process
+from tests.support.cli_runs import ROOT, af3, af3_process
 
 DATA = Path(__file__).parents[1] / "data"
 SPEECH = DATA / "directory_prompt.flac"
@@ -39,9 +39,9 @@ def read_line(process: subprocess.Popen[bytes], end: float) -> dict[str, Any]:
     return json.loads(line)
 
 
-def start(*options: str) -> tuple[subprocess.Popen[bytes], str, list[dict[str, Any]]]:
+def start(*options: str, cwd: Path = ROOT) -> tuple[subprocess.Popen[bytes], str, list[dict[str, Any]]]:
     """Starts the server; its address, and what it logged until then."""
-    process = af3_process("serve", "--port", "0", "--cache-tokens", "20000", *options, bufsize=0)
+    process = af3_process("serve", "--port", "0", "--cache-tokens", "20000", *options, bufsize=0, cwd=cwd)
     end = time.monotonic() + START_S
     lines: list[dict[str, Any]] = []
     while not lines or lines[-1]["message"] != "listening":

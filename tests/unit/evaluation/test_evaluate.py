@@ -110,7 +110,7 @@ def test_evaluation_goes_on_where_it_was_and_refuses_another_run(checkpoint, tmp
     options = {"output_dir": tmp_path / "out", "batch_size": 4, "max_new_tokens": 4}
     whole = evaluate(model, processor, data, **options)
     assert whole.summary.num_items == 6
-    assert whole.by_task["transcription"].wer is not None
+    assert whole.groups["task"]["transcription"].wer is not None
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["all"]["num_items"] == 6
     assert (tmp_path / "out" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
