@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import select
 import signal
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
+import soundfile
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
@@ -107,6 +110,31 @@ def test_curl_gets_plain_text(address: str) -> None:
         [*command, "-F", "response_format=srt"], capture_output=True, check=True, timeout=60
     )
     assert reply.stdout.startswith(b"1\n00:00:")
+
+
+SOUNDS = {
+    "silence": np.zeros(48000),
+    "faint noise": 1e-4 * np.random.default_rng(0).standard_normal(80000),
+    "loud noise": 0.1 * np.random.default_rng(1).standard_normal(80000),
+    "hum": 0.3 * np.sin(2 * np.pi * 50 * np.arange(80000) / 16000),
+}
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_context_is_never_heard_where_nobody_speaks(client: openai.OpenAI, sound: str) -> None:
+    """Neither the hint nor hot words, in a whole answer, in one with times, or in a stream."""
+    context = "Zebulon Quartermaine of Kowloon"
+    wav = io.BytesIO()
+    soundfile.write(wav, SOUNDS[sound], 16000, format="WAV")
+    asked: dict[str, Any] = {"model": "nano", "file": ("a.wav", wav.getvalue()), "prompt": context}
+    asked["extra_body"] = {"hotwords": context.replace(" ", ", ")}
+    transcriptions = client.audio.transcriptions
+    reply = transcriptions.with_raw_response.create(**asked)
+    assert (reply.parse().text, reply.headers["x-no-speech"]) == ("", "true")
+    reply = transcriptions.create(**asked, response_format="verbose_json", timestamp_granularities=["word"])
+    assert (reply.text, reply.segments, reply.words) == ("", [], [])
+    (done,) = transcriptions.create(**asked, stream=True)
+    assert (done.type, done.text, done.no_speech) == ("transcript.text.done", "", True)
 
 
 def test_an_open_server_without_a_key_warns_and_no_file_is_left(

@@ -263,8 +263,7 @@ def test_audio_that_is_only_touched_is_the_same(tmp_path: Path) -> None:
     os.utime(clip, (2, 2))
     watch.check([str(clip)])
     changed = bytearray(clip.read_bytes())
-    for at in range(0, len(changed), 50_000):
-        changed[at] ^= 1
+    changed[100_000] ^= 1  # one byte of two million: samples of a file's pieces missed it
     clip.write_bytes(changed)
     with pytest.raises(DataError, match=r"a\.wav has changed"):
         watch.check([str(clip)])
