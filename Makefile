@@ -28,7 +28,7 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 
 coverage: .venv/installed
-	$(TEST_ENV) $(BIN)/coverage run -m pytest -q tests/unit
+	$(TEST_ENV) $(BIN)/coverage run -m pytest -q tests/unit tests/field
 	$(BIN)/coverage report --skip-covered --show-missing
 
 format: .venv/installed

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from audioflamingo.config import DEFAULT_TRANSCRIPTION_PROMPT
-from audioflamingo.errors import ArgumentError
 
 AF3_SYSTEM_PROMPT = "You are a helpful assistant."
 MUSIC_FLAMINGO_SYSTEM_PROMPT = (
@@ -114,14 +113,3 @@ GENERATION_PRESETS: dict[str, dict[str, Any]] = {
     "audio-flamingo-next-think": {"repetition_penalty": 1.2, "max_new_tokens": 4096},
     "music-flamingo": {"max_new_tokens": 2048},
 }
-
-
-def generation_preset(name: str) -> dict[str, Any]:
-    """The keywords of `generate` that the card of a checkpoint uses.
-
-    Raises:
-        ArgumentError: no preset has that name.
-    """
-    if name not in GENERATION_PRESETS:
-        raise ArgumentError(f"there is no preset {name!r}; choose from {', '.join(GENERATION_PRESETS)}.")
-    return dict(GENERATION_PRESETS[name])

@@ -142,7 +142,8 @@ def folder() -> dict[str, float]:
         for index, seconds in enumerate(lengths):
             soundfile.write(target / f"{index:03}.flac", speech(seconds), SAMPLING_RATE)
         (target / "done").touch()
-    command = [sys.executable, "-m", "audioflamingo.cli", "transcribe", str(target), "-f", "txt", "-o"]
+    command = [sys.executable, "-m", "audioflamingo.cli", "transcribe", str(target), "-f", "txt"]
+    command += ["--model", os.environ.get("MODEL", "nano"), "-o"]
     output = Path(os.environ["WORK_DIR"]) / f"out-{os.getpid()}"
     return {"200 clips, s": run_timed([*command, str(output)])}
 

@@ -63,6 +63,41 @@ def errors(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, 
     return counts
 
 
+def sentences(data: Path, counts: collections.Counter[str]) -> list[dict[str, Any]]:
+    """Clips with a named word: the file, what is said in it, the named words."""
+    rows = []
+    for row in lines(data):
+        answer = row["messages"][-1]["content"][0]["text"]
+        said = answer[answer.index('"') + 1 : answer.rindex('"')]
+        rows.append(
+            {"audio": str(data.parent / row["audio"][0]), "said": said, "named": named_words(said, counts)}
+        )
+    return [row for row in rows if row["named"]]
+
+
+def phrases_of(rows: Sequence[dict[str, Any]], others: Path) -> list[str]:
+    """The named words of all sentences, and as many words that other sentences have once."""
+    phrases = list(dict.fromkeys(word for row in rows for word in row["named"]))
+    seen = collections.Counter(
+        word for row in lines(others) for word in re.findall(r"[A-Za-z]{5,}", row["original"])
+    )
+    rest = sorted(word for word, count in seen.items() if count == 1 and word not in phrases)
+    return phrases + random.Random(0).sample(rest, min(len(rest), len(phrases)))
+
+
+def answer_all(
+    model: Any, processor: Any, rows: Sequence[dict[str, Any]], hot_words: Sequence[str]
+) -> dict[str, Any]:
+    """Errors of the transcripts, and the processor time that they took."""
+    options = TranscriptionOptions(hot_words=tuple(hot_words))
+    start = time.process_time()
+    answers = []
+    for row in rows:
+        segments = transcribe(model, processor, row["audio"], use_vad=False, num_beams=1, options=options)
+        answers.append(" ".join(segment.text for segment in segments))
+    return {**errors(rows, answers), "processor_s": round(time.process_time() - start, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,35 +112,13 @@ def main() -> None:
     counts: collections.Counter[str] = collections.Counter()
     for row in lines(options.counted):
         counts.update(re.findall(r"[a-z']+", row["text"].lower()))
-    rows = []
-    for row in lines(options.data):
-        answer = row["messages"][-1]["content"][0]["text"]
-        said = answer[answer.index('"') + 1 : answer.rindex('"')]
-        rows.append({"audio": str(options.data.parent / row["audio"][0]), "said": said})
-        rows[-1]["named"] = named_words(said, counts)
-    rows = [row for row in rows if row["named"]][options.skip :][: options.rows]
-    phrases = list(dict.fromkeys(word for row in rows for word in row["named"]))
-    once = collections.Counter(
-        word for row in lines(options.others) for word in re.findall(r"[A-Za-z]{5,}", row["original"])
-    )
-    rest = sorted(word for word, count in once.items() if count == 1 and word not in phrases)
-    phrases += random.Random(0).sample(rest, min(len(rest), len(phrases)))
+    rows = sentences(options.data, counts)[options.skip :][: options.rows]
+    phrases = phrases_of(rows, options.others)
     model = AutoModelForConditionalGeneration.from_pretrained(options.model, dtype="float32")
     processor = AutoProcessor.from_pretrained(options.model)
     result: dict[str, Any] = {"sentences": len(rows), "phrases": len(phrases)}
-    for name, hot_words in (("without", ()), ("with", tuple(phrases))):
-        chosen = TranscriptionOptions(hot_words=hot_words)
-        start = time.process_time()
-        answers = [
-            " ".join(
-                segment.text
-                for segment in transcribe(
-                    model, processor, row["audio"], use_vad=False, num_beams=1, options=chosen
-                )
-            )
-            for row in rows
-        ]
-        result[name] = errors(rows, answers) | {"processor_s": round(time.process_time() - start, 1)}
+    for name, hot_words in (("without", []), ("with", phrases)):
+        result[name] = answer_all(model, processor, rows, hot_words)
     print(json.dumps(result))
 
 

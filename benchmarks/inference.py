@@ -163,12 +163,13 @@ def compare(seconds: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], file: str) -> None:
-    """Bars of the ratios; shorter is faster."""
+    """Bars of the ratios to the peers; shorter is faster."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    rows = [row for row in rows if not row["against"].startswith(row["engine"])]  # not ours against ours
     labels = [f"{row['what']}, {row['engine']}\nagainst {row['against']}" for row in rows][::-1]
     ratios = [row["ratio"] for row in rows][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")

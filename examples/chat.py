@@ -14,7 +14,7 @@ if __name__ == "__main__":
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(MODEL, device_map="auto")
     chat = Chat(model, processor)
     chat.add_audio(sys.argv[1])
-    for line in sys.stdin:
-        for piece in chat.ask(line.strip(), max_new_tokens=200):
+    for question in filter(None, map(str.strip, sys.stdin)):
+        for piece in chat.ask(question, max_new_tokens=200):
             print(piece, end="", flush=True)
         print(f"   [{chat.num_reused} tokens were read before]")

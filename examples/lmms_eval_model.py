@@ -1,4 +1,7 @@
-"""The model interface of lmms-eval, for its tasks with audio: copy it into `lmms_eval/models/simple/` under this name.
+"""The model interface of lmms-eval, for its tasks with audio.
+
+Copy it into `lmms_eval/models/simple/` under this name, and name it in `AVAILABLE_SIMPLE_MODELS` of
+`lmms_eval/models/__init__.py`: `"lmms_eval_model": "AudioFlamingo"`. Then
 
     python -m lmms_eval --model lmms_eval_model --model_args pretrained=nvidia/audio-flamingo-3-hf --tasks mmau
 

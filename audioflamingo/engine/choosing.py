@@ -20,6 +20,13 @@ from audioflamingo.engine.sequence import Sequence
 from audioflamingo.kernels.host import to_device, to_host
 
 
+def rows_at(values: Tensor, places: list[int]) -> Tensor:
+    """Some rows of `(R, V)`, which is itself if they are all of them in order."""
+    if places == list(range(len(values))):
+        return values
+    return values[to_device(places, values.device)]
+
+
 def apply_rules(rules: LogitsRules, sequences: Rows[Sequence], logits: Tensor, num_new: int) -> Tensor:
     """Scores `(R, V)` of sequences that share the rules, and on which side of `min_new_tokens` they are.
 

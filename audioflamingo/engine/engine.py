@@ -32,6 +32,7 @@ from audioflamingo.engine.choosing import (
     chooses_without_history,
     draw_numbers,
     keep_values,
+    rows_at,
     takes_likeliest,
     token_logprobs,
 )
@@ -354,7 +355,7 @@ class Engine:
         places = {id(sequence): place for place, sequence in enumerate(rows)}
         plain = [place for place, sequence in enumerate(rows) if sequence.group.search is None]
         if plain:
-            self._choose([rows[place] for place in plain], _rows(logits, plain))
+            self._choose([rows[place] for place in plain], rows_at(logits, plain))
         searching = {id(s.group): s.group for s in rows if s.group.search is not None}
         alike: dict[object, list[SequenceGroup]] = {}
         for group in searching.values():
@@ -364,7 +365,7 @@ class Engine:
             alike.setdefault(key, []).append(group)
         for groups in alike.values():
             index = [places[id(sequence)] for group in groups for sequence in group.sequences]
-            self._search(groups, _rows(logits, index))
+            self._search(groups, rows_at(logits, index))
 
     def _choose(self, rows: list[Sequence], logits: Tensor) -> None:
         """One token for each sequence that chooses token by token."""
@@ -445,10 +446,3 @@ class Engine:
         if source:
             device = self._model.device
             self.pool.store.move(to_device(source, device), to_device(target, device))
-
-
-def _rows(values: Tensor, places: list[int]) -> Tensor:
-    """Some rows of `(R, V)`, which is itself if they are all of them in order."""
-    if places == list(range(len(values))):
-        return values
-    return values[to_device(places, values.device)]

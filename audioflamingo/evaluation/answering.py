@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from audioflamingo.audio.loading import HOP_LENGTH, SAMPLING_RATE
@@ -30,7 +31,8 @@ def answer_questions(
 ) -> Iterator[tuple[Question, ItemResult]]:
     """Answers and scores questions; those known to be long first.
 
-    A question that cannot be asked (damaged audio, longer than the context) is an item with an error, and wrong.
+    A question that cannot be asked (damaged audio, longer than the context) is an item with an error, and wrong. One
+    that has no options and is not scored is answered in writing in any case.
 
     Args:
         model: what is asked.
@@ -44,9 +46,14 @@ def answer_questions(
     """
     ordered = sorted(questions, key=lambda question: -question.duration_s)
     if settings.by == "likelihood":
-        if without := next((q for q in questions if not q.options), None):
+        with_options = [question for question in ordered if question.options]
+        others = [question for question in ordered if not question.options]
+        if without := next((q for q in others if q.score(q, "").scoring != "unscored"), None):
             raise ArgumentError(f"by='likelihood' needs questions with options; {without.key} has none.")
-        answers = _by_likelihood(model, processor, ordered, options.get("adapter"))
+        answers = chain(
+            _by_likelihood(model, processor, with_options, options.get("adapter")),
+            _by_generation(model, processor, others, settings, options),
+        )
     else:
         answers = _by_generation(model, processor, ordered, settings, options)
     before = time.perf_counter()

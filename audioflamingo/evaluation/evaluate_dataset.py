@@ -75,11 +75,6 @@ class Evaluation:
     groups: dict[str, dict[str, Summary]]
     items: list[ItemResult]
 
-    @property
-    def by_task(self) -> dict[str, Summary]:
-        """Scores by task."""
-        return self.groups.get("task", {})
-
     def to_dict(self) -> dict[str, Any]:
         """The scores, for JSON."""
         groups = {

@@ -187,11 +187,6 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def suite_names() -> list[str]:
-    """Names for `--suite`."""
-    return list(SUITES)
-
-
 def suites_with(values: Mapping[str, Any]) -> list[str]:
     """The benchmarks whose columns a row has."""
     return [name for name, suite in SUITES.items() if not missing_columns(suite, values)]

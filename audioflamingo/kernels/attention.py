@@ -24,14 +24,18 @@ LEAST_GAIN = 0.97  # torch's kernel is left for no less
 
 
 def runs(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether `attend_rows` takes such tensors: float32 or bfloat16 on a CPU, compiled kernels, nothing is trained."""
+    """Whether `attend_rows` takes such tensors: float32 or bfloat16 on a CPU, compiled kernels, nothing is trained.
+
+    Where gradients are on the answer is no for frozen parts, too: which kernel is faster is measured in each process,
+    and a run that goes on in another one has to find the same numbers.
+    """
     tensors = (query, key, value)
     return (
         query.dtype in INPUT_DTYPES
         and all(t.is_cpu and t.dtype == query.dtype and t.stride(-1) == 1 for t in tensors)
         and query.numel() > 0
         and native.active() != native.TORCH
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and not torch.is_grad_enabled()
     )
 
 

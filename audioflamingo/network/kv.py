@@ -7,6 +7,8 @@ that says where the new tokens are written and what each row may look at. Who ow
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +18,7 @@ from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.network.row_layout import PackedLayout, Span
 
 __all__ = ["KVCache", "KVStore", "KVView", "PackedLayout", "Span"]
+OWN_MAPPING_BYTES = 1 << 20
 
 
 class KVStore:
@@ -71,7 +74,7 @@ class KVStore:
         return key_buffer, value_buffer
 
     def _allocate(self, new: Tensor) -> Tensor:
-        buffer = new.new_zeros((new.shape[1], self.num_slots, new.shape[2]), requires_grad=False)
+        buffer = _zeros(new, new.shape[1], self.num_slots, new.shape[2])
         return buffer.zero_() if self._is_filled else buffer
 
     def move(self, source: Tensor, target: Tensor) -> None:
@@ -102,10 +105,21 @@ class KVStore:
         for buffers in (self.keys, self.values):
             for layer, buffer in enumerate(buffers):
                 if buffer is not None:
-                    larger = buffer.new_zeros((buffer.shape[0], num_slots, buffer.shape[2]))
+                    larger = _zeros(buffer, buffer.shape[0], num_slots, buffer.shape[2])
                     larger[:, : self.num_slots] = buffer
                     buffers[layer] = larger
         self.num_slots = num_slots
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the dtype and device of a tensor, large ones on a CPU in a mapping of their own.
+
+    In the heap of the C library a store that grows leaves holes in which nothing larger fits.
+    """
+    num_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or num_bytes < OWN_MAPPING_BYTES:
+        return like.new_zeros(shape, requires_grad=False)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=like.dtype).view(shape)
 
 
 class KVView:

@@ -58,7 +58,7 @@ class Adapter:
     settings: LoraSettings
 
 
-def add_lora(model: nn.Module, settings: LoraSettings, base: str | None = None) -> Adapter:
+def add_lora(model: Any, settings: LoraSettings, base: str | None = None) -> Adapter:
     """Puts LoRA layers into the language model, in place: over float layers and over quantized ones.
 
     The encoder has layers of the same names, so targets are matched by full path.
@@ -69,7 +69,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, base: str | None = None) 
         base: what the adapter's configuration calls the model.
 
     Raises:
-        ConfigError: a target that the language model does not have.
+        ConfigError: a target or a layer that the language model does not have.
     """
     peft = require("peft", "train")
     linear = (nn.Linear, QuantizedLinear)
@@ -79,9 +79,15 @@ def add_lora(model: nn.Module, settings: LoraSettings, base: str | None = None) 
         raise ConfigError(
             f"lora.target_modules: the language model has no {missing[0]!r}, only {sorted(present)}."
         )
-    pattern = (
-        rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(map(re.escape, settings.target_modules))})"
-    )
+    num_layers = model.config.text_config.num_hidden_layers
+    layers = range(num_layers) if settings.layers_to_transform is None else settings.layers_to_transform
+    if not layers or not set(layers) <= set(range(num_layers)):
+        raise ConfigError(
+            f"lora.layers_to_transform: {list(layers)} must name some of the language model's layers, 0 to "
+            f"{num_layers - 1}."
+        )
+    numbers, targets = "|".join(map(str, layers)), "|".join(map(re.escape, settings.target_modules))
+    pattern = rf"model\.language_model\.layers\.({numbers})\.\w+\.({targets})"
     lora = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

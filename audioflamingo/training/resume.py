@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from audioflamingo.errors import OutputError, TrainingError
+from audioflamingo.errors import OutputError, TrainingError, reason_of
 from audioflamingo.files import sync_folder
 
 if TYPE_CHECKING:
@@ -216,9 +216,11 @@ def _write(path: Path, value: Any) -> None:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into the second
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(path.parent, ignore_errors=True)
+        # torch turns a full disk into a RuntimeError about its own file format.
+        reason = reason_of(error) if isinstance(error, OSError) else "the disk took only a part of it"
         raise OutputError(
-            f"the checkpoint {path.parent} cannot be written ({error}); those before it are whole. Make room, and give "
+            f"the checkpoint {path.parent} cannot be written: {reason}; those before it are whole. Make room, and give "
             "the same command again."
         ) from error

@@ -117,14 +117,17 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return {}
         configs = [*self.config.data.train, *self.config.data.validation]
+        datasets = [*train, *validation]
+        files = [{path_of(clip) for row in dataset.rows for clip in row.audio} for dataset in datasets]
+        digests = {path: fingerprint_file(path) for path in sorted(set().union(*files))}
         now: list[dict[str, Any]] = [
             {
                 "path": item.path,
                 "rows": len(dataset.rows),
                 "sha256": _digest(dataset),
-                "audio": _audio(dataset),
+                "audio": {path: digests[path] for path in paths},
             }
-            for item, dataset in zip(configs, [*train, *validation], strict=True)
+            for item, dataset, paths in zip(configs, datasets, files, strict=True)
         ]
         file = self.path / DATA_FILE
         if is_begun and file.exists():
@@ -142,7 +145,7 @@ class RunFolder:
                     )
         else:
             write_text(file, to_json({"datasets": now}))
-        return {path: digest for item in now for path, digest in item["audio"].items()}
+        return digests
 
     def report_skipped(self, datasets: Sequence[Dataset], is_shown: bool) -> None:
         """Writes what was left out, a line each with its reason, and says how many for which kind of reason."""
@@ -161,12 +164,6 @@ def _digest(dataset: Dataset) -> str:
     for row in dataset.rows:
         digest.update(json.dumps([row.place, row.id, row.messages, row.duration_s], default=str).encode())
     return digest.hexdigest()
-
-
-def _audio(dataset: Dataset) -> dict[str, str]:
-    """The audio files of a data set, each with its fingerprint."""
-    paths = sorted({path_of(clip) for row in dataset.rows for clip in row.audio})
-    return {path: fingerprint_file(path) for path in paths}
 
 
 def _changed(before: dict[str, str], now: dict[str, str]) -> str | None:

@@ -165,7 +165,8 @@ class LoraSettings:
 
     Attributes:
         rank, alpha, dropout: as in peft's `LoraConfig`.
-        target_modules: names of the layers; only those of the language model are adapted.
+        target_modules: names of the linear layers; only those of the language model are adapted.
+        layers_to_transform: numbers of the language model's layers that are adapted, from 0; None: all.
         merge: also fold the adapter into the weights of the saved model.
     """
 
@@ -175,6 +176,7 @@ class LoraSettings:
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+    layers_to_transform: list[int] | None = None
     merge: bool = False
 
 

@@ -78,8 +78,8 @@ class TranscriptionOptions:
     max_new_tokens: int = option(500, "Most tokens for one segment.", at_least=1, group=_MODEL)
     num_beams: int | None = option(
         None,
-        "Beams of beam search: hears better, takes longer; 1 is greedy. By default the checkpoint's: 4 for nano, 1 for "
-        "Audio Flamingo 3.",
+        "Beams of beam search, which takes longer; 1 is greedy. By default the checkpoint's, 1 for nano and Audio "
+        "Flamingo 3.",
         at_least=1,
         group=_MODEL,
     )

@@ -79,6 +79,12 @@ def test_every_command_exists(page: Path) -> None:
         assert used <= {*options, "--help"}, words
 
 
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert text.count("![") == 1
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built documentation; any warning fails."""

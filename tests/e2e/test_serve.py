@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import select
 import signal
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
+import soundfile
 import torch
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.transcription import transcribe
-from tests.support.cli_runs import af3, af3_process
+from tests.support.cli_runs import ROOT, af3, af3_process
 
 DATA = Path(__file__).parents[1] / "data"
 SPEECH = DATA / "directory_prompt.flac"
@@ -36,9 +39,9 @@ def read_line(process: subprocess.Popen[bytes], end: float) -> dict[str, Any]:
     return json.loads(line)
 
 
-def start(*options: str) -> tuple[subprocess.Popen[bytes], str, list[dict[str, Any]]]:
+def start(*options: str, cwd: Path = ROOT) -> tuple[subprocess.Popen[bytes], str, list[dict[str, Any]]]:
     """Starts the server; its address, and what it logged until then."""
-    process = af3_process("serve", "--port", "0", "--cache-tokens", "20000", *options, bufsize=0)
+    process = af3_process("serve", "--port", "0", "--cache-tokens", "20000", *options, bufsize=0, cwd=cwd)
     end = time.monotonic() + START_S
     lines: list[dict[str, Any]] = []
     while not lines or lines[-1]["message"] != "listening":
@@ -107,6 +110,31 @@ def test_curl_gets_plain_text(address: str) -> None:
         [*command, "-F", "response_format=srt"], capture_output=True, check=True, timeout=60
     )
     assert reply.stdout.startswith(b"1\n00:00:")
+
+
+SOUNDS = {
+    "silence": np.zeros(48000),
+    "faint noise": 1e-4 * np.random.default_rng(0).standard_normal(80000),
+    "loud noise": 0.1 * np.random.default_rng(1).standard_normal(80000),
+    "hum": 0.3 * np.sin(2 * np.pi * 50 * np.arange(80000) / 16000),
+}
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_context_is_never_heard_where_nobody_speaks(client: openai.OpenAI, sound: str) -> None:
+    """Neither the hint nor hot words, in a whole answer, in one with times, or in a stream."""
+    context = "Zebulon Quartermaine of Kowloon"
+    wav = io.BytesIO()
+    soundfile.write(wav, SOUNDS[sound], 16000, format="WAV")
+    asked: dict[str, Any] = {"model": "nano", "file": ("a.wav", wav.getvalue()), "prompt": context}
+    asked["extra_body"] = {"hotwords": context.replace(" ", ", ")}
+    transcriptions = client.audio.transcriptions
+    reply = transcriptions.with_raw_response.create(**asked)
+    assert (reply.parse().text, reply.headers["x-no-speech"]) == ("", "true")
+    reply = transcriptions.create(**asked, response_format="verbose_json", timestamp_granularities=["word"])
+    assert (reply.text, reply.segments, reply.words) == ("", [], [])
+    (done,) = transcriptions.create(**asked, stream=True)
+    assert (done.type, done.text, done.no_speech) == ("transcript.text.done", "", True)
 
 
 def test_an_open_server_without_a_key_warns_and_no_file_is_left(

@@ -30,10 +30,16 @@ def af3_process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     its children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment = {**os.environ, **settings}
     command = [sys.executable, "-m", "audioflamingo.cli", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
+    return subprocess.Popen(command, env=environment, **{"cwd": ROOT, **pipes, **options})
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The house's own order: a module imports only from rows above its own, and no modules import each other in a ring."""
+"""The house's own order: imports come from rows above and never form a ring, and files and functions are short."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import audioflamingo
 
 PACKAGE = Path(audioflamingo.__file__).parent
+MAX_FILE, MAX_FUNCTION = 450, 80  # lines; of a function, those behind its docstring
 # From the top down. A name is a module or a folder of the package.
 ROWS = (
     *(
@@ -89,6 +90,16 @@ def test_no_modules_import_each_other_in_a_ring() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a ring of imports: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            described = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+            assert (node.end_lineno or 0) - (described or 0) <= MAX_FUNCTION, node.name
 
 
 def test_the_list_of_rooms_in_the_documentation_is_todays() -> None:

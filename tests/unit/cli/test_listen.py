@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soxr
 
 from audioflamingo.cli import listen_command
 from audioflamingo.cli.live_sound import LiveSound, listen_to_pipe
@@ -98,6 +102,78 @@ def test_listen_refuses_what_it_cannot_hear(model: ScriptedModel, monkeypatch: p
 
 def _absent(module: str, extra: str) -> Any:
     raise MissingDependencyError(f"this needs the package {module}: pip install 'audioflamingo[{extra}]'")
+
+
+class FakeSoundDevice:
+    """What `sounddevice` offers of one microphone at 44.1 kHz: a talk comes through it, and then a Ctrl-C."""
+
+    PortAudioError = type("PortAudioError", (Exception,), {})
+    devices = (
+        {"name": "Speakers", "max_input_channels": 0, "default_samplerate": 48000.0},
+        {"name": "Desk microphone", "max_input_channels": 1, "default_samplerate": 44100.0},
+    )
+
+    def __init__(self, talk: np.ndarray) -> None:
+        self.data = pcm(soxr.resample(talk, 16000, 44100))
+        self.opened: dict[str, Any] = {}
+
+    def query_devices(self, device: int | str | None = None, kind: str | None = None) -> Any:
+        if kind is None:
+            return self.devices
+        if device in (None, 1, "Desk"):
+            return self.devices[1]
+        raise ValueError(f"no input device matching {device!r}")
+
+    def RawInputStream(self, *, callback: Callable[..., None], **options: Any) -> FakeSoundDevice:  # noqa: N802
+        self.opened, self.callback = options, callback
+        return self
+
+    def start(self) -> None:
+        self.handler = signal.getsignal(signal.SIGINT)
+        threading.Thread(target=self._speak).start()
+
+    def _speak(self) -> None:
+        num_bytes = 2 * self.opened["blocksize"]
+        for start in range(0, len(self.data), num_bytes):
+            self.callback(memoryview(self.data)[start : start + num_bytes], None, None, None)
+        while signal.getsignal(signal.SIGINT) is self.handler:  # it listens before it takes signals
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        while "is_closed" not in self.opened:  # a microphone never falls silent
+            self.callback(bytes(num_bytes), None, None, None)
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self.opened["is_closed"] = True
+
+
+def test_a_microphone_is_heard_until_ctrl_c(
+    model: ScriptedModel, talk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [" ".join(NUMBERS[:4]), " ".join(NUMBERS[:3])]
+    for choice, device in (((), None), (("--microphone", "1"), 1), (("--microphone", "Desk"), "Desk")):
+        fake = FakeSoundDevice(talk)
+        monkeypatch.setitem(sys.modules, "sounddevice", fake)
+        result = af3("listen", *choice)
+        assert (result.exit_code, result.stdout) == (0, "\n".join(lines) + "\n")
+        assert "listening to Desk microphone; Ctrl-C ends." in result.stderr
+        assert fake.opened == {
+            "samplerate": 44100.0,
+            "blocksize": 4410,
+            "device": device,
+            "channels": 1,
+            "dtype": "int16",
+            "is_closed": True,
+        }
+
+
+def test_a_microphone_that_is_not_there(
+    model: ScriptedModel, talk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSoundDevice(talk))
+    result = af3("listen", "--microphone", "Studio")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "no input device matching 'Studio'); this machine has Desk microphone." in result.stderr
 
 
 def test_ctrl_c_writes_the_last_words(tmp_path: Path, talk: np.ndarray) -> None:

@@ -110,7 +110,7 @@ def test_evaluation_goes_on_where_it_was_and_refuses_another_run(checkpoint, tmp
     options = {"output_dir": tmp_path / "out", "batch_size": 4, "max_new_tokens": 4}
     whole = evaluate(model, processor, data, **options)
     assert whole.summary.num_items == 6
-    assert whole.by_task["transcription"].wer is not None
+    assert whole.groups["task"]["transcription"].wer is not None
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["all"]["num_items"] == 6
     assert (tmp_path / "out" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
@@ -263,8 +263,7 @@ def test_audio_that_is_only_touched_is_the_same(tmp_path: Path) -> None:
     os.utime(clip, (2, 2))
     watch.check([str(clip)])
     changed = bytearray(clip.read_bytes())
-    for at in range(0, len(changed), 50_000):
-        changed[at] ^= 1
+    changed[100_000] ^= 1  # one byte of two million: samples of a file's pieces missed it
     clip.write_bytes(changed)
     with pytest.raises(DataError, match=r"a\.wav has changed"):
         watch.check([str(clip)])

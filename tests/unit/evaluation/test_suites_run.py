@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audioflamingo.cli import evaluate_command
+from audioflamingo.engine.likelihood import OptionScore
 from audioflamingo.evaluation.evaluation_options import SuiteName
 from tests.support.cli_runs import af3
 from tests.support.scripted_model import ScriptedModel, framed, tiny_processor
@@ -224,6 +225,25 @@ def test_a_suite_from_its_files_to_its_scores(
     lines = files[0].suffix == ".jsonl"
     rows = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
     assert {column: [row.get(column) for row in rows] for column in submitted} == submitted
+
+
+def test_open_questions_beside_likelihoods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMAU-Pro has open questions, which are not scored here: the whole run was refused for them."""
+    (tmp_path / "data").mkdir()
+    loaded = answering(tmp_path / "processor", {1: "So it is."})
+    loaded[0].score = lambda processor, prompt, options, adapter: [
+        OptionScore(text, -float(len(text)), 1, False) for text in options
+    ]
+    monkeypatch.setattr(evaluate_command, "load_with_adapter", lambda options: loaded)
+    out = tmp_path / "out"
+    result = af3(
+        "evaluate", "--suite", "mmau-pro", mmau_pro(tmp_path / "data"), "-o", out, "--by", "likelihood"
+    )
+    assert result.exit_code == 0, result.output
+    scores = json.loads((out / "summary.json").read_text())["all"]
+    assert (scores["choice_accuracy"], scores["num_unscored"]) == (1.0, 1)
+    rows = json.loads((out / "submission.json").read_text())
+    assert [row["model_output"] for row in rows] == ["No", "So it is."]
 
 
 def test_groups_and_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

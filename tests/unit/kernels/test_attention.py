@@ -134,12 +134,13 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 def test_only_what_the_kernel_takes_runs_there(force: Force) -> None:
     x = torch.zeros(4, 2, 8)
-    assert attention.runs(x, x, x)
-    assert not attention.runs(x.half(), x.half(), x.half())
-    assert not attention.runs(x, x.transpose(1, 2), x)
-    assert not attention.runs(x.requires_grad_(), x, x)
-    force("torch")
-    assert not attention.runs(*(torch.zeros(4, 2, 8) for _ in range(3)))
+    assert not attention.runs(x, x, x)  # gradients are on: a frozen part of what is trained, perhaps
+    with torch.no_grad():
+        assert attention.runs(x, x, x)
+        assert not attention.runs(x.half(), x.half(), x.half())
+        assert not attention.runs(x, x.transpose(1, 2), x)
+        force("torch")
+        assert not attention.runs(x, x, x)
 
 
 @pytest.mark.parametrize(("ours", "is_faster"), [(1.0, True), (1.99, False), (3.0, False)])

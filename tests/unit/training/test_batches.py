@@ -295,6 +295,17 @@ def test_lora_touches_the_language_model_only() -> None:
         add_lora(tiny_model(), LoraSettings(target_modules=["fc1"]))
 
 
+def test_lora_touches_the_layers_that_are_named() -> None:
+    pytest.importorskip("peft", reason="needs peft")
+    model = tiny_model()
+    add_lora(model, LoraSettings(rank=2, target_modules=["q_proj"], layers_to_transform=[1]))
+    adapted = [name for name, _ in model.named_parameters() if ".lora_A" in name]
+    assert adapted == ["model.language_model.layers.1.self_attn.q_proj.lora_A.default.weight"]
+    for layers in ([0, 2], [-1], []):
+        with pytest.raises(ConfigError, match=r"must name some of the language model's layers, 0 to 1\."):
+            add_lora(tiny_model(), LoraSettings(layers_to_transform=layers))
+
+
 # The cache
 
 

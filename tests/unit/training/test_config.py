@@ -110,5 +110,17 @@ def test_warm_up_cosine_and_ends() -> None:
     by_clock = Schedule.of(StageConfig({"projector": 1e-3}, max_minutes=2), 30)
     assert by_clock.rate_factor(5, 60.0) == pytest.approx(0.5)
     assert by_clock.seconds_left(5, 60.0) == 60.0
+    assert not by_clock.is_over(5, 119.9)
     constant = Schedule.of(StageConfig({"projector": 1e-3}, max_steps=10, schedule="constant"), 30)
     assert constant.rate_factor(9, 0.0) == 1.0
+
+
+def test_the_time_left_is_told_by_steps_or_by_the_clock() -> None:
+    schedule = Schedule.of(StageConfig({"projector": 1e-3}, max_steps=10), 30)
+    assert schedule.seconds_left(0, 0.0) is None
+    assert schedule.seconds_left(1, 3.0) == 27.0
+    assert schedule.seconds_left(4, 8.0) == 12.0
+    assert schedule.seconds_left(11, 22.0) == 0.0
+    both = Schedule.of(StageConfig({"projector": 1e-3}, max_steps=10, max_minutes=1), 30)
+    assert both.seconds_left(4, 58.0) == 2.0
+    assert Schedule.of(StageConfig({"projector": 1e-3}, max_epochs=0.01), 30).num_steps == 1

@@ -141,8 +141,17 @@ def test_what_was_skipped_is_written_with_its_reason(base: Path, caplog) -> None
     assert "1 rows left out (1 there is no audio file)" in caplog.text
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(base: Path, monkeypatch) -> None:
-    values = short(base, "full", checkpoint_every_steps=1)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), "the disk took only a part of it"),
+    ],
+)
+def test_a_full_disk_leaves_the_checkpoints_before(
+    base: Path, monkeypatch, error: Exception, reason: str
+) -> None:
+    values = short(base, f"full-{type(error).__name__}", checkpoint_every_steps=1)
     from audioflamingo.training import resume
 
     save, calls = resume.torch.save, []
@@ -150,14 +159,14 @@ def test_a_full_disk_leaves_the_checkpoints_before(base: Path, monkeypatch) -> N
     def failing(value: Any, file: Any) -> None:
         calls.append(file)
         if len(calls) > 3:  # random state and tensors of the first, then the random state of the second
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save(value, file)
 
     monkeypatch.setattr(resume.torch, "save", failing)
-    with pytest.raises(OutputError, match=r"No space left on device\); those before it are whole"):
+    with pytest.raises(OutputError, match=f"cannot be written: {reason}; those before it are whole"):
         run(values)
     monkeypatch.undo()
-    folder = base / "full" / "checkpoints"
+    folder = Path(values["output_dir"]) / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step-000000001"]
     assert run(values).step == 3
     assert list_checkpoints(folder)
