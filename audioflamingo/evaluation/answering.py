@@ -50,7 +50,7 @@ def answer_questions(
         others = [question for question in ordered if not question.options]
         if without := next((q for q in others if q.score(q, "").scoring != "unscored"), None):
             raise ArgumentError(f"by='likelihood' needs questions with options; {without.key} has none.")
-        answers = chain(
+        answers: Iterator[tuple[Question, ItemResult]] = chain(
             _by_likelihood(model, processor, with_options, options.get("adapter")),
             _by_generation(model, processor, others, settings, options),
         )

@@ -98,7 +98,8 @@ def scale_stream(model: AudioFlamingo3ForConditionalGeneration, factor: float) -
     Sinks are cut to what float8 holds: they are a single flag, which is the same behind a norm whatever its size. The
     changed epsilon is in force once the model is saved and loaded.
     """
-    text, projector = model.model.language_model, model.model.multi_modal_projector
+    text: Any = model.model.language_model
+    projector = model.model.multi_modal_projector
     text.embed_tokens.weight.mul_(factor).clamp_(-FLOAT8_END, FLOAT8_END)
     writers = [projector.linear_2.weight, projector.linear_2.bias]
     for layer in text.layers:
@@ -163,6 +164,7 @@ def ship(
     processor.save_pretrained(target)
     tokenizer = target / "tokenizer.json"
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]  # the shorter form
     tokenizer.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return sum(path.stat().st_size for path in target.iterdir())
 
