@@ -51,7 +51,7 @@ def answer(fast: FastModel, batch: Batch, max_new_tokens: int, ends: tuple[int, 
             x, kept[number] = fast.layer(
                 number, x, side, turns, torch.cat(parts, 1)[:, None, None], kept[number]
             )
-        x = rms_norm(x) * fast.language_model.norm.weight
+        x = rms_norm(x, fast.eps) * fast.language_model.norm.weight
     return answers
 
 

@@ -100,9 +100,9 @@ def visible(queries: Side, keys: Side) -> Tensor:
     return torch.zeros(later.shape).masked_fill_(later, HIDDEN)[:, None]
 
 
-def rms_norm(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor, eps: float) -> Tensor:
     """RMSNorm without its gain."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def rounded(x: Tensor, noise: float) -> Tensor:
@@ -132,7 +132,7 @@ class FastModel:
         self.model, self.cross, self.noise = model, cross, noise
         self.language_model = model.model.language_model
         text = model.config.text_config
-        self.heads, self.head = text.num_attention_heads, text.head_dim
+        self.heads, self.head, self.eps = text.num_attention_heads, text.head_dim, text.rms_norm_eps
         theta = float(text.rope_theta)
         self.frequencies = 1.0 / theta ** (torch.arange(0, self.head, 2, dtype=torch.float32) / self.head)
 
@@ -170,7 +170,7 @@ class FastModel:
         turns, masks = self.rotary(side.positions[text.first]), {False: visible(side, side)}
         heard = None
         if audio_rows is not None and len(audio.rows):
-            heard = rms_norm(self.model.model.multi_modal_projector(audio_rows.float()))
+            heard = rms_norm(self.model.model.multi_modal_projector(audio_rows.float()), self.eps)
             turned = self.rotary(audio.positions)
             masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):
@@ -184,7 +184,7 @@ class FastModel:
             x, keys = self.layer(number, x, text, turns, masks[before is not None], before)
             if keep is not None:
                 keep.append(keys)
-        normed = rms_norm(x) * self.language_model.norm.weight
+        normed = rms_norm(x, self.eps) * self.language_model.norm.weight
         return normed.index_select(0, text.copies), side
 
     def layer(
@@ -216,7 +216,7 @@ class FastModel:
                 added = added - x
             return x + added, keys
         layer, noise = self.language_model.layers[number], self.noise if number else 0.0
-        normed = rounded(rms_norm(x) * layer.input_layernorm.weight, noise)
+        normed = rounded(rms_norm(x, self.eps) * layer.input_layernorm.weight, noise)
         query = text.spread(self.rotate(project(layer, "q", normed), turns), self.heads)
         key = text.spread(self.rotate(project(layer, "k", normed), turns), self.heads)
         value = text.spread(project(layer, "v", normed), self.heads)
@@ -224,7 +224,7 @@ class FastModel:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
         out = F.scaled_dot_product_attention(query, key, value, mask)
         x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
-        normed = rounded(rms_norm(x) * layer.post_attention_layernorm.weight, noise)
+        normed = rounded(rms_norm(x, self.eps) * layer.post_attention_layernorm.weight, noise)
         gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
         return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
 
