@@ -87,8 +87,8 @@ def test_transformers_processor_reads_the_folder(nano: tuple[Any, Any]) -> None:
     assert ours.input_ids.tolist() == theirs["input_ids"].tolist()
 
 
-def test_it_transcribes_a_person_with_the_published_framing(nano: tuple[Any, Any]) -> None:
-    model, processor = nano
+def check_that_it_hears(model: Any, processor: Any) -> None:
+    """Transcribes the recording: the frame to the letter, and most words."""
     inputs = processor.apply_transcription_request(audio=PROMPT)
     outputs = model.generate(**inputs, max_new_tokens=200, do_sample=False)[:, inputs.input_ids.shape[1] :]
     (answer,) = processor.decode(outputs, skip_special_tokens=True)
@@ -96,6 +96,17 @@ def test_it_transcribes_a_person_with_the_published_framing(nano: tuple[Any, Any
     (transcript,) = processor.decode(outputs, skip_special_tokens=True, strip_prefix=True)
     num_errors, num_words = word_errors(SPOKEN, normalize(transcript))
     assert num_errors / num_words <= 0.15
+
+
+def test_it_transcribes_a_person_with_the_published_framing(nano: tuple[Any, Any]) -> None:
+    check_that_it_hears(*nano)
+
+
+def test_it_hears_as_well_in_int8() -> None:
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+        "nano", dtype="float32", quantization="int8"
+    )
+    check_that_it_hears(model, AutoProcessor.from_pretrained("nano"))
 
 
 def test_silence_and_faint_noise_have_no_words(nano: tuple[Any, Any]) -> None:
