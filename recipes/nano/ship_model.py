@@ -30,9 +30,8 @@ LARGEST_BYTES = 64_000_000
 FLOAT8_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 FLOAT8_END = torch.finfo(torch.float8_e4m3fn).max
 FLOAT8_MOST = 240.0  # of the output layer's values
-STREAM_FACTOR = (
-    12.5  # makes the embeddings' flags of 0.04 (`nano_model.layout`), which count positions, exact in float8
-)
+# Makes the embeddings' flags of 0.04 (`nano_model.layout`), which count positions, exact in float8.
+STREAM_FACTOR = 12.5
 NUM_BEAMS = 1  # more help little
 FLOAT_MODULES = [  # positions are codes that rounding would mix up; the outputs of self-attention hold large biases
     "model.language_model.embed_tokens",  # their flags, too

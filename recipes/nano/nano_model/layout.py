@@ -37,9 +37,9 @@ SINK_NORMED = WIDTH**0.5  # the sink's flag after RMSNorm
 AUDIO_NORMED = AUDIO_FLAG / AUDIO_RMS
 
 
-def rms_norm(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """RMSNorm without gain over the last dimension, as the model computes it."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def centred(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ RANK_WEIGHT = {False: 0.028, True: 0.0096}  # of a frequent word by rank, lower-
 RANK_OFFSET = 100
 MOST_PIECES = 4
 OPENING_SHARE = 0.6  # of sentences that open a transcript; the others follow one
-_WORD = re.compile(r" ?[A-Za-z']+")
+_WORD = re.compile(r"[A-Za-z']+")
 _FREQUENT = re.compile(r"Ġ([a-z]{3,}|[A-Z][a-z]{2,})")
 
 
@@ -102,7 +102,7 @@ def _scores(sentences: Iterable[str], ranks: dict[str, int]) -> dict[str, float]
     """How often a word of Whisper's vocabulary is expected, as a share of all words."""
     counts: defaultdict[str, float] = defaultdict(float)
     for text in sentences:
-        words = [word.strip() for word in _WORD.findall(text)]
+        words = _WORD.findall(text)
         for word in words[1:]:
             counts[f"Ġ{word}"] += 1
         for opening in words[:1]:  # without a space where it opens a transcript

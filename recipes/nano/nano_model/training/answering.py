@@ -8,7 +8,8 @@ from torch import Tensor
 
 from audioflamingo.training.batches import Batch
 
-from .forward import HIDDEN, FastModel, Keys, Side, rms_norm
+from ..layout import rms_norm
+from .forward import HIDDEN, FastModel, Keys, Side
 
 
 @torch.inference_mode()

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from audioflamingo.training.batches import Batch
 
+from ..layout import rms_norm
+
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
 HIDDEN = -1e4  # added to the scores of keys that a query cannot see
 
@@ -98,11 +100,6 @@ def visible(queries: Side, keys: Side) -> Tensor:
     """What to add to scores (B, 1, T, L): nought where the key is not after the query."""
     later = keys.grid()[:, None, :] > queries.grid()[:, :, None]
     return torch.zeros(later.shape).masked_fill_(later, HIDDEN)[:, None]
-
-
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm without its gain."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def rounded(x: Tensor, noise: float) -> Tensor:
