@@ -131,8 +131,15 @@ class LlamaCppEngine:
     def __init__(self, file: str) -> None:
         import llama_cpp
 
+        threads = torch.get_num_threads()  # as many as the other engines
         self.llama = llama_cpp.Llama(
-            file, n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=2, verbose=False
+            file,
+            n_ctx=1024,
+            n_batch=1024,
+            n_ubatch=1024,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
         )
         self.tasks = {"prefill": self.prefill, "decode": self.decode}
 
