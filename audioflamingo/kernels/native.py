@@ -16,7 +16,7 @@ TORCH = "torch"
 LEVELS = ("generic", "avx2", "avx512-vnni", "avx512-bf16")  # in the order of api.cpp
 CHOICES = (TORCH, "generic", "avx2", "avx512", *LEVELS[2:])
 
-STEP_POINTERS = 14  # of a layer, in the order of StepLayer in step.h
+STEP_POINTERS = 28  # of a layer, in the order of StepLayer in step.h
 
 _OUT_OF_MEMORY = 1
 
@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
     loaded.af3_attention.argtypes = [integer] * 4 + [ctypes.c_float] + [pointer] * 9
     loaded.af3_linear_half.argtypes = [integer] * 5 + [pointer] * 4
     loaded.af3_linear_half.restype = None
-    loaded.af3_step.argtypes = [*[integer] * 3, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
+    loaded.af3_step.argtypes = [*[integer] * 2, ctypes.c_float, ctypes.c_int64, *[pointer] * 8]
     return loaded
 
 
@@ -144,7 +144,6 @@ def has_step() -> bool:
 def step(
     threads: int,
     sizes: tuple[int, ...],
-    is_half: bool,
     epsilon: float,
     head_stride: int,
     layers: Sequence[int],
@@ -160,7 +159,7 @@ def step(
     assert len(layers) == sizes[0] * STEP_POINTERS
     level = LEVELS.index(active())
     arrays = (ctypes.c_int * len(sizes))(*sizes), (ctypes.c_void_p * len(layers))(*layers)
-    if loaded.af3_step(level, threads, is_half, epsilon, head_stride, *arrays, *pointers) == _OUT_OF_MEMORY:
+    if loaded.af3_step(level, threads, epsilon, head_stride, *arrays, *pointers) == _OUT_OF_MEMORY:
         raise MemoryError(f"no memory for a step of {sizes[1]} rows")
 
 

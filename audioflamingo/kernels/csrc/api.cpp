@@ -77,19 +77,20 @@ AF3_API int af3_attention(int level, int threads, int dtype, int is_causal, floa
 // Weights in float16, all else float; rows <= 16, columns in 32s; `bias` may be null. Not at level 0.
 AF3_API void af3_linear_half(int level, int threads, int rows, int outputs, int columns, const float* x,
                              const uint16_t* weight, const float* bias, float* out) {
-    const af3::Matrix matrix = {weight, bias, out, outputs};
+    const af3::Matrix matrix = {{weight, nullptr, nullptr}, bias, out, outputs};
     af3::run_product(*kLevels[level], &matrix, 1, true, x, rows, columns, false, threads);
 }
 
-// Sizes: layers, rows (at most 16), width, heads, key heads, head_dim, inner; widths in 32s, head_dim in 64s. `layers`
-// as StepLayer has them, the rest as Step. Not at level 0.
-AF3_API int af3_step(int level, int threads, int is_half, float epsilon, int64_t head_stride, const int* sizes,
+// Sizes: layers, rows (at most 16), width, heads, key heads, head_dim, inner; then as Step has them: kind, group, dtype.
+// Widths in 32s, head_dim in 64s. `layers` as StepLayer has them, the rest as Step. Not at level 0.
+AF3_API int af3_step(int level, int threads, float epsilon, int64_t head_stride, const int* sizes,
                      const af3::StepLayer* layers, const int64_t* slots, const int64_t* starts, const int64_t* ends,
                      const float* cosines, const float* sines, float* x) {
     try {
         af3::run_step(*kLevels[level],
                       {layers, slots, starts, ends, cosines, sines, x, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
-                       sizes[5], sizes[6], threads, is_half != 0, epsilon, ptrdiff_t(head_stride)});
+                       sizes[5], sizes[6], threads, af3::Weights(sizes[7]), sizes[8], af3::DType(sizes[9]), epsilon,
+                       ptrdiff_t(head_stride)});
         return kOk;
     } catch (const std::bad_alloc&) {
         return kOutOfMemory;

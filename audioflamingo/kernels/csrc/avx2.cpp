@@ -225,6 +225,9 @@ void dot_bf16(const uint16_t* const* weights, int num_outputs, const uint16_t* x
 #define AF3_FMA(a, b, c) Floats(_mm256_fmadd_ps(a, b, c))
 #define AF3_SPLAT(x) Floats(_mm256_set1_ps(x))
 #define AF3_LOAD_HALF(from) Floats(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))
+#define AF3_LOAD_BF16(from)                                                                                           \
+    Floats(_mm256_castsi256_ps(                                                                                       \
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), 16)))
 #include "attention_tile.h"
 #include "step_tile.h"
 

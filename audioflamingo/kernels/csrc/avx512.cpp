@@ -287,6 +287,9 @@ void dot_float(const uint16_t* const* weights, int num_outputs, const uint16_t* 
 #define AF3_FMA(a, b, c) Floats(_mm512_fmadd_ps(a, b, c))
 #define AF3_SPLAT(x) Floats(_mm512_set1_ps(x))
 #define AF3_LOAD_HALF(from) Floats(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))
+#define AF3_LOAD_BF16(from)                                                                                           \
+    Floats(_mm512_castsi512_ps(                                                                                       \
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16)))
 #include "attention_tile.h"
 #include "step_tile.h"
 

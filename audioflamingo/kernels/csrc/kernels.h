@@ -52,15 +52,15 @@ struct AttentionTile {
     float* weights;          // likewise, for weights in bfloat16
 };
 
-// The inner loops of a decode step in float32.
+// The inner loops of a decode step: float32, keys and values in either dtype.
 struct StepKernels {
     // out[r * ld + o] = product of row r of x with row o of the weights, which are float or half; columns in 32s.
     void (*product)(const void* weights, bool is_half, int outputs, const float* x, int rows, int columns, float* out,
                     ptrdiff_t ld);
     void (*norm)(const float* x, const float* weight, float epsilon, int width, float* out);
     void (*swiglu)(float* gate, const float* up, int width);
-    void (*look)(const float* query, const float* keys, const float* values, int num_keys, int head_dim, float scale,
-                 float* scores, float* out);
+    void (*look)(const float* query, const void* keys, const void* values, DType dtype, int num_keys, int head_dim,
+                 float scale, float* scores, float* out);
 };
 
 // The inner loops of one instruction set. All integer results are exact; sums wrap at 32 bits only on the way.

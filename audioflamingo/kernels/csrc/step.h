@@ -1,4 +1,5 @@
-// One new token of each of a few rows through all layers of the language model, in float32, in one call.
+// One new token of each of a few rows through all layers of the language model in one call: activations in float32,
+// weights in float, half, or packed integers; norms, biases, keys and values in the model's dtype.
 
 #pragma once
 
@@ -6,12 +7,21 @@
 
 namespace af3 {
 
-// In the order of fused_step.py. Weights are outputs x inputs, float or half; keys and values key_heads x slots x head_dim.
+enum Weights : int32_t { kFloats = 0, kHalves = 1, kPacked = 2 };
+
+// A linear layer's weights, outputs x inputs, or as layer.h has them.
+struct StepMatrix {
+    const void* weights;
+    const float* scales;    // packed: of the outputs
+    const void* smoothing;  // packed: factors of the inputs, or null
+};
+
+// In the order of fused_step.py; keys and values are key_heads x slots x head_dim.
 struct StepLayer {
-    const void *q, *k, *v, *o, *gate, *up, *down;
-    const float *q_bias, *k_bias, *v_bias;
-    const float *input_norm, *post_norm;
-    float *keys, *values;
+    StepMatrix q, k, v, o, gate, up, down;
+    const void *q_bias, *k_bias, *v_bias;  // or null
+    const void *input_norm, *post_norm;
+    void *keys, *values;
 };
 
 struct Step {
@@ -23,14 +33,16 @@ struct Step {
     const float* sines;
     float* x;               // rows x width: embeddings, and then what the last layer gives
     int num_layers, rows, width, heads, key_heads, head_dim, inner, threads;
-    bool is_half;
+    Weights kind;
+    int group;    // packed: of int4, 0 for int8
+    DType dtype;  // of norms, biases, smoothing, keys and values
     float epsilon;
     ptrdiff_t head_stride;  // elements from one key head to the next
 };
 
 // A linear layer on the same rows as others.
 struct Matrix {
-    const void* weights;
+    StepMatrix stored;
     const float* bias;  // or null
     float* out;         // rows x outputs
     int outputs;

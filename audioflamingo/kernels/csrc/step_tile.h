@@ -1,10 +1,14 @@
 // The inner loops of a decode step in float32, written once as those of attention_tile.h, which comes before. Beside its
-// macros: AF3_LOAD_HALF(from), a register of floats from float16.
+// macros: AF3_LOAD_HALF(from) and AF3_LOAD_BF16(from), a register of floats from float16 and from bfloat16.
 //
 // Every row has its own sums, filled in the order of the inputs: a result does not depend on the rows beside it.
 
 AF3_TARGET AF3_INLINE Floats load_weights(const float* from) { return load_floats(from); }
 AF3_TARGET AF3_INLINE Floats load_weights(const uint16_t* from) { return AF3_LOAD_HALF(from); }
+
+// float or bfloat16
+AF3_TARGET AF3_INLINE Floats load_wide(const float* from) { return load_floats(from); }
+AF3_TARGET AF3_INLINE Floats load_wide(const uint16_t* from) { return AF3_LOAD_BF16(from); }
 
 AF3_TARGET AF3_INLINE float sum_lanes(Floats values) {
     float sum = 0.0f;
@@ -70,13 +74,14 @@ AF3_TARGET void swiglu(float* gate, const float* up, int width) {
 
 // A query's answer from the keys of one head, which lie one behind the other. `scores` holds num_keys, filled up to
 // whole registers.
-AF3_TARGET void look(const float* query, const float* keys, const float* values, int num_keys, int head_dim,
-                     float scale, float* scores, float* out) {
+template <class Key>
+AF3_TARGET void look_at(const float* query, const Key* keys, const Key* values, int num_keys, int head_dim, float scale,
+                        float* scores, float* out) {
     float most = kLowest;
     for (ptrdiff_t k = 0; k < num_keys; ++k) {
         Floats sum = AF3_SPLAT(0.0f);
         for (int e = 0; e < head_dim; e += AF3_LANES) {
-            sum = AF3_FMA(load_floats(query + e), load_floats(keys + k * head_dim + e), sum);
+            sum = AF3_FMA(load_floats(query + e), load_wide(keys + k * head_dim + e), sum);
         }
         scores[k] = sum_lanes(sum) * scale;
         most = scores[k] > most ? scores[k] : most;
@@ -96,10 +101,21 @@ AF3_TARGET void look(const float* query, const float* keys, const float* values,
         for (ptrdiff_t k = 0; k < num_keys; ++k) {
             const Floats weight = AF3_SPLAT(scores[k]);
             AF3_UNROLL for (int i = 0; i < kRegisters; ++i) {
-                sums[i] = AF3_FMA(weight, load_floats(values + k * head_dim + d + i * AF3_LANES), sums[i]);
+                sums[i] = AF3_FMA(weight, load_wide(values + k * head_dim + d + i * AF3_LANES), sums[i]);
             }
         }
         AF3_UNROLL for (int i = 0; i < kRegisters; ++i) save_floats(out + d + i * AF3_LANES, sums[i] * share);
+    }
+}
+
+void look(const float* query, const void* keys, const void* values, DType dtype, int num_keys, int head_dim, float scale,
+          float* scores, float* out) {
+    if (dtype == kFloat32) {
+        look_at(query, static_cast<const float*>(keys), static_cast<const float*>(values), num_keys, head_dim, scale,
+                scores, out);
+    } else {
+        look_at(query, static_cast<const uint16_t*>(keys), static_cast<const uint16_t*>(values), num_keys, head_dim,
+                scale, scores, out);
     }
 }
 

@@ -13,6 +13,7 @@ from audioflamingo.kernels import linear_bf16, native
 from audioflamingo.network import qwen2
 from audioflamingo.network.fused_step import run_step
 from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
+from audioflamingo.quantization.quantize_model import quantize
 from tests.support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.skipif(
@@ -50,18 +51,30 @@ def halve(model: Any) -> None:
             module.weight.data = module.weight.data.half()
 
 
+def quantized(scheme: str, dtype: torch.dtype, is_smoothed: bool) -> Any:
+    """A language model in int8 or int4, which is the same in either dtype."""
+    model = quantize(tiny_model(**SHAPE).bfloat16(), scheme, group_size=32 if scheme == "int4" else None)
+    generator = torch.Generator().manual_seed(1)
+    for name, module in model.model.language_model.named_modules():
+        if is_smoothed and name.endswith(("o_proj", "down_proj")):
+            exponents = torch.randint(-2, 3, (module.in_features,), generator=generator)
+            module.smoothing = torch.exp2(exponents.float()).bfloat16()
+    return model.to(dtype).model.language_model
+
+
 def prefilled(model: Any, lengths: tuple[int, ...] = LENGTHS) -> tuple[KVStore, list[Span], Tensor]:
     """Rows of unequal length, the first one stored last, and an embedding of a token behind each."""
     generator = torch.Generator().manual_seed(3)
     store, room = KVStore(len(model.layers), 64 * len(lengths)), 64
     spans = [Span((len(lengths) - 1 - row) * room, room) for row in range(len(lengths))]
-    x = torch.randn(sum(lengths), model.config.hidden_size, generator=generator)
+    dtype = model.norm.weight.dtype
+    x = torch.randn(sum(lengths), model.config.hidden_size, generator=generator).to(dtype)
     starts = [span.start for span in spans]
     layout = PackedLayout.of(starts, [0] * len(lengths), lengths, torch.device("cpu"))
     model.forward_packed(x, KVView(store, layout))
     for span, length in zip(spans, lengths, strict=True):
         span.length = length
-    return store, spans, torch.randn(len(lengths), model.config.hidden_size, generator=generator)
+    return store, spans, torch.randn(len(lengths), model.config.hidden_size, generator=generator).to(dtype)
 
 
 def step(model: Any, store: KVStore, spans: list[Span], x: Tensor) -> Tensor:
@@ -93,6 +106,49 @@ def test_a_step_gives_what_the_layers_give(is_half: bool, layers_alone: Callable
     torch.testing.assert_close(fused, plain, atol=2e-5, rtol=1e-5)
     for mine, theirs in zip(written, (*store.keys, *store.values), strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_smoothed", [False, True])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantized_step_in_float32_gives_what_the_layers_give(
+    scheme: str, is_smoothed: bool, layers_alone: Callable[[], None]
+) -> None:
+    model = quantized(scheme, torch.float32, is_smoothed)
+    store, spans, x = prefilled(model)
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    fused = step(model, store, spans, x)
+    written = [buffer.clone() for buffer in (*store.keys, *store.values) if buffer is not None]
+    layers_alone()
+    store, spans, x = prefilled(model)
+    plain = step(model, store, spans, x)
+    # An activation on the border between two integers may fall to either side.
+    assert (fused - plain).norm() <= 2e-3 * plain.norm()
+    for mine, theirs in zip(written, (*store.keys, *store.values), strict=True):
+        assert theirs is not None
+        assert (mine - theirs).norm() <= 2e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantized_step_in_bfloat16_rounds_where_the_layers_do(
+    scheme: str, layers_alone: Callable[[], None]
+) -> None:
+    model = quantized(scheme, torch.bfloat16, True)
+    store, spans, x = prefilled(model)
+    wide, wide_store = quantized(scheme, torch.float32, True), KVStore(len(model.layers), store.num_slots)
+    for buffers, wide_buffers in ((store.keys, wide_store.keys), (store.values, wide_store.values)):
+        wide_buffers[:] = [None if buffer is None else buffer.float() for buffer in buffers]
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    fused = step(model, store, spans, x)
+    layers_alone()
+    plain = step(model, store, spans, x)
+    expected = step(wide, wide_store, spans, x.float())
+    assert fused.dtype == torch.bfloat16
+    between, of_rounding = (
+        (plain.float() - other.float()).norm() / plain.norm() for other in (fused, expected)
+    )
+    assert between < 0.5 * of_rounding < 0.02
 
 
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
