@@ -151,9 +151,7 @@ class Flight:
             return cls(rows, chosen.clone())
         ids = torch.empty(len(chosen), dtype=torch.long, device="cpu", pin_memory=True)
         ids.copy_(chosen, non_blocking=True)
-        landed = torch.cuda.Event()
-        landed.record()
-        return cls(rows, ids, landed)
+        return cls(rows, ids, torch.cuda.current_stream(chosen.device).record_event())
 
     def tokens(self) -> list[int]:
         """The tokens; waits for the step."""
@@ -223,7 +221,7 @@ class CapturedSteps:
         self.has_failed = False
         self._is_recorded = is_recorded
         self._kept: list[StoreSteps] = []
-        self._weights: tuple[int, ...] = ()
+        self._state: tuple[Any, ...] = ()  # of the model, as it was when the steps were recorded
         self._memory: Any = None
 
     def __reduce__(self) -> Any:
@@ -237,12 +235,9 @@ class CapturedSteps:
             model: whose steps they are.
             num_slots: of the store; None for one that grows.
         """
-        # A step reads the weights where they were: moved or exchanged ones make it worthless. And what was made in
-        # inference mode cannot be written to outside of it.
-        weights = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
-        weights = (*weights, torch.is_inference_mode_enabled())
-        if weights != self._weights:
-            self._kept, self._weights = [], weights
+        state = state_of(model)
+        if state != self._state:
+            self._kept, self._state = [], state
         if num_slots is None and self._kept:
             return self._kept.pop()
         num_layers = model.config.text_config.num_hidden_layers
@@ -282,6 +277,21 @@ class CapturedSteps:
         warn(
             f"decode steps could not be captured ({reason}); they run eagerly, which gives the same tokens more slowly."
         )
+
+
+def state_of(model: AudioFlamingo3WithHead) -> tuple[Any, ...]:
+    """What a recorded step has taken for granted of a model; it is worthless once that has changed.
+
+    Where the weights are, peft's adapters as they are switched, training mode, and inference mode: what was made in it
+    cannot be written to outside of it.
+    """
+    weights = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+    adapters = [
+        (repr(module.active_adapters), module.disable_adapters, module.merged, repr(module.scaling))
+        for module in model.modules()
+        if hasattr(type(module), "disable_adapters")
+    ]
+    return (*weights, *adapters, model.training, torch.is_inference_mode_enabled())
 
 
 def captured_steps_of(model: AudioFlamingo3WithHead) -> CapturedSteps | None:

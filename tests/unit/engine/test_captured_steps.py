@@ -208,6 +208,26 @@ def test_changed_weights_are_not_answered_with_old_steps() -> None:
     assert model.kept_steps._kept == []
 
 
+def test_adapters_of_peft_that_are_switched_are_not_answered_with_old_steps() -> None:
+    """The weights stay where they are: what is recorded would go on with the adapter, or without."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = capturing(lively_model())
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted.generate(**BATCH, max_new_tokens=4)
+    kept = model.kept_steps._kept[0]
+    assert model.kept_steps.lend(model, None) is kept
+    model.kept_steps.give_back(kept)
+    with adapted.disable_adapter():
+        assert model.kept_steps.lend(model, None) is not kept
+
+
+def test_a_model_that_was_never_asked_to_capture_records_nothing(events: list[str]) -> None:
+    model = lively_model()
+    model.generate(**BATCH, max_new_tokens=4)
+    assert (model.compiles_steps, model.kept_steps, events) == (False, None, [])
+
+
 def test_a_copy_of_a_model_has_steps_of_its_own() -> None:
     model = capturing(lively_model())
     model.generate(**BATCH, max_new_tokens=4)

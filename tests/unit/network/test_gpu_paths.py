@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from audioflamingo.engine.captured_steps import CapturedSteps, DecodeStep
 from audioflamingo.kernels import gpu
@@ -20,6 +22,7 @@ from audioflamingo.network import attention, encoder
 from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
 from audioflamingo.network.row_layout import Bounds
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from audioflamingo.quantization.quantize_model import quantize
 from audioflamingo.quantization.schemes import LayerFormat
 from tests.support.fake_cuda import WithoutCudaRuntime
 from tests.support.generation_models import MANY_EOS, lively_model
@@ -105,14 +108,18 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def fake_model() -> Any:
-    """A tiny model in bfloat16 on the card, its heads as wide as flash attention needs them."""
-    model = tiny_model(hidden_size=64)
+def fake_model(scheme: str | None = None) -> Any:
+    """A tiny model in bfloat16 on the card, its heads as wide as flash attention needs them; or a packed one."""
+    with unset_fake_temporarily():
+        model = tiny_model(hidden_size=64).bfloat16()
+        if scheme is not None:
+            quantize(model, scheme)
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
-                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=False)
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    tensors[name] = torch.nn.Parameter(fake, False) if tensors is module._parameters else fake
     return model
 
 
@@ -140,6 +147,45 @@ def test_a_captured_step_stays_on_the_card(fake_cuda: None) -> None:
     assert step.chosen is not None
     assert {step.logits.device.type, step.chosen.device.type, step.tokens.device.type} == {"cuda"}
     assert step.logits.shape[0] == step.chosen.shape[0] == 4
+
+
+class OnlyOnTheCard(TorchDispatchMode):
+    """Refuses what cannot be recorded: values read by the host, shapes that depend on values, tensors of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        is_by_number = func is torch.ops.aten.index.Tensor and all(
+            index is None or index.dtype == torch.int64 for index in args[1]
+        )
+        assert not tags or is_by_number, f"{func} waits for the device"
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
+        assert all(tensor.device.type == "cuda" for tensor in tensors), f"{func} has a tensor of the host"
+        self.num_operations += 1
+        return found
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_every_operation_of_a_captured_step_can_be_recorded(fake_cuda: None, scheme: str | None) -> None:
+    model = fake_model(scheme)
+    step = DecodeStep(model, KVStore(2, 100), num_rows=4, window=4096, scratch=0)
+    step.load([5, 6], [Span(1, 20, 3), Span(40, 20, 9)])
+    with OnlyOnTheCard() as operations:
+        step.run()
+        step.run()
+    assert operations.num_operations > 100
+
+
+@pytest.mark.parametrize("read", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu()])
+def test_operations_that_cannot_be_recorded_are_found(fake_cuda: None, read: Any) -> None:
+    """The method itself."""
+    x = torch.empty(4, device=CUDA)
+    with OnlyOnTheCard(), pytest.raises((AssertionError, RuntimeError)):
+        read(x)
 
 
 def test_encoding_stays_on_the_card(fake_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
