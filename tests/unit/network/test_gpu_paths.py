@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from audioflamingo.engine.captured_steps import CapturedSteps, DecodeStep
-from audioflamingo.kernels import gpu
+from audioflamingo.kernels import gpu, unpack_int8
 from audioflamingo.network import attention, encoder
 from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
 from audioflamingo.network.row_layout import Bounds
@@ -124,6 +124,7 @@ def fake_model(scheme: str | None = None) -> Any:
 
 
 CUDA = torch.device("cuda")
+FLOAT8 = LayerFormat(8, is_float=True)
 
 
 def test_prefill_and_decode_of_unequal_rows_stay_on_the_card(fake_cuda: None) -> None:
@@ -169,7 +170,7 @@ class OnlyOnTheCard(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+@pytest.mark.parametrize("scheme", [None, "int8", "int4", "fp8"])
 def test_every_operation_of_a_captured_step_can_be_recorded(fake_cuda: None, scheme: str | None) -> None:
     model = fake_model(scheme)
     step = DecodeStep(model, KVStore(2, 100), num_rows=4, window=4096, scratch=0)
@@ -197,7 +198,7 @@ def test_encoding_stays_on_the_card(fake_cuda: None, monkeypatch: pytest.MonkeyP
     assert found.pooler_output.shape == (75 + 10, 64)
 
 
-@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(8, None, True)])
+@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(8, None, True), FLOAT8])
 @pytest.mark.parametrize("num_rows", [1, 200])
 def test_packed_layers_stay_on_the_card(fake_cuda: None, format_: LayerFormat, num_rows: int) -> None:
     with CUDA:
@@ -208,6 +209,33 @@ def test_packed_layers_stay_on_the_card(fake_cuda: None, format_: LayerFormat, n
     out = layer(torch.empty(2, num_rows, 64, dtype=torch.bfloat16, device=CUDA))
     assert out.device.type == "cuda"
     assert (out.shape, out.dtype) == ((2, num_rows, 40), torch.bfloat16)
+
+
+def test_products_of_float8_are_those_of_rows_rounded_one_by_one() -> None:
+    """On a CPU, where torch has this product too; which rows take it is the card's."""
+    generator = torch.Generator().manual_seed(0)
+    layer = QuantizedLinear(64, 48, True, FLOAT8)
+    layer.fill(torch.randn(48, 64, generator=generator), "layer")
+    x = torch.randn(70, 64, generator=generator) * torch.logspace(-3, 3, 70)[:, None]
+    x[5] = 0
+    bias = torch.randn(48, generator=generator).bfloat16()
+    weight = unpack_int8(layer.packed, layer.shape).view(torch.float8_e4m3fn)
+    assert gpu.fits_float8_product(x.bfloat16(), layer.shape)
+    found = gpu.float8_product(x.bfloat16(), weight, layer.scales, bias)
+    scales = x.bfloat16().float().abs().amax(1, keepdim=True).clamp(min=1e-9) / 448
+    rows = (x.bfloat16().float() / scales).to(torch.float8_e4m3fn).float() * scales
+    expected = torch.nn.functional.linear(rows, layer.dequantize(), bias.float())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+    near = torch.nn.functional.linear(x, layer.dequantize(), bias.float())
+    assert (found.float() - near).norm() < 0.05 * near.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(torch.float16, (48, 64)), (torch.bfloat16, (40, 64)), (torch.bfloat16, (48, 40))]
+)
+def test_what_no_product_of_float8_takes_is_unpacked(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    assert not gpu.fits_float8_product(torch.empty(70, shape[1], dtype=dtype), shape)
 
 
 def test_packed_embeddings_are_those_of_the_cpu() -> None:
