@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from audioflamingo.errors import ArgumentError, ConfigError
 from audioflamingo.json_config import JsonConfig, require_equal, require_positive, require_probability
 
+Result = TypeVar("Result")
 MODEL_TYPE = "audioflamingo3"
 MUSIC_MODEL_TYPE = "musicflamingo"
 ENCODER_MODEL_TYPE = "audioflamingo3_encoder"
@@ -221,13 +223,7 @@ class AudioFlamingo3Config(JsonConfig):
         Raises:
             ConfigError: the file is absent, not JSON, of another model, or holds impossible values.
         """
-        path = Path(folder) / "config.json"
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise ConfigError(f"{path}: {error}") from error
-            raise ConfigError(f"cannot read {path}: {error}{_hint(path)}") from error
+        return _read(Path(folder) / "config.json", cls.from_dict)
 
 
 @dataclass
@@ -330,22 +326,28 @@ def _hint(path: Path) -> str:
     return ". It is a checkpoint of transformers' Trainer: pass config=model.config, or save with save_pretrained"
 
 
+def _read(path: Path, understand: Callable[[Any], Result]) -> Result:
+    """What a JSON file means; whatever is wrong with it is a `ConfigError` that names it."""
+    try:
+        return understand(json.loads(path.read_text(encoding="utf-8")))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}{_hint(path)}") from error
+
+
 def read_model_config(folder: str | Path) -> AudioFlamingo3Config:
     """Reads `config.json` of a local checkpoint folder, whichever model of the family it is.
 
     Raises:
         ConfigError: as `AudioFlamingo3Config.from_pretrained`.
     """
-    path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        model_type = values.get("model_type", MODEL_TYPE) if isinstance(values, dict) else MODEL_TYPE
-        kind = config_class_of(model_type)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{path}: {error}") from error
-        raise ConfigError(f"cannot read {path}: {error}{_hint(path)}") from error
-    return kind.from_pretrained(folder)
+
+    def kind_of(values: Any) -> type[AudioFlamingo3Config]:
+        is_named = isinstance(values, dict)
+        return config_class_of(values.get("model_type", MODEL_TYPE) if is_named else MODEL_TYPE)
+
+    return _read(Path(folder) / "config.json", kind_of).from_pretrained(folder)
 
 
 @dataclass

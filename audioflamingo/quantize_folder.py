@@ -53,7 +53,7 @@ def quantize_checkpoint(
     Args:
         id_or_path: a folder or a hub id.
         folder: where to; not the folder of the original.
-        scheme: `"int8"` or `"int4"`; see `quantize`.
+        scheme: `"int8"`, `"int4"` or `"fp8"`; see `quantize`.
         group_size: see `quantize`.
         output_bits: see `quantize`.
         calibration: see `quantize`.

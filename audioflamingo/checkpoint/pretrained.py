@@ -120,9 +120,9 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             device_map: None for the CPU; a device; `"auto"` for all CUDA devices, else MPS, else the CPU; or
                 a dict from module names to devices. More than one device needs the package `accelerate`.
             attn_implementation: `"sdpa"` (the default) or `"eager"`.
-            quantization: `"int8"` or `"int4"`: quantize while loading, one tensor at a time; the model then runs on
-                the CPU or on one GPU (`device_map="auto"` takes the first). A folder that is quantized already needs
-                no asking, and refuses another scheme.
+            quantization: `"int8"`, `"int4"`, or `"fp8"` for a GPU: quantize while loading, one tensor at a time; the
+                model then runs on the CPU or on one GPU (`device_map="auto"` takes the first). A folder that is
+                quantized already needs no asking, and refuses another scheme.
             compile: capture decode steps in CUDA graphs, some seconds when they are first needed; then a step waits
                 neither for Python nor for its last tokens. Where that is not possible: one warning, and as without.
             keep_float16: with `dtype="float32"`, keep the language model's linear weights in float16 where they are

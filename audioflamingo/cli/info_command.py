@@ -182,7 +182,7 @@ def _stored(folder: Path, empty: Any) -> dict[str, Any]:
             name = "float8" if tensor.dtype == FLOAT8 else str(FLOAT_DTYPES[tensor.dtype])
             counts[name.removeprefix("torch.")] += math.prod(tensor.shape)
     for layer in packed_layers(empty).values():
-        counts[f"int{layer.format.bits}"] += math.prod(layer.shape)
+        counts[layer.format.name] += math.prod(layer.shape)
     if is_component_folder(folder):
         layout = "NVIDIA's original folders"
     elif any(tensor.key.startswith("model.") for tensor in tensors.values()):

@@ -36,6 +36,7 @@ class Quantization(StrEnum):
 
     INT8 = "int8"
     INT4 = "int4"
+    FP8 = "fp8"
 
 
 @dataclass(frozen=True)

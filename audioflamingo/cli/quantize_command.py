@@ -20,7 +20,10 @@ def quantize(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     scheme: Annotated[
         Quantization,
-        typer.Option(help="int8: half the size of bfloat16, nearly the same answers. int4: a quarter."),
+        typer.Option(
+            help="int8: half the size of bfloat16, nearly the same answers. int4: a quarter. fp8: as large as int8, "
+            "for GPUs that multiply in it."
+        ),
     ],
     group_size: Annotated[
         int | None,
@@ -47,7 +50,7 @@ def quantize(
     *,
     screen: QuietOptions,
 ) -> None:
-    """Write an int8 or int4 copy of a model, which loads at once and runs on a CPU.
+    """Write an int8, int4 or fp8 copy of a model, which loads at once and runs on a CPU or a GPU.
 
     The model goes through memory tensor by tensor. OUT is written whole or not at all.
 

@@ -13,12 +13,10 @@ from typing import Any
 
 from audioflamingo.corpus.cluster import ClusterOptions, alive_nodes, connected, plan_workers
 from audioflamingo.corpus.folder import CorpusFolder, describe_files
-from audioflamingo.corpus.ray_data import Load, ShardResult, run_shards
+from audioflamingo.corpus.ray_data import Load, ShardResult, check_failures, run_shards
 from audioflamingo.corpus.records import CorpusFile, Shard, cut_shards, error_record, transcribe_shard
-from audioflamingo.errors import ArgumentError, ClusterError
+from audioflamingo.errors import ArgumentError
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
-
-MAX_FAILED_SHARDS = 16  # more of them are no bad files but a bad model or cluster
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,7 @@ def _run(
             on_records(result.records)
             continue
         failed.append(result.shard)
-        if len(failed) > MAX_FAILED_SHARDS:
-            raise ClusterError(
-                f"{len(failed)} shards failed, the last one with: {result.failure}. What is finished is kept."
-            )
+        check_failures(failed, result.failure)
     alone = [(shard, file) for shard in failed for file in shard.files]
     records: dict[int, dict[str, str]] = defaultdict(dict)
     singles = [Shard(number, (file,)) for number, (_, file) in enumerate(alone)]

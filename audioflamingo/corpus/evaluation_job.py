@@ -17,7 +17,7 @@ from audioflamingo.corpus.cluster import (
     connected,
     plan_workers,
 )
-from audioflamingo.corpus.ray_data import Load, describe_error, run_shards
+from audioflamingo.corpus.ray_data import Load, check_failures, describe_error, run_shards
 from audioflamingo.errors import ClusterError, require
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from audioflamingo.evaluation.evaluation_options import EvaluationOptions
     from audioflamingo.evaluation.questions import Question
     from audioflamingo.evaluation.scoring import ItemResult
-
-MAX_FAILED_SHARDS = 16  # more of them are no bad questions but a bad model or cluster
 
 
 @dataclass(frozen=True)
@@ -154,10 +152,7 @@ def _answer(
                 items = {members[0].key: failed_item(members[0], ClusterError(result.failure))}
             elif result.failure:
                 failed.append(result.shard)
-                if len(failed) > MAX_FAILED_SHARDS:
-                    raise ClusterError(
-                        f"{len(failed)} shards failed, the last one with: {result.failure}. What is finished is kept."
-                    )
+                check_failures(failed, result.failure)
                 continue
             elapsed_s = round((time.perf_counter() - before) / len(members), 4)
             before = time.perf_counter()

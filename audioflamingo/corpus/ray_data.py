@@ -32,6 +32,7 @@ class AnyShard(Protocol):
 S = TypeVar("S", bound=AnyShard)
 
 MAX_ATTEMPTS = 3  # times that a shard may take its worker down with it
+MAX_FAILED_SHARDS = 16  # more of them are no bad files or questions but a bad model or cluster
 
 
 class AttemptCounter:
@@ -105,6 +106,14 @@ class ShardResult(Generic[S]):
     shard: S
     records: tuple[str, ...]
     failure: str = ""
+
+
+def check_failures(failed: Sequence[AnyShard], failure: str) -> None:
+    """Raises `ClusterError` once so many shards have failed that it is no fault of theirs; the last one's is named."""
+    if len(failed) > MAX_FAILED_SHARDS:
+        raise ClusterError(
+            f"{len(failed)} shards failed, the last one with: {failure}. What is finished is kept."
+        )
 
 
 def run_shards(shards: Sequence[S], load: Load, work: Work, plan: WorkerPlan) -> Iterator[ShardResult[S]]:

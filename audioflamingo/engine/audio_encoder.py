@@ -17,6 +17,7 @@ from audioflamingo.processor.prompt import AudioWindow
 
 MAX_WINDOWS = 16  # encoded together: at the published width each takes some 30 MB meanwhile
 POSITIONS_PER_PIECE = 256  # of the encoder, 20 ms each: 10 to 20 ms of work in a small model on a CPU
+ALL_POSITIONS = 1 << 20  # on a GPU, where a layer of a whole window takes less time than its launches
 
 
 class AudioEncoder:
@@ -82,11 +83,12 @@ class AudioEncoder:
     def work(self, window: AudioWindow, seconds: float, adapter: str | None = None) -> Tensor | None:
         """Goes on encoding a window for about so long; returns its tokens `(A, D)` once they are done."""
         end = time.perf_counter() + seconds
+        num_positions = ALL_POSITIONS if self._model.device.type == "cuda" else POSITIONS_PER_PIECE
         key = self._key(window, adapter)
         pieces = self._begun.setdefault(
             key,
             self._model.encode_in_pieces(
-                window.features, window.num_frames, POSITIONS_PER_PIECE, *_numbers([window])
+                window.features, window.num_frames, num_positions, *_numbers([window])
             ),
         )
         with routed([adapter]):

@@ -14,6 +14,7 @@ import math
 import time
 import weakref
 from collections.abc import Sequence as Rows
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,14 +111,15 @@ class DecodeStep:
         )  # a row that cannot go on must still not name a token that is none
         self._positions.add_(self._advance)
 
-    def record(self, memory: Any) -> None:
+    def record(self, memory: Any, with_kernels: bool = True) -> None:
         """Records the step; its rows are then none.
 
         Args:
             memory: pool that all graphs of a store share.
+            with_kernels: take this package's kernels for the small work.
         """
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        with step_kernels():
+        with step_kernels() if with_kernels else nullcontext():
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
@@ -151,9 +153,7 @@ class Flight:
             return cls(rows, chosen.clone())
         ids = torch.empty(len(chosen), dtype=torch.long, device="cpu", pin_memory=True)
         ids.copy_(chosen, non_blocking=True)
-        landed = torch.cuda.Event()
-        landed.record()
-        return cls(rows, ids, landed)
+        return cls(rows, ids, torch.cuda.current_stream(chosen.device).record_event())
 
     def tokens(self) -> list[int]:
         """The tokens; waits for the step."""
@@ -170,15 +170,20 @@ class StoreSteps:
         model: runs.
         store: the keys and values.
         scratch: a slot of the store that belongs to nobody.
+
+    Attributes:
+        store, scratch: see above.
+        memory: pool that the graphs share; None before there is one.
     """
 
     def __init__(
         self, owner: CapturedSteps, model: AudioFlamingo3WithHead, store: KVStore, scratch: int
     ) -> None:
         self.store = store
+        self.scratch = scratch
+        self.memory: Any = None  # of the graphs; of other stores', which other threads may run, it is apart
         self._owner = owner
         self._model = weakref.ref(model)
-        self._scratch = scratch
         self._steps: dict[tuple[int, int], DecodeStep] = {}
         self._buffer: Tensor | None = None  # of the store, as it was when the steps were recorded
 
@@ -188,14 +193,14 @@ class StoreSteps:
         if buffer is None or model is None or self._owner.has_failed:
             return None
         if buffer is not self._buffer:  # the store grew, and moved
-            self._steps, self._buffer = {}, buffer
+            self._steps, self._buffer, self.memory = {}, buffer, None
         num_rows = 1 << (num_rows - 1).bit_length()
         window = MIN_WINDOW
         while window < num_tokens:
             window *= WINDOW_FACTOR
         key = num_rows, window
         if key not in self._steps:
-            made = self._owner.make(model, self.store, key, self._scratch)
+            made = self._owner.make(model, self, key)
             if made is None:
                 return None
             self._steps[key] = made
@@ -223,8 +228,8 @@ class CapturedSteps:
         self.has_failed = False
         self._is_recorded = is_recorded
         self._kept: list[StoreSteps] = []
-        self._weights: tuple[int, ...] = ()
-        self._memory: Any = None
+        self._state: tuple[Any, ...] = ()  # of the model, as it was when the steps were recorded
+        self._has_kernels = True
 
     def __reduce__(self) -> Any:
         """A copy of a model has recorded nothing yet."""
@@ -237,12 +242,9 @@ class CapturedSteps:
             model: whose steps they are.
             num_slots: of the store; None for one that grows.
         """
-        # A step reads the weights where they were: moved or exchanged ones make it worthless. And what was made in
-        # inference mode cannot be written to outside of it.
-        weights = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
-        weights = (*weights, torch.is_inference_mode_enabled())
-        if weights != self._weights:
-            self._kept, self._weights = [], weights
+        state = state_of(model)
+        if state != self._state:
+            self._kept, self._state = [], state
         if num_slots is None and self._kept:
             return self._kept.pop()
         num_layers = model.config.text_config.num_hidden_layers
@@ -255,33 +257,66 @@ class CapturedSteps:
             self._kept = [steps]
 
     def make(
-        self, model: AudioFlamingo3WithHead, store: KVStore, shape: tuple[int, int], scratch: int
+        self, model: AudioFlamingo3WithHead, steps: StoreSteps, shape: tuple[int, int]
     ) -> DecodeStep | None:
         """A step for so many rows and such a window, recorded; None, after one warning, if that fails."""
         start = time.perf_counter()
         try:
-            step = DecodeStep(model, store, *shape, scratch)
+            step = DecodeStep(model, steps.store, *shape, steps.scratch)
             if self._is_recorded:
-                if self._memory is None:
-                    self._memory = torch.cuda.graph_pool_handle()
-                step.record(self._memory)
+                self._record(step, steps)
                 self.num_recorded += 1
-        except (
-            Exception
-        ) as error:  # whatever a library may have against being recorded: eager steps still work
-            reason = str(error).strip().splitlines() or [""]
-            self.fail(f"{type(error).__name__}: {reason[0]}")
+        except Exception as error:  # whatever a library may have against it: eager steps still work
+            self.fail(_reason(error))
             return None
         self.recording_s += time.perf_counter() - start
         return step
 
+    def _record(self, step: DecodeStep, steps: StoreSteps) -> None:
+        """Records a step, with this package's kernels if they run: triton needs a C compiler, which may be missing."""
+        failure = None
+        if self._has_kernels:
+            try:
+                steps.memory = steps.memory or torch.cuda.graph_pool_handle()
+                step.record(steps.memory)
+                return
+            except Exception as error:
+                failure, self._has_kernels, steps.memory = error, False, None
+        steps.memory = steps.memory or torch.cuda.graph_pool_handle()
+        step.record(steps.memory, with_kernels=False)
+        if failure is not None:
+            warn(f"decode steps are captured without this package's kernels ({_reason(failure)}).")
+
     def fail(self, reason: str) -> None:
         """Goes on eagerly."""
         self.has_failed = True
-        self._kept, self._memory = [], None
+        self._kept = []
         warn(
             f"decode steps could not be captured ({reason}); they run eagerly, which gives the same tokens more slowly."
         )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong first: that a recording was broken off says nothing."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def state_of(model: AudioFlamingo3WithHead) -> tuple[Any, ...]:
+    """What a recorded step has taken for granted of a model; it is worthless once that has changed.
+
+    Where the weights are, peft's adapters as they are switched, and inference mode: what was made in it cannot be
+    written to outside of it.
+    """
+    weights = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+    adapters = [
+        (repr(module.active_adapters), module.disable_adapters, module.merged, repr(module.scaling))
+        for module in model.modules()
+        if hasattr(type(module), "disable_adapters")
+    ]
+    return (*weights, *adapters, torch.is_inference_mode_enabled())
 
 
 def captured_steps_of(model: AudioFlamingo3WithHead) -> CapturedSteps | None:

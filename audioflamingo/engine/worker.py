@@ -6,6 +6,8 @@ import logging
 import threading
 from collections import deque
 
+import torch
+
 from audioflamingo.engine.engine import Engine
 from audioflamingo.engine.memory import give_back_memory
 from audioflamingo.engine.request import Request
@@ -63,6 +65,9 @@ class EngineWorker:
             self._thread.join()
 
     def _run(self) -> None:
+        device = self.engine.model.device
+        if device.type == "cuda":  # a new thread's current device is the first one
+            torch.cuda.set_device(device)
         scheduler = self.engine.scheduler
         while True:
             if not self._wait(TIDY_AFTER_S):

@@ -20,6 +20,8 @@ from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels.weight_layout import BLOCK_ROWS, Shape
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FLOAT8_STEP = 16  # of which products of float8 take multiples
+MIN_ROW_SCALE = 1e-12  # of a row that is all zeros
 MIN_FEATURES = 512  # of a layer whose rows are worth a kernel of their own
 _is_step: ContextVar[bool] = ContextVar("is_step", default=False)
 
@@ -74,13 +76,26 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
+@cache
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether a GPU has products of float8 with a scale for each row: compute capability 9.0 or more."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def linear_packed(
-    x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: Shape, group: int | None
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    shape: Shape,
+    group: int | None,
+    is_float: bool = False,
 ) -> Tensor:
     """A linear layer with packed weights, which are not rounded further; activations stay as they are.
 
     Few rows multiply the packed weights as they lie. For more, as of a prompt or a clip, the weights are unpacked to
-    the dtype of `x` first, which those who are many share.
+    the dtype of `x` first, which those who are many share. Many bfloat16 rows beside float8 weights are themselves
+    rounded to float8, row by row, where the GPU multiplies in it.
 
     Args:
         x: bfloat16, float16 or float32 `(..., K)` on a GPU.
@@ -89,6 +104,7 @@ def linear_packed(
         bias: `(N,)`, or None.
         shape: (N, K).
         group: inputs that share a group scale; None for 8 bits.
+        is_float: the 8 bits are a float8.
 
     Returns:
         `(..., N)` in the dtype of `x`.
@@ -102,8 +118,34 @@ def linear_packed(
             f"x must be one of {FLOAT_DTYPES} with {shape[1]} features, got {x.dtype} {tuple(x.shape)}."
         )
     rows = x.reshape(-1, shape[1])
-    out: Tensor = _packed_product()(rows, packed, scales, bias, list(shape), group or 0)
+    out: Tensor = _packed_product()(rows, packed, scales, bias, list(shape), group or 0, is_float)
     return out.view(*x.shape[:-1], shape[0])
+
+
+def fits_float8_product(x: Tensor, shape: Shape) -> bool:
+    """Whether `float8_product` takes such rows and weights."""
+    return x.dtype == torch.bfloat16 and shape[0] % FLOAT8_STEP == 0 and shape[1] % FLOAT8_STEP == 0
+
+
+def float8_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer whose weights are float8 and whose rows are rounded to it, each by its largest value.
+
+    Args:
+        x: bfloat16 `(M, K)`.
+        weight: float8 `(N, K)`.
+        scales: float32 `(N,)`.
+        bias: bfloat16 `(N,)`, or None.
+
+    Returns:
+        bfloat16 `(M, N)`.
+    """
+    largest = torch.finfo(weight.dtype).max
+    row_scales = x.abs().amax(dim=1, keepdim=True).float().clamp(min=MIN_ROW_SCALE) / largest
+    rows = (x.float() / row_scales).clamp(-largest, largest).to(weight.dtype)
+    out: Tensor = torch._scaled_mm(
+        rows, weight.t(), row_scales, scales[None], bias=bias, out_dtype=torch.bfloat16
+    )
+    return out
 
 
 def gather_packed(
@@ -139,19 +181,36 @@ def _packed_product() -> Any:
 
     @torch.library.custom_op("audioflamingo::packed_linear", mutates_args=(), device_types="cuda")
     def linear(
-        x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: list[int], group: int
+        x: Tensor,
+        packed: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        shape: list[int],
+        group: int,
+        is_float: bool,
     ) -> Tensor:
         kernels, size = _kernels(), (shape[0], shape[1])
         with torch.cuda.device(x.device):  # where triton starts kernels
             if len(x) <= kernels.MAX_FEW_ROWS:
-                out: Tensor = kernels.packed_linear(x, packed, scales, bias, size, group or None)
+                out: Tensor = kernels.packed_linear(x, packed, scales, bias, size, group or None, is_float)
                 return out
-            weight = kernels.unpack(packed, scales, size, group or None, x.dtype)
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+            bias = None if bias is None else bias.to(x.dtype)
+            if is_float and fits_float8_product(x, size) and multiplies_float8(x.device):
+                ones = torch.ones_like(scales)
+                weight = kernels.unpack(packed, ones, size, None, torch.float8_e4m3fn, is_float)
+                return float8_product(x, weight, scales, bias)
+            weight = kernels.unpack(packed, scales, size, group or None, x.dtype, is_float)
+        return F.linear(x, weight, bias)
 
     @linear.register_fake
     def _(
-        x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: list[int], group: int
+        x: Tensor,
+        packed: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        shape: list[int],
+        group: int,
+        is_float: bool,
     ) -> Tensor:
         return x.new_empty(len(x), shape[0])
 

@@ -3,7 +3,9 @@
 Packed weights are read in words of four bytes (`weight_layout`): a word is one output row's next four inputs (8 bits)
 or eight (4 bits), and the words of 16 rows stand side by side. The integers become floats without a conversion, which
 would be slow: put into the mantissa of 1.0 they are `1 + n / 256` or `1 + n / 16`, from which one multiplication and
-addition make the exact integer weight. It is a bfloat16 or float16 without rounding; sums and scales are float32.
+addition make the exact integer weight. Float8 weights (E4M3) lie in words like those of 8 bits, and their bits are
+those of a float16 that is 256 times as small. Either is a bfloat16 or float16 without rounding; sums and scales are
+float32.
 
 Importing this module needs the package triton, which comes with torch for CUDA.
 """
@@ -24,8 +26,22 @@ _DOT_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.floa
 
 
 @triton.jit
-def _integer_weights(words, scales, i: tl.constexpr, is_4_bit: tl.constexpr):
+def _weights_of(words, scales, i: tl.constexpr, is_4_bit: tl.constexpr, is_float: tl.constexpr):
     """The weights at place `i` of each word, float32; `scales` are the group scales of 4-bit words."""
+    if is_float:
+        return _float8_weights(words, i)
+    return _integer_weights(words, scales, i, is_4_bit)
+
+
+@triton.jit
+def _float8_weights(words, i: tl.constexpr):
+    bits = (words >> (8 * i)) ^ 0x80  # as 8-bit integers are stored
+    half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+    return half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256
+
+
+@triton.jit
+def _integer_weights(words, scales, i: tl.constexpr, is_4_bit: tl.constexpr):
     position: tl.constexpr = 8 * (i % 4) + 4 * (i // 4) if is_4_bit else 8 * i  # of the integer in the word
     top: tl.constexpr = 19 if is_4_bit else 15  # where its lowest bit goes
     mask: tl.constexpr = 0x780000 if is_4_bit else 0x7F8000
@@ -65,6 +81,7 @@ def _packed_kernel(
     words_in_group: tl.constexpr,
     has_bias: tl.constexpr,
     is_4_bit: tl.constexpr,
+    is_float: tl.constexpr,
     dot_type: tl.constexpr,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
@@ -86,7 +103,7 @@ def _packed_kernel(
         if is_4_bit:
             scales = _load_scales(bytes_ptr, scale_base, p, num_words, is_there, words_in_group)
         for i in tl.static_range(per_word):
-            weights = _integer_weights(words, scales, i, is_4_bit)
+            weights = _weights_of(words, scales, i, is_4_bit, is_float)
             if block_m == 1:
                 x = tl.load(x_ptr + p * per_word + i, mask=p < num_words, other=0).to(tl.float32)
                 sums += weights * x[:, None]
@@ -123,6 +140,7 @@ def _unpack_kernel(
     first_word: tl.constexpr,
     words_in_group: tl.constexpr,
     is_4_bit: tl.constexpr,
+    is_float: tl.constexpr,
     block_p: tl.constexpr,
 ):
     block_n: tl.constexpr = _ROWS_IN_BLOCK
@@ -141,10 +159,12 @@ def _unpack_kernel(
     # Neighbouring inputs side by side, `(P, N, places)`, so that whole lines of the result are written.
     per_word: tl.constexpr = 8 if is_4_bit else 4
     if is_4_bit:
-        halves = tl.join(_four(words, scales, 0, is_4_bit), _four(words, scales, 4, is_4_bit))
+        halves = tl.join(
+            _four(words, scales, 0, is_4_bit, is_float), _four(words, scales, 4, is_4_bit, is_float)
+        )
         weights = tl.permute(halves, (0, 1, 4, 2, 3))  # (P, N, half, 2, 2)
     else:
-        weights = _four(words, scales, 0, is_4_bit)  # (P, N, 2, 2)
+        weights = _four(words, scales, 0, is_4_bit, is_float)  # (P, N, 2, 2)
     weights = tl.reshape(weights, (block_p, block_n, per_word))
     weights = weights * channel[None, :, None]
     k = p[:, None, None] * per_word + tl.arange(0, per_word)[None, None, :]
@@ -153,13 +173,15 @@ def _unpack_kernel(
 
 
 @triton.jit
-def _four(words, scales, i: tl.constexpr, is_4_bit: tl.constexpr):
+def _four(words, scales, i: tl.constexpr, is_4_bit: tl.constexpr, is_float: tl.constexpr):
     """The weights at the places `i` to `i + 3`, `(P, N, 2, 2)`."""
     even = tl.join(
-        _integer_weights(words, scales, i, is_4_bit), _integer_weights(words, scales, i + 2, is_4_bit)
+        _weights_of(words, scales, i, is_4_bit, is_float),
+        _weights_of(words, scales, i + 2, is_4_bit, is_float),
     )
     odd = tl.join(
-        _integer_weights(words, scales, i + 1, is_4_bit), _integer_weights(words, scales, i + 3, is_4_bit)
+        _weights_of(words, scales, i + 1, is_4_bit, is_float),
+        _weights_of(words, scales, i + 3, is_4_bit, is_float),
     )
     return tl.join(even, odd)
 
@@ -254,7 +276,13 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def packed_linear(
-    x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, shape: tuple[int, int], group: int | None
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, int],
+    group: int | None,
+    is_float: bool = False,
 ) -> Tensor:
     """A linear layer with packed weights for up to `MAX_FEW_ROWS` rows.
 
@@ -265,6 +293,7 @@ def packed_linear(
         bias: `(N,)`, or None.
         shape: (N, K).
         group: inputs that share a group scale; None for 8 bits.
+        is_float: the 8 bits are a float8.
 
     Returns:
         `(M, N)` in the dtype of `x`.
@@ -296,6 +325,7 @@ def packed_linear(
         layout["words_in_group"],
         has_bias=bias is not None,
         is_4_bit=group is not None,
+        is_float=is_float,
         dot_type=tl.float32 if _IS_INTERPRETED else _DOT_TYPES[x.dtype],
         block_m=block_m,
         block_n=block_n,
@@ -306,7 +336,12 @@ def packed_linear(
 
 
 def unpack(
-    packed: Tensor, scales: Tensor, shape: tuple[int, int], group: int | None, dtype: torch.dtype
+    packed: Tensor,
+    scales: Tensor,
+    shape: tuple[int, int],
+    group: int | None,
+    dtype: torch.dtype,
+    is_float: bool = False,
 ) -> Tensor:
     """The weights `(N, K)` that packed ones stand for, rounded to `dtype`; arguments as for `packed_linear`."""
     num_out, num_in = shape
@@ -326,6 +361,7 @@ def unpack(
         layout["first_word"],
         layout["words_in_group"],
         is_4_bit=group is not None,
+        is_float=is_float,
         block_p=block_p,
         num_warps=4,
     )

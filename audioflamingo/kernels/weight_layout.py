@@ -143,23 +143,6 @@ def gather_int8(
     return _scaled_rows(values, scales, flat, dtype).view(*indices.shape, shape[1])
 
 
-def gather_int4(
-    indices: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    shape: Shape,
-    group: int = 128,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Rows of a packed int4 table; arguments and result as for `gather_int8`."""
-    check_packed(packed, packed_int4_shape(shape, group))
-    flat = indices.reshape(-1)
-    blocks, rows = flat // BLOCK_ROWS, flat % BLOCK_ROWS
-    nibbles, group_scales = _int4_views(packed, shape[1], group)
-    values = _int4_weights(nibbles[blocks, :, rows], group_scales[blocks, :, rows])
-    return _scaled_rows(values, scales, flat, dtype).view(*indices.shape, shape[1])
-
-
 def check_group(columns: int, group: int) -> None:
     """Raises `ArgumentError` unless `group` is known and divides `columns`."""
     check_in_features(columns)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioflamingo.kernels import attention as cpu_attention
+from audioflamingo.kernels import cpu_attention
 from audioflamingo.kernels.bfloat16 import is_slow
 from audioflamingo.network.row_layout import Bounds, PackedLayout, causal_mask
 

@@ -1,8 +1,8 @@
-"""int8 and int4: the same model with smaller weights, for CPUs and GPUs.
+"""int8, int4 and float8: the same model with smaller weights, for CPUs and GPUs.
 
-config (schemes, their record), calibration (what layers get to see) -> smoothing, rounding, packing (weights to
-integers) -> layers (packed integers that run) -> convert (a model in memory), streaming (a checkpoint, tensor by
-tensor) and folders (from one folder to another).
+schemes (what is quantized and how, and its record), calibration (what layers get to see) -> smoothing, rounding,
+packing -> layers (packed weights that run) -> quantize_model (a model in memory). A checkpoint is quantized tensor by
+tensor in `checkpoint.quantizing`, from one folder to another in `quantize_folder`.
 """
 
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear

@@ -11,12 +11,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audioflamingo.errors import ArgumentError, DeviceError
 from audioflamingo.kernels import gather_int8, gpu, linear_int4, linear_int8, unpack_int4, unpack_int8
 from audioflamingo.kernels.weight_layout import BLOCK_ROWS
 from audioflamingo.quantization.calibration import LayerInputs
 from audioflamingo.quantization.packing import SCALES, SMOOTHING, pack_layer, packed_shape
+from audioflamingo.quantization.rounding import FLOAT8
 from audioflamingo.quantization.schemes import LayerFormat
 
 QUANTIZED_DEVICES = ("cpu", "cuda", "meta")
@@ -75,6 +77,7 @@ class PackedWeight(nn.Module):
         shape = (end - start, self.shape[1])
         if self.format.group is None:
             values = unpack_int8(packed, shape)
+            values = values.view(FLOAT8) if self.format.is_float else values
         else:
             values = unpack_int4(packed, shape, self.format.group)
         return values.float() * self.scales[start:end, None]
@@ -83,7 +86,8 @@ class PackedWeight(nn.Module):
         """What `print(model)` shows of the layer."""
         num_rows, num_columns = self.shape
         group = "" if self.format.group is None else f", group={self.format.group}"
-        return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}"
+        kind = ", float8" if self.format.is_float else ""
+        return f"{num_columns}, {num_rows}, bits={self.format.bits}{group}{kind}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`to(dtype)` changes what the layer computes in, never its scales; other devices are refused."""
@@ -105,7 +109,8 @@ class QuantizedLinear(PackedWeight):
     """A linear layer whose weights are integers.
 
     On a CPU activations are rounded to int8, token by token, and a token's result does not depend on the tokens beside
-    it. On a GPU they stay as they are.
+    it. On a GPU they stay as they are. Beside float8 weights they stay so on a CPU, too (which is slow there: a
+    reference), and many tokens are rounded to float8 on a GPU that multiplies in it.
 
     Attributes:
         smoothing: powers of two `(K,)` in the model's dtype, which activations are multiplied by; None for 1.
@@ -156,8 +161,12 @@ class QuantizedLinear(PackedWeight):
             x = x * self.smoothing
         if x.is_cuda:
             x = x if dtype in gpu.FLOAT_DTYPES else x.float()
-            out = gpu.linear_packed(x, self.packed, self.scales, self.bias, self.shape, self.format.group)
+            weights = self.packed, self.scales, self.bias
+            out = gpu.linear_packed(x, *weights, self.shape, self.format.group, self.format.is_float)
             return out.to(dtype)
+        if self.format.is_float:
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(x.float(), self.dequantize(), bias).to(dtype)
         if dtype not in _KERNEL_DTYPES:
             x = x.float()
         bias = None if self.bias is None else self.bias.float()

@@ -16,7 +16,7 @@ from audioflamingo.kernels import (
     packed_int8_shape,
 )
 from audioflamingo.quantization.calibration import LayerInputs
-from audioflamingo.quantization.rounding import round_int4, round_int8
+from audioflamingo.quantization.rounding import round_float8, round_int4, round_int8
 from audioflamingo.quantization.schemes import LayerFormat
 from audioflamingo.quantization.smoothing import choose_factors
 
@@ -74,7 +74,7 @@ def pack_layer(
 
 def _pack_rows(rows: Tensor, importance: Tensor | None, format_: LayerFormat) -> tuple[Tensor, Tensor]:
     if format_.group is None:
-        int8 = round_int8(rows, importance)
+        int8 = round_float8(rows) if format_.is_float else round_int8(rows, importance)
         return pack_int8(int8.values), int8.scales
     int4 = round_int4(rows, format_.group, importance)
     return pack_int4(int4.values, int4.group_scales, format_.group), int4.scales

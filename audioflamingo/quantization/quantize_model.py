@@ -41,7 +41,7 @@ def quantize(
     Args:
         model: an `AudioFlamingo3ForConditionalGeneration` on the CPU.
         scheme: `"int8"`: weights by channel, activations by token. `"int4"`: the language model's layers in 4 bit
-            groups, the rest in int8.
+            groups, the rest in int8. `"fp8"`: float8 by channel, embeddings and output layer in int8; for GPUs.
         group_size: inputs that share a scale in `"int4"`: 32, 64 or 128. By default `DEFAULT_GROUP_SIZE`, or less in
             layers that it does not divide.
         output_bits: of the output layer, 8 (by default) or 4 (in groups of 32): with 4, where the vocabulary is large,

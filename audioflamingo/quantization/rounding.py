@@ -19,6 +19,9 @@ INT4_MIN, INT4_MAX = -8, 7
 FULL_RANGE_SCALE = INT8_MAX // -INT4_MIN  # 15
 LARGEST_SCALE = INT8_MAX // INT4_MAX  # 18
 
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MAX = torch.finfo(FLOAT8).max  # 448
+
 INT8_CLIPS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.85, 0.8)  # of the channel's largest weight
 NUM_GROUP_SCALES = 8  # candidates for each group, from the one that clips nothing downwards
 NUM_ROUNDS = 2  # group scales for a channel scale, then a channel scale for the group scales
@@ -73,6 +76,17 @@ def round_int8(weight: Tensor, importance: Tensor | None = None) -> Int8Weights:
         values = torch.where(is_better[:, None], q, values)
         scales = torch.where(is_better, scale, scales)
     return Int8Weights(values.to(torch.int8), scales * sizes)
+
+
+def round_float8(weight: Tensor) -> Int8Weights:
+    """Rounds a matrix to float8 (E4M3) with one scale a row; the `values` are the bits of the floats.
+
+    Args:
+        weight: finite, any float dtype `(N, K)`.
+    """
+    scales = weight.float().abs().amax(dim=1).clamp(min=_TINY) / FLOAT8_MAX
+    bits = (weight.float() / scales[:, None]).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8).view(torch.int8)
+    return Int8Weights(bits.masked_fill(bits == -128, 0), scales)  # -0.0 has a byte that no int8 weight has
 
 
 def round_int4(weight: Tensor, group: int, importance: Tensor | None = None) -> Int4Weights:

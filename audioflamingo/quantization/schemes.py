@@ -4,6 +4,10 @@
 |---|---|---|
 | `int8` | int8 per channel | int8 per channel |
 | `int4` | 4 bit in groups | int8 per channel |
+| `fp8` | float8 (E4M3) per channel | float8; output layer and embeddings int8 |
+
+`fp8` is for GPUs that multiply in it: prompts and clips then take half the arithmetic of bfloat16. Its rounding (3 bits
+of a mantissa) is coarser than that of `int8`, which is as large.
 
 The scheme `int4` keeps 8 bits where 4 would gain little: the encoder and the projector run once a clip and are bound by
 arithmetic, which is int8 either way; of the embeddings only the rows of a prompt are read; errors of the output layer
@@ -25,7 +29,7 @@ from torch import nn
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.kernels import INT4_GROUPS
 
-SCHEMES = ("int8", "int4")
+SCHEMES = ("int8", "int4", "fp8")
 # The record says who wrote it under a key of its own. With "quant_method", the key of others, transformers would skip
 # a record that it does not know and load the folder with random weights; without it, it refuses.
 LIBRARY = "audioflamingo"
@@ -46,16 +50,23 @@ class LayerFormat:
         bits: 8 or 4.
         group: inputs that share a group scale; None for 8 bits.
         is_smoothed: inputs are multiplied by factors first (see `smoothing`).
+        is_float: the 8 bits are a float8 (E4M3).
     """
 
     bits: int
     group: int | None = None
     is_smoothed: bool = False
+    is_float: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the weights are: `"int8"`, `"int4"` or `"float8"`."""
+        return f"{'float' if self.is_float else 'int'}{self.bits}"
 
     @property
     def tensor_name(self) -> str:
         """Name of the packed integers, which no other format shares: their shape alone would not tell groups apart."""
-        return f"packed_int{self.bits}" if self.group is None else f"packed_int{self.bits}_g{self.group}"
+        return f"packed_{self.name}" if self.group is None else f"packed_{self.name}_g{self.group}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class QuantizationConfig:
     """A scheme with its settings.
 
     Attributes:
-        scheme: `"int8"` or `"int4"`.
+        scheme: `"int8"`, `"int4"` or `"fp8"`.
         group_size: largest number of inputs that share a group scale (`"int4"` only). Layers whose inputs it does not
             divide take the largest smaller size that does.
         is_calibrated: rounding followed measured prompts, and layers hold factors of their inputs.
@@ -78,12 +89,16 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise ArgumentError(f"quantization {self.scheme!r} does not exist; choose from {SCHEMES}.")
-        if self.scheme == "int8" and self.group_size is not None:
-            raise ArgumentError("group_size belongs to 'int4'; 'int8' has one scale a channel: leave it out.")
+        if self.scheme != "int4" and self.group_size is not None:
+            raise ArgumentError(
+                f"group_size belongs to 'int4'; {self.scheme!r} has one scale a channel: leave it out."
+            )
         if self.scheme == "int4" and self.group_size is None:
             object.__setattr__(self, "group_size", DEFAULT_GROUP_SIZE)
         if not isinstance(self.is_calibrated, bool):
             raise ArgumentError(f"is_calibrated must be true or false, got {self.is_calibrated!r}.")
+        if self.scheme == "fp8" and self.is_calibrated:
+            raise ArgumentError("'fp8' rounds each weight by itself: leave the prompts of calibration out.")
         if isinstance(self.output_bits, bool) or self.output_bits not in OUTPUT_BITS:
             raise ArgumentError(f"output_bits must be one of {OUTPUT_BITS}, got {self.output_bits!r}.")
         if self.scheme == "int4" and self.group_size not in INT4_GROUPS:
@@ -108,6 +123,8 @@ class QuantizationConfig:
         assert isinstance(module, nn.Linear)
         if name == _OUTPUT_LAYER and self.output_bits == 4:
             return LayerFormat(4, self._group(name, module.in_features, OUTPUT_GROUP), self.is_calibrated)
+        if self.scheme == "fp8" and name != _OUTPUT_LAYER:
+            return LayerFormat(8, is_float=True)
         is_4_bit = self.scheme == "int4" and name.startswith(_INT4_PREFIX)
         group = self._group(name, module.in_features, self.group_size) if is_4_bit else None
         return LayerFormat(4 if is_4_bit else 8, group, self.is_calibrated)

@@ -25,7 +25,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_it_runs_with_few_packages_and_says_everything(tmp_path: Path) -> None:
     """Every part about this package, its checks included; what a GPU machine may lack is not there."""
     output = tmp_path / "results.json"
-    script = [ROOT / "benchmarks" / "gpu.py", "--tiny", "--only", "bf16", "int4", "--output", output]
+    script = [
+        ROOT / "benchmarks" / "gpu.py",
+        "--tiny",
+        "--only",
+        "bf16",
+        "int4",
+        "fp8",
+        "load",
+        "--output",
+        output,
+    ]
     result = subprocess.run(
         [sys.executable, "-c", REFUSING, *script],
         capture_output=True,
@@ -45,6 +55,8 @@ def test_it_runs_with_few_packages_and_says_everything(tmp_path: Path) -> None:
         "decode bf16 1",
         "decode bf16 eager 1",
         "decode int4 2",
+        "check fp8 = dequantized",
+        "decode fp8 1",
         "first token 5",
         "encoder 31",
         "second question",
@@ -53,3 +65,23 @@ def test_it_runs_with_few_packages_and_says_everything(tmp_path: Path) -> None:
         "peak memory bf16",
     }
     assert all(row["right"] for row in rows if row["name"].startswith("check"))
+
+
+def test_a_run_without_time_ends_with_what_it_has(tmp_path: Path) -> None:
+    """Within the time that it was given, its last line whole."""
+    script = [
+        ROOT / "benchmarks" / "gpu.py",
+        "--tiny",
+        "--seconds",
+        "0",
+        "--output",
+        tmp_path / "results.json",
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, *script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 1
+    rows = json.loads(result.stdout.splitlines()[-1])
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    assert {"failed in time", "something failed"} <= {row["name"] for row in rows}

@@ -128,7 +128,7 @@ def test_only_the_file_at_fault_is_given_up(tmp_path: Path) -> None:
 
 
 def test_too_many_failures_stop_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "MAX_FAILED_SHARDS", 1)
+    monkeypatch.setattr(ray_data, "MAX_FAILED_SHARDS", 1)
     shards = cut_shards(FILES, 2)
     folder = CorpusFolder(tmp_path, {})
     with pytest.raises(ClusterError, match="2 shards failed, the last one with: boom"):

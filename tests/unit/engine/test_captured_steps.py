@@ -208,6 +208,26 @@ def test_changed_weights_are_not_answered_with_old_steps() -> None:
     assert model.kept_steps._kept == []
 
 
+def test_adapters_of_peft_that_are_switched_are_not_answered_with_old_steps() -> None:
+    """The weights stay where they are: what is recorded would go on with the adapter, or without."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = capturing(lively_model())
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted.generate(**BATCH, max_new_tokens=4)
+    kept = model.kept_steps._kept[0]
+    assert model.kept_steps.lend(model, None) is kept
+    model.kept_steps.give_back(kept)
+    with adapted.disable_adapter():
+        assert model.kept_steps.lend(model, None) is not kept
+
+
+def test_a_model_that_was_never_asked_to_capture_records_nothing(events: list[str]) -> None:
+    model = lively_model()
+    model.generate(**BATCH, max_new_tokens=4)
+    assert (model.compiles_steps, model.kept_steps, events) == (False, None, [])
+
+
 def test_a_copy_of_a_model_has_steps_of_its_own() -> None:
     model = capturing(lively_model())
     model.generate(**BATCH, max_new_tokens=4)
@@ -220,8 +240,11 @@ def test_a_step_that_cannot_be_recorded_is_one_warning(monkeypatch: pytest.Monke
     model.kept_steps = CapturedSteps()
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
-    def record(self: DecodeStep, memory: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    def record(self: DecodeStep, memory: Any, with_kernels: bool = True) -> None:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        finally:
+            raise ValueError("the recording was broken off")
 
     monkeypatch.setattr(DecodeStep, "record", record)
     with warnings.catch_warnings(record=True) as caught:
@@ -230,6 +253,47 @@ def test_a_step_that_cannot_be_recorded_is_one_warning(monkeypatch: pytest.Monke
             assert model.generate(**BATCH, max_new_tokens=8).tolist() == expected.tolist()
     (warning,) = [str(w.message) for w in caught if issubclass(w.category, AudioFlamingoWarning)]
     assert "RuntimeError: operation not permitted when stream is capturing)" in warning
+
+
+def test_steps_are_recorded_without_the_kernels_where_these_do_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a machine without a C compiler, which triton needs."""
+    expected = lively_model().generate(**BATCH, max_new_tokens=8)
+    model = capturing(lively_model())
+    model.kept_steps = CapturedSteps()
+    pools = iter(range(1, 10))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    recorded = []
+
+    def record(self: DecodeStep, memory: Any, with_kernels: bool = True) -> None:
+        if with_kernels:
+            raise RuntimeError("Failed to find C compiler.")
+        recorded.append((self.num_rows, memory))
+
+    monkeypatch.setattr(DecodeStep, "record", record)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert model.generate(**BATCH, max_new_tokens=8).tolist() == expected.tolist()
+    (warning,) = [str(w.message) for w in caught if issubclass(w.category, AudioFlamingoWarning)]
+    assert "captured without this package's kernels (RuntimeError: Failed to find C compiler.)" in warning
+    assert (model.kept_steps.has_failed, recorded) == (False, [(4, 2)]), "or in memory of the failed attempt"
+
+
+def test_graphs_of_two_stores_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may run them at the same time; and what a store had before it grew is not taken up again."""
+    model = lively_model()
+    model.compiles_steps, model.kept_steps = True, CapturedSteps()
+    pools = iter(range(1, 10))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    recorded = []
+    monkeypatch.setattr(DecodeStep, "record", lambda self, memory: recorded.append(memory))
+    stores = [model.kept_steps.lend(model, 40) for _ in range(2)]
+    for steps in (*stores, stores[0]):
+        steps.store.keys[0] = torch.zeros(1)
+        assert steps.step(1, 10) is not None
+    assert recorded == [1, 2, 3]
 
 
 def test_a_model_on_the_cpu_says_that_it_has_no_graphs() -> None:

@@ -45,7 +45,7 @@ def compile_kernel(name: str, kernel: Any, constants: dict[str, Any], capability
     print(name, max(widths), ptx.count(".local "))
 
 
-def numbers(group: int | None) -> dict[str, Any]:
+def numbers(group: int | None, is_float: bool) -> dict[str, Any]:
     is_4_bit = group is not None
     width = (packed_int8_shape((16, NUM_IN)) if group is None else packed_int4_shape((16, NUM_IN), group))[1]
     return {
@@ -54,18 +54,27 @@ def numbers(group: int | None) -> dict[str, Any]:
         "first_word": 0 if group is None else scale_bytes(NUM_IN // group) // 4,
         "words_in_group": 1 if group is None else group // 8,
         "is_4_bit": is_4_bit,
+        "is_float": is_float,
     }
 
 
 def main(capability: int) -> None:
-    for group in (None, GROUP):
+    for kind, group, is_float in (("int8", None, False), ("int4", GROUP, False), ("float8", None, True)):
         for num_rows in (1, 16, 64):
             block_m, block_n, block_p = gpu.blocks(num_rows, group is not None)
             shape = {"block_m": block_m, "block_n": block_n, "block_p": block_p}
-            constants = {**numbers(group), **shape, "has_bias": True, "dot_type": tl.bfloat16}
-            compile_kernel(f"packed/{group}/{num_rows}", gpu._packed_kernel, constants, capability)
+            constants = {**numbers(group, is_float), **shape, "has_bias": True, "dot_type": tl.bfloat16}
+            compile_kernel(f"packed/{kind}/{num_rows}", gpu._packed_kernel, constants, capability)
+        constants = {**numbers(group, is_float), "num_in": NUM_IN, "block_p": 64}
+        compile_kernel(f"unpack/{kind}", gpu._unpack_kernel, constants, capability)
+    if capability >= 90:
+        POINTERS["out_ptr"] = "*fp8e4nv"
+        compile_kernel("unpack/float8/float8", gpu._unpack_kernel, constants, capability)
+        del POINTERS["out_ptr"]
     constants = {"num_in": NUM_IN, "has_bias": False, "block_n": 4, "block_k": 1024}
     compile_kernel("row", gpu._float_kernel, constants, capability)
+    compile_kernel("silu", gpu._silu_kernel, {"block": 1024}, capability)
+    compile_kernel("rotate", gpu._rotate_kernel, {"half": 64}, capability)
 
 
 if __name__ == "__main__":

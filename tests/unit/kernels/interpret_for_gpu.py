@@ -5,6 +5,7 @@ A line for each case: its kind, its relative error, and how large that may be.
 
 from __future__ import annotations
 
+import math
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
@@ -47,22 +48,32 @@ def packed_weights(shape: tuple[int, int], group: int | None) -> tuple[Tensor, T
     return packed, scales, weights * scales[:, None]
 
 
+def float8_weights(shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of float8, every finite one among them: subnormals, zeros of either sign are one."""
+    scales = random(shape[0]).abs() + 0.1
+    bits = torch.arange(math.prod(shape)).remainder(256).to(torch.uint8).view(torch.int8).view(shape)
+    values = bits.masked_fill((bits == 127) | (bits == -1) | (bits == -128), 0)  # NaN; -0.0
+    weights = values.view(torch.float8_e4m3fn).float() * scales[:, None]
+    return kernels.pack_int8(values), scales, weights
+
+
 def report(kind: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
     error = float((found.double() - expected.double()).norm() / expected.double().norm())
     print(kind.replace(" ", "_"), error, tolerance)
 
 
-def check_packed(shape: tuple[int, int], group: int | None) -> None:
-    packed, scales, weights = packed_weights(shape, group)
-    report(f"unpack {shape} {group}", gpu.unpack(packed, scales, shape, group, torch.float32), weights, 0)
+def check_packed(shape: tuple[int, int], group: int | None, is_float: bool = False) -> None:
+    packed, scales, weights = float8_weights(shape) if is_float else packed_weights(shape, group)
+    unpacked = gpu.unpack(packed, scales, shape, group, torch.float32, is_float)
+    report(f"unpack {shape} {group} {is_float}", unpacked, weights, 0)
     for dtype, tolerance in TOLERANCE.items():
         for num_rows in NUM_ROWS:
             x = random(num_rows, shape[1], seed=1, dtype=dtype)
             bias = random(shape[0], seed=2, dtype=dtype) if num_rows != 3 else None
-            found = gpu.packed_linear(x, packed, scales, bias, shape, group)
+            found = gpu.packed_linear(x, packed, scales, bias, shape, group, is_float)
             assert found.dtype == dtype
             expected = F.linear(x.double(), weights.double(), None if bias is None else bias.double())
-            report(f"packed {shape} {group} {num_rows} {dtype}", found, expected, tolerance)
+            report(f"packed {shape} {group} {is_float} {num_rows} {dtype}", found, expected, tolerance)
 
 
 def check_small(dtype: torch.dtype, tolerance: float) -> None:
@@ -85,5 +96,6 @@ if __name__ == "__main__":
         for group_size in (None, 32, 64, 128):
             if group_size is None or size[1] % group_size == 0:
                 check_packed(size, group_size)
+        check_packed(size, None, is_float=True)
     for kind_of_number, most in TOLERANCE.items():
         check_small(kind_of_number, most)

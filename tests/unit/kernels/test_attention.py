@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.kernels import attention, native
+from audioflamingo.kernels import cpu_attention as attention
+from audioflamingo.kernels import native
 
 Force = Callable[[str], None]
 LEVELS = native.available()[1:]

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from audioflamingo.engine.captured_steps import CapturedSteps, DecodeStep
-from audioflamingo.kernels import gpu
+from audioflamingo.kernels import gpu, unpack_int8
 from audioflamingo.network import attention, encoder
 from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
 from audioflamingo.network.row_layout import Bounds
 from audioflamingo.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from audioflamingo.quantization.quantize_model import quantize
 from audioflamingo.quantization.schemes import LayerFormat
 from tests.support.fake_cuda import WithoutCudaRuntime
 from tests.support.generation_models import MANY_EOS, lively_model
@@ -105,18 +108,23 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def fake_model() -> Any:
-    """A tiny model in bfloat16 on the card, its heads as wide as flash attention needs them."""
-    model = tiny_model(hidden_size=64)
+def fake_model(scheme: str | None = None) -> Any:
+    """A tiny model in bfloat16 on the card, its heads as wide as flash attention needs them; or a packed one."""
+    with unset_fake_temporarily():
+        model = tiny_model(hidden_size=64).bfloat16()
+        if scheme is not None:
+            quantize(model, scheme)
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                fake = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
-                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=False)
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    tensors[name] = torch.nn.Parameter(fake, False) if tensors is module._parameters else fake
     return model
 
 
 CUDA = torch.device("cuda")
+FLOAT8 = LayerFormat(8, is_float=True)
 
 
 def test_prefill_and_decode_of_unequal_rows_stay_on_the_card(fake_cuda: None) -> None:
@@ -142,6 +150,45 @@ def test_a_captured_step_stays_on_the_card(fake_cuda: None) -> None:
     assert step.logits.shape[0] == step.chosen.shape[0] == 4
 
 
+class OnlyOnTheCard(TorchDispatchMode):
+    """Refuses what cannot be recorded: values read by the host, shapes that depend on values, tensors of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        is_by_number = func is torch.ops.aten.index.Tensor and all(
+            index is None or index.dtype == torch.int64 for index in args[1]
+        )
+        assert not tags or is_by_number, f"{func} waits for the device"
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
+        assert all(tensor.device.type == "cuda" for tensor in tensors), f"{func} has a tensor of the host"
+        self.num_operations += 1
+        return found
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4", "fp8"])
+def test_every_operation_of_a_captured_step_can_be_recorded(fake_cuda: None, scheme: str | None) -> None:
+    model = fake_model(scheme)
+    step = DecodeStep(model, KVStore(2, 100), num_rows=4, window=4096, scratch=0)
+    step.load([5, 6], [Span(1, 20, 3), Span(40, 20, 9)])
+    with OnlyOnTheCard() as operations:
+        step.run()
+        step.run()
+    assert operations.num_operations > 100
+
+
+@pytest.mark.parametrize("read", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu()])
+def test_operations_that_cannot_be_recorded_are_found(fake_cuda: None, read: Any) -> None:
+    """The method itself."""
+    x = torch.empty(4, device=CUDA)
+    with OnlyOnTheCard(), pytest.raises((AssertionError, RuntimeError)):
+        read(x)
+
+
 def test_encoding_stays_on_the_card(fake_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "to_host", lambda _: [[300, 40], [1, 1]])
     features = torch.empty(2, 128, 3000, device=CUDA)
@@ -151,7 +198,7 @@ def test_encoding_stays_on_the_card(fake_cuda: None, monkeypatch: pytest.MonkeyP
     assert found.pooler_output.shape == (75 + 10, 64)
 
 
-@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(8, None, True)])
+@pytest.mark.parametrize("format_", [LayerFormat(8), LayerFormat(4, 32), LayerFormat(8, None, True), FLOAT8])
 @pytest.mark.parametrize("num_rows", [1, 200])
 def test_packed_layers_stay_on_the_card(fake_cuda: None, format_: LayerFormat, num_rows: int) -> None:
     with CUDA:
@@ -162,6 +209,38 @@ def test_packed_layers_stay_on_the_card(fake_cuda: None, format_: LayerFormat, n
     out = layer(torch.empty(2, num_rows, 64, dtype=torch.bfloat16, device=CUDA))
     assert out.device.type == "cuda"
     assert (out.shape, out.dtype) == ((2, num_rows, 40), torch.bfloat16)
+
+
+def test_products_of_float8_are_those_of_rows_rounded_one_by_one() -> None:
+    """On a CPU, where torch has this product too; which rows take it is the card's."""
+    generator = torch.Generator().manual_seed(0)
+    layer = QuantizedLinear(64, 48, True, FLOAT8)
+    layer.fill(torch.randn(48, 64, generator=generator), "layer")
+    x = torch.randn(70, 64, generator=generator) * torch.logspace(-3, 3, 70)[:, None]
+    x[5] = 0
+    bias = torch.randn(48, generator=generator).bfloat16()
+    weight = unpack_int8(layer.packed, layer.shape).view(torch.float8_e4m3fn)
+    assert gpu.fits_float8_product(x.bfloat16(), layer.shape)
+    try:
+        found = gpu.float8_product(x.bfloat16(), weight, layer.scales, bias)
+    except RuntimeError as error:
+        if "per-tensor" in str(error):
+            pytest.skip("on a CPU this torch has no float8 product with a scale for each row")
+        raise
+    scales = x.bfloat16().float().abs().amax(1, keepdim=True).clamp(min=1e-9) / 448
+    rows = (x.bfloat16().float() / scales).to(torch.float8_e4m3fn).float() * scales
+    expected = torch.nn.functional.linear(rows, layer.dequantize(), bias.float())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+    near = torch.nn.functional.linear(x, layer.dequantize(), bias.float())
+    assert (found.float() - near).norm() < 0.05 * near.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(torch.float16, (48, 64)), (torch.bfloat16, (40, 64)), (torch.bfloat16, (48, 40))]
+)
+def test_what_no_product_of_float8_takes_is_unpacked(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    assert not gpu.fits_float8_product(torch.empty(70, shape[1], dtype=dtype), shape)
 
 
 def test_packed_embeddings_are_those_of_the_cpu() -> None:

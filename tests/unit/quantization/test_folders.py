@@ -35,7 +35,7 @@ from tests.support.checkpoint_folders import (
 from tests.support.tiny_model import make_batch, tiny_model
 from tests.support.tiny_tokenizer import write_tiny_processor
 
-SCHEMES = ["int8", "int4"]
+SCHEMES = ["int8", "int4", "fp8"]
 
 
 def small_model(seed: int = 0) -> Any:
@@ -44,7 +44,7 @@ def small_model(seed: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same small model as it is, in int8 and in int4, each with its processor. Not to be changed."""
+    """The same small model as it is, and in each scheme, each with its processor. Not to be changed."""
     root = tmp_path_factory.mktemp("folders")
     write_tiny_processor(root / "plain")
     small_model().save_pretrained(root / "plain")

@@ -62,6 +62,24 @@ def test_the_result_is_near_that_of_the_original(format_: LayerFormat, limit: fl
     assert (quantized(linear, format_)(x) - expected).norm() < limit * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_float8_weights_are_nearest_and_tokens_are_not_rounded(dtype: torch.dtype) -> None:
+    linear = random_linear()
+    linear.weight.data[7] = 0
+    layer = quantized(linear, LayerFormat(8, is_float=True)).to(dtype)
+    weight, found = linear.weight.detach(), layer.dequantize()
+    scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-9) / 448
+    steps = scales * torch.exp2((weight.abs() / scales).clamp(min=2.0**-6).log2().floor() - 3)
+    assert ((found - weight).abs() <= 0.5001 * steps).all()
+    x = inputs(5).to(dtype)
+    expected = nn.functional.linear(x.double(), found.double(), linear.bias.detach().to(dtype).double())
+    assert layer(x).dtype == dtype
+    torch.testing.assert_close(
+        layer(x).double(), expected, rtol=0.01, atol=1e-5 if dtype == torch.float32 else 0.01
+    )
+    assert repr(layer) == "QuantizedLinear(192, 40, bits=8, float8)"
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_row_does_not_depend_on_its_neighbours(format_: LayerFormat) -> None:
     layer = quantized(random_linear(), format_)

@@ -25,7 +25,7 @@ from audioflamingo.quantization.schemes import as_config
 from tests.support.generation_models import lively_model
 from tests.support.tiny_model import make_batch, tiny_model
 
-SCHEMES = ["int8", "int4"]
+SCHEMES = ["int8", "int4", "fp8"]
 
 
 def small_model(seed: int = 0, **changes: Any) -> Any:
@@ -47,7 +47,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(("scheme", "limit"), [("int8", 0.04), ("int4", 0.25)])
+@pytest.mark.parametrize(("scheme", "limit"), [("int8", 0.04), ("int4", 0.25), ("fp8", 0.1)])
 def test_answers_stay_near(scheme: str, limit: float) -> None:
     model = small_model()
     expected = logits(model)
@@ -70,6 +70,13 @@ def test_all_linear_layers_and_the_embeddings_are_quantized() -> None:
     assert isinstance(model.model.audio_tower.layers[0].fc1, QuantizedLinear)
     assert isinstance(model.model.multi_modal_projector.linear_2, QuantizedLinear)
     assert isinstance(model.model.audio_tower.embed_positions, nn.Embedding)
+
+
+def test_float8_is_for_layers_whose_errors_are_damped() -> None:
+    model = audioflamingo.quantize(small_model(), "fp8")
+    others = {name for name, layer in packed_layers(model).items() if not layer.format.is_float}
+    assert others == {"lm_head", "model.language_model.embed_tokens"}
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
 
 
 def test_a_folders_config_may_keep_modules_as_they_are(tmp_path: Path) -> None:
@@ -96,14 +103,14 @@ def test_the_published_models_sizes_take_the_default_group() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_output_layer_in_four_bits_is_chosen_apart(scheme: str) -> None:
-    group_size = None if scheme == "int8" else 64
+    group_size = 64 if scheme == "int4" else None
     model = small_model(intermediate_size=128)
     expected = model.lm_head.weight.detach().clone()
     audioflamingo.quantize(model, scheme, group_size=group_size, output_bits=4)
     assert (model.lm_head.format.bits, model.lm_head.format.group) == (4, 32)
     assert 0.01 < relative_error(model.lm_head.dequantize(), expected) < 0.15
     others = {layer.format.bits for name, layer in packed_layers(model).items() if name != "lm_head"}
-    assert others == ({8} if scheme == "int8" else {4, 8})
+    assert others == ({4, 8} if scheme == "int4" else {8})
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -171,8 +178,10 @@ def test_weights_that_are_tied_are_quantized_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("scheme", "options", "message"),
     [
-        ("int3", {}, r"'int3' does not exist; choose from \('int8', 'int4'\)"),
+        ("int3", {}, r"'int3' does not exist; choose from \('int8', 'int4', 'fp8'\)"),
         ("int8", {"group_size": 64}, "belongs to 'int4'"),
+        ("fp8", {"group_size": 64}, "'fp8' has one scale a channel"),
+        ("fp8", {"calibration": [{}]}, "'fp8' rounds each weight by itself"),
         ("int4", {"group_size": 48}, r"group_size must be one of \(32, 64, 128\), got 48"),
         (
             "int4",

@@ -35,6 +35,19 @@ def engine(model: Any, processor: AudioFlamingo3Processor) -> Iterator[EngineWor
     engine.stop()
 
 
+def test_the_thread_works_on_the_device_of_the_model(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread's current device is the first one, where streams and events of another would say nothing."""
+    chosen: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    worker = EngineWorker(Engine(model, None, OPTIONS))
+    monkeypatch.setattr(type(model), "device", torch.device("cuda", 1))
+    worker._thread.start()
+    worker.stop()
+    assert chosen == [("engine", torch.device("cuda", 1))]
+
+
 def clip(duration_s: float, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal(round(duration_s * 16000)) * 0.05
     return (tone(duration_s)[:, 0] + noise).astype(np.float32)
