@@ -50,6 +50,15 @@ def test_two_runs_in_one_folder(base: Path) -> None:
     assert run(values).step == 3
 
 
+def test_an_output_folder_that_cannot_be_made(base: Path) -> None:
+    in_the_way = base / "file"
+    in_the_way.write_text("mine")
+    for folder, reason in ((in_the_way, "File exists|Not a directory"), (in_the_way / "run", "Not a directory")):
+        with pytest.raises(OutputError, match=f"cannot use the folder '{folder}': ({reason})"):
+            run({**short(base, "x"), "output_dir": str(folder)})
+    assert in_the_way.read_text() == "mine"
+
+
 def test_data_that_changed_since_the_run_began(base: Path) -> None:
     data = base / "changing"
     data.mkdir()
