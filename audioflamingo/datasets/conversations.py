@@ -116,7 +116,8 @@ def read_dataset(
     Args:
         config: which one, and how much of it.
         on_bad_row: `skip` lists bad rows and goes on, `error` stops and names the other choice; None stops.
-        min_duration_s, max_duration_s: rows with less or more audio are listed and left out.
+        min_duration_s: rows with less audio are listed and left out.
+        max_duration_s: so are those with more.
         seed: draws the rows where `max_rows` takes only some.
 
     Raises:
