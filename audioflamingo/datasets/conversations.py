@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from audioflamingo.processor.conversation import TRANSCRIPTION_PREFIXES, parse_c
 
 logger = logging.getLogger(__name__)
 MAX_REPORTED = 20
+_NAME_OR_NUMBER = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)|\S*[/\d]\S*""")
 AudioOfRow = str | StoredAudio
 
 
@@ -104,15 +106,22 @@ def text_of(message: dict[str, Any]) -> str:
 
 def read_dataset(
     config: DatasetConfig,
-    on_bad_row: str = "error",
+    on_bad_row: str | None = None,
     min_duration_s: float = 0.0,
     max_duration_s: float = float("inf"),
     seed: int = 0,
 ) -> Dataset:
     """Reads a data set.
 
+    Args:
+        config: which one, and how much of it.
+        on_bad_row: `skip` lists bad rows and goes on, `error` stops and names the other choice; None stops.
+        min_duration_s: rows with less audio are listed and left out.
+        max_duration_s: so are those with more.
+        seed: draws the rows where `max_rows` takes only some.
+
     Raises:
-        DataError: it cannot be read, has no usable row, or has a bad row and `on_bad_row` is `error`.
+        DataError: it cannot be read, has no usable row, or has a bad row and `on_bad_row` is not `skip`.
         MissingDependencyError: a table, and pyarrow is not installed.
     """
     path = Path(config.path).expanduser()
@@ -127,8 +136,9 @@ def read_dataset(
             seen.add(row.id)
         except (AudioFlamingoError, KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
-            if on_bad_row == "error":
-                raise DataError(f"{place}: {reason}. Repair the row, or set on_bad_row: skip.") from error
+            if on_bad_row != "skip":
+                choice = "leave it out" if on_bad_row is None else "set on_bad_row: skip"
+                raise DataError(f"{place}: {reason}. Repair the row, or {choice}.") from error
             dataset.skipped.append(Skipped(place, reason, is_bad=True))
             if dataset.num_bad <= MAX_REPORTED:
                 logger.warning("skipped %s: %s.", place, reason)
@@ -154,11 +164,8 @@ def read_dataset(
 
 
 def count_reasons(skipped: Sequence[Skipped]) -> list[tuple[str, int]]:
-    """Kinds of reasons and how often each occurs, the most frequent first; names and numbers are left out of a kind."""
-    kinds: Counter[str] = Counter()
-    for item in skipped:
-        words = [word for word in item.reason.split() if not any(mark in word for mark in "'\"/0123456789")]
-        kinds[" ".join(words)] += 1
+    """Kinds of reasons and how often each occurs, the most frequent first; a kind has dots for names and numbers."""
+    kinds = Counter(_NAME_OR_NUMBER.sub("…", item.reason).rstrip(" …") for item in skipped)
     return kinds.most_common()
 
 

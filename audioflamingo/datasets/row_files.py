@@ -113,7 +113,8 @@ def _files_of_folder(folder: Path, split: str | None) -> list[Path]:
     others = sorted(path.name for path in folder.iterdir())
     raise DataError(
         f"{folder} holds no data set that is known: no .parquet, .arrow or .tar, and no metadata.csv or .jsonl. It has "
-        f"{', '.join(others[:5]) or 'nothing'}; name the file with the rows; benchmarks are for af3 evaluate."
+        f"{', '.join(others[:5]) or 'nothing'}; name the file with the rows. Benchmarks are for af3 evaluate "
+        "--suite."
     )
 
 

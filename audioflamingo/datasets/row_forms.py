@@ -52,9 +52,7 @@ def form_of(value: Mapping[str, Any]) -> str:
         return "swift" if "audios" in value or _has_tag(value["messages"]) else "conversations"
     if "query" in value and "response" in value:
         return "swift"
-    has_columns = any(name in value for name in AUDIO_COLUMNS) and any(
-        name in value for name in ANSWER_COLUMNS
-    )
+    has_columns = any(name in value for name in (*AUDIO_COLUMNS, *ANSWER_COLUMNS))
     return "columns" if has_columns else "conversations"
 
 

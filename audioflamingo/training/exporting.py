@@ -1,4 +1,4 @@
-"""From the module in training to folders that `from_pretrained`, `load_adapter` and peft load."""
+"""From the module in training to folders that `from_pretrained`, `load_adapter`, peft and vLLM load."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from audioflamingo.checkpoint.adapter_folders import ADAPTER_CONFIG, ADAPTER_FILES
 from audioflamingo.checkpoint.fill_weights import build_empty
+from audioflamingo.checkpoint.weights import hub_name
 from audioflamingo.files import AtomicFolder, to_json, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -25,6 +26,7 @@ from audioflamingo.training.parts import Adapter, part_of
 from audioflamingo.training.training_config import LoraSettings
 
 ADAPTER_FOLDER = "adapter"
+VLLM_FOLDER = "adapter_vllm"
 BASE_LAYER = ".base_layer"
 # Parts that are trained beside an adapter are saved in it, whole: peft's `modules_to_save`.
 _MODULES = {"encoder": "audio_tower", "projector": "multi_modal_projector"}
@@ -44,7 +46,8 @@ def export(
 ) -> None:
     """Saves model, processor and, with LoRA, the adapter; all processes call it, the main one writes.
 
-    With LoRA the weights are saved only if the settings ask to merge; the adapter alone is small. A quantized base is
+    With LoRA the weights are saved only if the settings ask to merge; the adapter alone is small, and is there a second
+    time for vLLM, which takes no parts that were trained beside it. A quantized base is
     merged as what its integers stand for, which is what was trained on: the result is a float model.
 
     Args:
@@ -66,6 +69,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     if adapter is not None:
         save_adapter(folder / ADAPTER_FOLDER, weights, adapter, trained_parts)
+        if not set(_MODULES) & set(trained_parts):
+            save_for_vllm(folder / VLLM_FOLDER, weights, adapter)
     if adapter is None or adapter.settings.merge:
         layers = packed_layers(model)
         config = with_quantization(model.config, None) if layers else model.config
@@ -94,13 +99,41 @@ def save_adapter(
     for name, tensor in weights.items():
         if ".lora_" in name or part_of(name) in beside:
             own[f"base_model.model.{name.replace('.default.weight', '.weight')}"] = tensor.contiguous()
+    modules = [_MODULES[part] for part in beside] or None
+    _write_adapter(folder, own, _adapter_config(adapter) | {"modules_to_save": modules})
+
+
+def save_for_vllm(folder: Path, weights: dict[str, Tensor], adapter: Adapter) -> None:
+    """Writes a folder of peft with vLLM's names: its language model is a causal one inside, as in a checkpoint's files.
+
+    With peft's own names vLLM would read the adapter without an error and use none of it.
+
+    Args:
+        folder: where to; what it held is replaced as a whole.
+        weights: by the names of the model in training.
+        adapter: its layers.
+    """
+    own = {}
+    for name, tensor in weights.items():
+        if ".lora_" in name:
+            stored = hub_name(name.replace(".default.weight", ".weight"))
+            own[f"base_model.model.{stored}"] = tensor.contiguous()
+    targets = sorted(adapter.settings.target_modules)
+    _write_adapter(
+        folder, own, _adapter_config(adapter) | {"modules_to_save": None, "target_modules": targets}
+    )
+
+
+def _adapter_config(adapter: Adapter) -> dict[str, Any]:
     config: Any = copy.copy(adapter.peft_model.peft_config["default"])
-    config.modules_to_save = [_MODULES[part] for part in beside] or None
     config.inference_mode = True
-    values = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
+    return {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
+
+
+def _write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     with AtomicFolder(folder) as files:
-        files.write(ADAPTER_FILES[0], partial(_write, save(own, metadata={"format": "pt"})))
-        files.write(ADAPTER_CONFIG, partial(_write, to_json(values).encode()))
+        files.write(ADAPTER_FILES[0], partial(_write, save(tensors, metadata={"format": "pt"})))
+        files.write(ADAPTER_CONFIG, partial(_write, to_json(config).encode()))
 
 
 def _write(data: bytes, file: BinaryIO) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from audioflamingo.errors import require
+from audioflamingo.errors import OutputError, reason_of, require
 from audioflamingo.figures import new_figure, save_png
 from audioflamingo.files import write_text
 
@@ -37,9 +37,19 @@ class MetricsLog:
             )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Adds one line, and its numbers to TensorBoard."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Adds one line, and its numbers to TensorBoard.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(self.path)!r}: {reason_of(error)}. Make room; the same command goes on from the "
+                "last checkpoint."
+            ) from error
         if self._writer is not None:
             for name, value in values.items():
                 numbers = value.items() if isinstance(value, dict) else [("", value)]

@@ -12,9 +12,11 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -95,7 +97,6 @@ def save_checkpoint(
     working = folder / f".{target.name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(working, ignore_errors=True)
-        working.mkdir(parents=True)
     accelerator.wait_for_everyone()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = {
@@ -106,15 +107,16 @@ def save_checkpoint(
         tensors["optimizer"] = get_optimizer_state_dict(module, optimizer, options=options)
     if accelerator.scaler is not None:
         tensors["scaler"] = accelerator.scaler.state_dict()
-    _write(working / f"random-{accelerator.process_index}.pt", random_state())
+    _write(working / f"random-{accelerator.process_index}.pt", partial(torch.save, random_state()))
     if accelerator.is_main_process:
-        _write(working / TENSORS_FILE, tensors)
+        _write(working / TENSORS_FILE, partial(torch.save, tensors))
         state = {
             "progress": dataclasses.asdict(progress),
             "fingerprint": fingerprint,
             "num_processes": accelerator.num_processes,
         }
-        (working / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        content = json.dumps(state, indent=2).encode()
+        _write(working / STATE_FILE, lambda file: file.write(content))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(target, ignore_errors=True)
@@ -205,15 +207,16 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _write(path: Path, value: Any) -> None:
-    """Writes a file of a checkpoint that nobody counts on yet.
+def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file of a checkpoint that nobody counts on yet; `fill` gets it open.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            torch.save(value, file)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:

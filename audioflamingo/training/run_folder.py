@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import Dataset, count_reasons
-from audioflamingo.errors import ConfigError
+from audioflamingo.errors import ConfigError, OutputError, reason_of
 from audioflamingo.files import fingerprint_file, to_json, write_text
 from audioflamingo.training.resume import list_checkpoints, read_state
 from audioflamingo.training.training_config import TrainingConfig
@@ -62,11 +62,15 @@ class RunFolder:
 
         Raises:
             ConfigError: another run works there, or one of another config did.
+            OutputError: it cannot be written to.
         """
         folder = self.path / CHECKPOINTS_FOLDER
         if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+            except OSError as error:
+                raise OutputError(f"cannot use the folder {str(self.path)!r}: {reason_of(error)}.") from error
             if fresh:
                 _remove_run(self.path)
         self.accelerator.wait_for_everyone()

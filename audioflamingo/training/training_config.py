@@ -179,6 +179,11 @@ class LoraSettings:
     layers_to_transform: list[int] | None = None
     merge: bool = False
 
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, f"rank must be at least 1, got {self.rank}.")
+        check(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}.")
+        check(bool(self.target_modules), "target_modules must name at least one linear layer.")
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -262,6 +267,10 @@ class StageConfig:
         check(
             self.encoder_last_layers is None or "encoder" in self.learning_rates,
             "encoder_last_layers needs a rate.",
+        )
+        check(
+            self.encoder_last_layers is None or self.encoder_last_layers >= 1,
+            "encoder_last_layers must be at least 1; leave the encoder out of learning_rates to freeze it.",
         )
 
 

@@ -15,7 +15,7 @@ from audioflamingo.files import FileWatch, write_text
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from audioflamingo.training.display import StopSignal
-from audioflamingo.training.exporting import ADAPTER_FOLDER, export
+from audioflamingo.training.exporting import ADAPTER_FOLDER, VLLM_FOLDER, export
 from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.model_card import CARD_FILE, model_card
 from audioflamingo.training.module import TrainingModule
@@ -120,10 +120,11 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _write_card(self, folder: Path) -> None:
-        """Puts a draft of a model card with the curves so far into what was saved, the adapter's folder too."""
+        """Puts a draft of a model card with the curves so far into what was saved, the adapter's folders too."""
         entries = [] if self.log is None else self.log.entries()
         is_merged = self.adapter is None or self.adapter.settings.merge
-        for target, is_adapter in ((folder, not is_merged), (folder / ADAPTER_FOLDER, True)):
+        adapters = [(folder / name, True) for name in (ADAPTER_FOLDER, VLLM_FOLDER)]
+        for target, is_adapter in ((folder, not is_merged), *adapters):
             if target.is_dir():
                 step = self.progress.step
                 card = model_card(self.config, self.datasets, self.validation_rows, entries, step, is_adapter)

@@ -14,7 +14,7 @@ import pytest
 
 from audioflamingo.audio.loading import load_audio
 from audioflamingo.audio.stored import StoredAudio
-from audioflamingo.datasets.conversations import count_reasons, read_dataset
+from audioflamingo.datasets.conversations import Skipped, count_reasons, read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, AudioError, DataError
 from tests.support.tiny_training import conversation, write_clip, write_rows
@@ -263,3 +263,19 @@ def test_what_was_skipped_is_counted_by_reason(folder: Path) -> None:
     assert kinds[0] == ("there is no audio file", 2)
     assert ("the answer is empty", 1) in kinds
     assert any("is an address" in kind for kind, _ in kinds)
+
+
+def test_a_kind_of_reason_reads_without_its_names_and_numbers() -> None:
+    reasons = (
+        "40052 tokens, more than the 16384 of the model's context",
+        "the id 'one \"two\" 3' occurs twice",
+        "0.5 s of audio, not 1 to 600 s",
+        "there is no audio file '/of mine/a b.wav'",
+    )
+    kinds = [kind for kind, _ in count_reasons([Skipped("x:1", reason, True) for reason in reasons])]
+    assert kinds == [
+        "… tokens, more than the … of the model's context",
+        "the id … occurs twice",
+        "… s of audio, not … to … s",
+        "there is no audio file",
+    ]

@@ -54,6 +54,11 @@ def test_defaults_numbers_and_overrides(tmp_path: Path, monkeypatch) -> None:
         ("model: m", "model: m\naugmentation: {noise_probability: 1}", "needs noise_folder"),
         ("model: m", "model: m\naugmentation: {speed: [1.0]}", "list of 2 values"),
         ("max_steps: 10", "max_steps: 10, ctc_layer: -1", "ctc_layer must not be negative"),
+        ("max_steps: 10", "max_steps: 10, encoder_last_layers: 2", "encoder_last_layers needs a rate"),
+        ("projector: 1e-3}", "encoder: 1}, encoder_last_layers: 0", "encoder_last_layers must be at least 1"),
+        ("model: m", "model: m\nlora: {target_modules: []}", "lora: target_modules must name at least one"),
+        ("model: m", "model: m\nlora: {rank: 0}", "lora: rank must be at least 1"),
+        ("model: m", "model: m\nlora: {dropout: 1}", "lora: dropout must be from 0 to below 1"),
         (
             "max_steps: 10",
             "max_steps: 10, ctc_weight: 1, answer_weight: 0, ctc_layer: 1",

@@ -93,6 +93,8 @@ BAD_ROWS = [
     ({"id": "x", "messages": [{"role": "robot", "content": "hi"}]}, "robot"),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, "the key 'id' is missing"),
     ({"id": "good"}, "'messages' is missing"),
+    ({"id": "x", "audio_filepath": "good.wav"}, "there is no answer: none of the columns answer, text,"),
+    ({"id": "x", "text": "hello"}, "there is no recording: none of the columns audio_filepath,"),
     (nvidia("<sound-2>", ["good.wav"]), "number 2, but the row has 1"),
     (nvidia("<sound-1>", ["good.wav", "good.wav"]), "only 1 are named"),
     (nvidia("", ["good.wav"], conversations=[{"from": "cat", "value": "miau"}]), "cat"),
@@ -105,8 +107,10 @@ def test_bad_rows_are_named_and_skipped_or_fatal(tmp_path: Path, bad, reason, ca
     path = write_rows(
         tmp_path / "set.jsonl", [conversation("good", "hello", 0.3), bad if bad == "{" else json.dumps(bad)]
     )
-    with pytest.raises(DataError, match=rf"set\.jsonl:2: .*{reason}"):
+    with pytest.raises(DataError, match=rf"set\.jsonl:2: .*{reason}.*\. Repair the row, or leave it out\."):
         read(path)
+    with pytest.raises(DataError, match=r"Repair the row, or set on_bad_row: skip\."):
+        read(path, "error")
     dataset = read(path, "skip")
     assert [row.id for row in dataset.rows] == ["good"]
     assert dataset.num_bad == 1

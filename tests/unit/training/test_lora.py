@@ -25,6 +25,7 @@ from audioflamingo.training.log import read_log
 from audioflamingo.training.resume import list_checkpoints
 from audioflamingo.training.settings import build
 from audioflamingo.training.stage import StageRun
+from audioflamingo.training.training_config import LoraSettings
 
 # Sizes that groups of 32 divide; no dropout, so that runs can be compared.
 WIDTHS = {"hidden_size": 64, "intermediate_size": 96}
@@ -139,6 +140,41 @@ def test_the_merged_model_equals_the_adapted_one(base: Path) -> None:
     torch.testing.assert_close(logits(load(result.last_dir)), own, atol=1e-4, rtol=1e-4)
 
 
+def test_the_adapter_for_vllm_names_its_modules(base: Path) -> None:
+    """vLLM takes what is behind `base_model.model.` for the name of a module, and says nothing of one that it lacks.
+
+    Its language model lies at `language_model`, as in the files of a checkpoint; it takes no `modules_to_save`.
+    """
+    result = run(lora_values(base, "vllm", lora={"rank": 4, "layers_to_transform": [1]}))
+    folder = result.last_dir / "adapter_vllm"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    targets = LoraSettings().target_modules
+    stored = {name.removesuffix(".weight") for name in load_file(base / "wide" / "model.safetensors")}
+    layers = {
+        name
+        for name in stored
+        if name.startswith("language_model.model.layers.1.") and name.endswith(tuple(targets))
+    }
+    assert len(layers) == len(targets)
+    assert tensors.keys() == {
+        f"base_model.model.{name}.lora_{half}.weight" for name in layers for half in "AB"
+    }
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 32)
+    assert (config["bias"], config["modules_to_save"]) == ("none", None)
+    assert config["target_modules"] == sorted(targets)
+    assert (folder / "README.md").exists()
+    model = load(base / "wide")
+    for name in ("adapter", "adapter_vllm"):
+        model.load_adapter(result.last_dir / name, name)
+    plain, found = logits(model), []
+    for name in ("adapter", "adapter_vllm"):
+        with model.use_adapter(name):
+            found.append(logits(model))
+    assert torch.equal(*found)
+    assert not torch.equal(plain, found[0])
+
+
 def test_a_projector_trained_beside_the_adapter_is_saved_in_it(base: Path) -> None:
     """It was lost unless the whole model was saved too. In peft on transformers it is one of `modules_to_save`."""
     peft = pytest.importorskip("peft", reason="needs peft")
@@ -158,6 +194,9 @@ def test_a_projector_trained_beside_the_adapter_is_saved_in_it(base: Path) -> No
         torch.testing.assert_close(logits(ours), logits(whole), atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(logits(theirs), logits(whole), atol=5e-4, rtol=1e-3)
     assert theirs.peft_config["default"].base_model_name_or_path == str(base / "wide")
+    assert not (
+        result.last_dir / "adapter_vllm"
+    ).exists()  # vLLM refuses `modules_to_save`: take the merged model
 
 
 def test_optimizer_state_in_8_bits_resumes_to_the_same_losses(base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.tiny_training import config_values, conversation, write_clip,
 pytest.importorskip("accelerate", reason="needs accelerate")
 
 from audioflamingo.training import TrainingConfig, train
+from audioflamingo.training.log import MetricsLog
 from audioflamingo.training.resume import list_checkpoints
 from audioflamingo.training.run_folder import RunFolder
 from audioflamingo.training.settings import build
@@ -48,6 +50,18 @@ def test_two_runs_in_one_folder(base: Path) -> None:
         run(values)
     other.close()
     assert run(values).step == 3
+
+
+def test_an_output_folder_that_cannot_be_made(base: Path) -> None:
+    in_the_way = base / "file"
+    in_the_way.write_text("mine")
+    for folder, reason in (
+        (in_the_way, "File exists|Not a directory"),
+        (in_the_way / "run", "Not a directory"),
+    ):
+        with pytest.raises(OutputError, match=f"cannot use the folder '{folder}': ({reason})"):
+            run({**short(base, "x"), "output_dir": str(folder)})
+    assert in_the_way.read_text() == "mine"
 
 
 def test_data_that_changed_since_the_run_began(base: Path) -> None:
@@ -170,6 +184,51 @@ def test_a_full_disk_leaves_the_checkpoints_before(
     assert [path.name for path in folder.iterdir()] == ["step-000000001"]
     assert run(values).step == 3
     assert list_checkpoints(folder)
+
+
+@pytest.mark.parametrize("num_files", range(3))
+def test_a_disk_that_is_full_at_any_file_of_a_checkpoint(base: Path, monkeypatch, num_files: int) -> None:
+    """Random state, tensors, and where the run is: the last one gave the system's words, with a half-made folder."""
+    values = short(base, f"full-at-{num_files}", checkpoint_every_steps=1)
+    from audioflamingo.training import resume
+
+    sync, calls = resume.os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        if "/.step-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            calls.append(descriptor)
+            if len(calls) > 3 + num_files:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(resume.os, "fsync", failing)
+    with pytest.raises(
+        OutputError, match="cannot be written: No space left on device; those before it are whole"
+    ):
+        run(values)
+    monkeypatch.undo()
+    folder = Path(values["output_dir"]) / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-000000001"]
+    assert run(values).step == 3
+
+
+def test_a_full_disk_at_the_log(base: Path, monkeypatch) -> None:
+    values = short(base, "full-log", checkpoint_every_steps=1)
+    write, calls = MetricsLog.write, []
+
+    def failing(log: MetricsLog, *line: Any) -> None:
+        calls.append(line)
+        if len(calls) == 2:
+            monkeypatch.setattr(log, "path", Path("/dev/full"))
+        write(log, *line)
+
+    monkeypatch.setattr(MetricsLog, "write", failing)
+    with pytest.raises(
+        OutputError, match=r"cannot write to '/dev/full': No space left on device\. Make room"
+    ):
+        run(values)
+    monkeypatch.undo()
+    assert run(values).step == 3
 
 
 def test_a_row_longer_than_the_context(base: Path) -> None:
