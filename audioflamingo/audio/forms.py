@@ -65,7 +65,7 @@ def _of_row(row: Mapping[Any, Any]) -> tuple[Any, float | None]:
         if row.get(name) is not None:
             return row[name], None
     raise ArgumentError(
-        f"a dict of audio has an 'array' with its 'sampling_rate', 'bytes', a 'path' or a 'url'; this one has "
+        f"a dict of audio has an 'array' with its 'sampling_rate', or 'bytes', or a 'path' or 'url'; this one has "
         f"{', '.join(repr(str(name)) for name in row) or 'nothing'}."
     )
 
