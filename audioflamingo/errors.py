@@ -10,7 +10,7 @@ import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -139,6 +139,30 @@ def unknown_arguments(where: str, names: Iterable[str], allowed: Iterable[str]) 
     return ArgumentError(
         f"{where} got unknown argument(s) {', '.join(described)}; it takes: {', '.join(allowed)}."
     )
+
+
+def refuse_further_keywords(
+    where: str,
+    given: Mapping[str, Any],
+    neutral: Mapping[str, tuple[Any, ...]],
+    remedy: str = "; leave it out",
+) -> None:
+    """Takes keywords of transformers that are not implemented, at the values at which they change nothing.
+
+    Args:
+        where: what was called.
+        given: keywords and values.
+        neutral: keywords of transformers, and their values that ask for nothing; None always does.
+        remedy: end of the message.
+
+    Raises:
+        ArgumentError: a keyword that is unknown, or has another value.
+    """
+    if unknown := given.keys() - neutral.keys():
+        raise unknown_arguments(f"{where}()", sorted(unknown), neutral)
+    for name, value in given.items():
+        if value is not None and value not in neutral[name]:
+            raise ArgumentError(f"{where}({name}={value!r}) is not implemented{remedy}.")
 
 
 def require(module: str, extra: str, package: str | None = None) -> Any:

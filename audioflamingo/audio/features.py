@@ -17,9 +17,20 @@ import torch
 
 from audioflamingo.audio.loading import HOP_LENGTH, N_FFT, SAMPLING_RATE
 from audioflamingo.config import CHUNK_LENGTH_S
-from audioflamingo.errors import ArgumentError, AudioError, ConfigError
+from audioflamingo.errors import ArgumentError, AudioError, ConfigError, refuse_further_keywords
 from audioflamingo.kernels.host import to_device
 
+# Of transformers' feature extractors, with values that ask for what is done anyway. Longer audio is an error here.
+FURTHER_KEYWORDS: dict[str, tuple[Any, ...]] = {
+    "padding": ("max_length",),
+    "truncation": (True,),
+    "return_attention_mask": (True,),
+    "do_normalize": (False,),
+    "return_token_timestamps": (False,),
+    "device": ("cpu",),
+    "max_length": (),
+    "pad_to_multiple_of": (),
+}
 LOG_FLOOR = 1e-10  # mel power below it counts as this: log10 is -10
 BATCH_WINDOWS = 16  # whose spectra are computed together on a device: 80 MB
 DYNAMIC_RANGE = 8.0  # in log10: values more than 80 dB under the loudest of the window are raised to that
@@ -83,9 +94,13 @@ class AudioFlamingo3FeatureExtractor:
 
     Args:
         feature_size: M, mel bins: 128 (80 in older Whisper encoders).
-        sampling_rate, hop_length, n_fft: 16000, 160 and 400; others are refused.
+        sampling_rate: 16000; others are refused.
+        hop_length: 160; others are refused.
+        n_fft: 400; others are refused.
         chunk_length: seconds in a window; the published encoder has positions for 30.
-        padding_value, padding_side, dither: 0.0, "right" and 0.0; others are refused.
+        padding_value: 0.0; others are refused.
+        padding_side: "right"; others are refused.
+        dither: 0.0; others are refused.
         return_attention_mask: kept for the settings file. The mask is always returned.
         extra: settings that this class does not know; `to_dict` writes them back.
 
@@ -196,27 +211,33 @@ class AudioFlamingo3FeatureExtractor:
         }
 
     def __call__(
-        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str = "pt"
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+        **others: Any,
     ) -> dict[str, torch.Tensor]:
         """The features of clips of one window each, in the words of transformers' feature extractors.
 
         Args:
             raw_speech: a waveform (samples,) or a list of them, 16 kHz.
             sampling_rate: Hz of the waveforms, to be checked.
-            return_tensors: only "pt".
+            return_tensors: only "pt", which None is, too.
+            **others: transformers' further keywords, as far as they ask for what is done anyway: full windows, a mask.
 
         Returns:
             `input_features` float32 (W, M, num_frames) and `attention_mask` int32 (W, num_frames).
 
         Raises:
             AudioError: another rate, or waveforms that `extract` refuses.
-            ArgumentError: another kind of tensors.
+            ArgumentError: another kind of tensors, or a keyword that is unknown or asks for something else.
         """
+        refuse_further_keywords("feature_extractor", others, FURTHER_KEYWORDS)
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise AudioError(
                 f"sampling_rate={sampling_rate}: resample to {self.sampling_rate} Hz (load_audio does)."
             )
-        if return_tensors != "pt":
+        if return_tensors not in ("pt", None):
             raise ArgumentError(f"return_tensors={return_tensors!r}: only 'pt' (torch tensors) is supported.")
         is_one = isinstance(raw_speech, np.ndarray | torch.Tensor) and raw_speech.ndim == 1
         clips = [raw_speech] if is_one else list(raw_speech)

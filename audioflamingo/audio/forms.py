@@ -1,7 +1,8 @@
 """Audio as other libraries hand it over, in the forms that `load_audio` reads.
 
-Rows of `datasets` (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), its and torchcodec's decoders, and pairs of a
-rate and samples: Gradio's `(rate, samples)`, soundfile's and torchaudio's `(samples, rate)`. None is imported.
+Rows of `datasets` (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), inputs of transformers' pipelines (`{"raw",
+"sampling_rate"}`), vLLM's `{"url"}`, decoders of `datasets` and torchcodec, and pairs of a rate and samples: Gradio's
+`(rate, samples)`, soundfile's and torchaudio's `(samples, rate)`. None is imported.
 """
 
 from __future__ import annotations
@@ -56,15 +57,15 @@ def unwrap(source: Any, sampling_rate: float | None = None) -> tuple[Any, float 
 
 
 def _of_row(row: Mapping[Any, Any]) -> tuple[Any, float | None]:
-    """The audio of a row of `datasets`, decoded or not."""
-    if row.get("array") is not None:
-        array = row["array"]
-        return np.asarray(array) if isinstance(array, list) else array, row.get("sampling_rate")
-    for name in ("bytes", "path"):
+    """The audio of a row of `datasets`, decoded or not, or of its likes."""
+    for name in ("array", "raw"):
+        if (array := row.get(name)) is not None:
+            return np.asarray(array) if isinstance(array, list) else array, row.get("sampling_rate")
+    for name in ("bytes", "path", "url"):
         if row.get(name) is not None:
             return row[name], None
     raise ArgumentError(
-        f"a dict of audio has an 'array' with its 'sampling_rate', or 'bytes', or a 'path'; this one has "
+        f"a dict of audio has an 'array' with its 'sampling_rate', or 'bytes', or a 'path' or 'url'; this one has "
         f"{', '.join(repr(str(name)) for name in row) or 'nothing'}."
     )
 

@@ -45,12 +45,7 @@ from audioflamingo.checkpoint.weights import (
     is_quantized,
     shorten,
 )
-from audioflamingo.config import (
-    AUDIO_TOKEN,
-    AudioFlamingo3Config,
-    GenerationConfig,
-    read_model_config,
-)
+from audioflamingo.config import AUDIO_TOKEN, AudioFlamingo3Config, GenerationConfig, read_model_config
 from audioflamingo.errors import (
     ArgumentError,
     AudioFlamingoWarning,
@@ -145,11 +140,7 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             DeviceError: the device is not there, is too small, or cannot run the dtype.
             ArgumentError: an unknown or contradictory argument.
         """
-        unknown = {
-            name: value
-            for name, value in unknown.items()
-            if name not in _NO_EFFECT or (value is not None and value is _NO_EFFECT[name])
-        }
+        unknown = {name: value for name, value in unknown.items() if not _has_no_effect(name, value)}
         _refuse_unknown("from_pretrained", unknown, cls.from_pretrained)
         requested_dtype = _read_dtype(dtype, torch_dtype)
         check_devices(device_map)
@@ -279,6 +270,13 @@ def _build(
         return model, False
     scheme = as_config(as_config(quantization), is_calibrated=False)
     return build_empty(kind, with_quantization(config, scheme)), True
+
+
+def _has_no_effect(name: str, value: Any) -> bool:
+    """Whether a keyword of transformers' `from_pretrained` asks for nothing that is not done anyway."""
+    if name in _NO_EFFECT:
+        return value is None or value is not _NO_EFFECT[name]
+    return name in _NOT_IMPLEMENTED | _QUANTIZATION_ARGUMENTS and value in (None, False, "", {})
 
 
 def _refuse_unknown(name: str, unknown: Mapping[str, Any], function: Callable[..., Any]) -> None:

@@ -72,7 +72,10 @@ class AudioEncoder:
     @torch.no_grad()
     def _encode_together(self, windows: Sequence[AudioWindow], adapter: str | None) -> list[Tensor]:
         device = self._model.device
-        features = to_device(torch.stack([window.features for window in windows]), device)  # (W, M, T)
+        parts = [window.features for window in windows]
+        # Autocast to one half precision stacks no tensors of the other.
+        with torch.autocast(parts[0].device.type, enabled=False):
+            features = to_device(torch.stack(parts), device)  # (W, M, T)
         frames = torch.tensor([window.num_frames for window in windows])
         mask = to_device(torch.arange(features.shape[2]) < frames[:, None], device)
         timed = {"window_index": numbers} if (numbers := _numbers(windows)) else {}

@@ -20,7 +20,7 @@ from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, DataError
 from audioflamingo.evaluation.answering import answer_questions
 from audioflamingo.evaluation.confusion_plot import plot_confusion
-from audioflamingo.evaluation.evaluation_options import EvaluationOptions
+from audioflamingo.evaluation.evaluation_options import EvaluationOptions, Normalizer
 from audioflamingo.evaluation.questions import Question, fingerprint_questions
 from audioflamingo.evaluation.report import write_report
 from audioflamingo.evaluation.run_folder import SUMMARY_FILE, RunFolder
@@ -28,11 +28,13 @@ from audioflamingo.evaluation.scoring import (
     BOOTSTRAP_SEED,
     ItemResult,
     Summary,
+    normalize,
     options_of,
     score,
     scoring_of,
     summarize,
 )
+from audioflamingo.evaluation.speech import normalize_english
 from audioflamingo.evaluation.submission import write_submission
 from audioflamingo.evaluation.suite_questions import read_suite
 from audioflamingo.evaluation.suites import SUITES
@@ -213,18 +215,19 @@ def read_questions(
     rows = read_dataset(dataset).rows if isinstance(dataset, DatasetConfig) else list(dataset)
     if not rows:
         raise DataError("there is nothing to evaluate: no rows.")
-    return [row_question(row) for row in rows]
+    return [row_question(row, settings.normalizer) for row in rows]
 
 
-def row_question(row: DataRow) -> Question:
+def row_question(row: DataRow, normalizer: Normalizer = EvaluationOptions.normalizer) -> Question:
     """The last question of a conversation, to be scored against its last answer."""
+    compared_as = normalize if normalizer == "plain" else normalize_english
     end = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
     asked = [text_of(message) for message in row.messages[:end] if message["role"] == "user"]
     text, reference = asked[-1] if asked else "", text_of(row.messages[end])
     options = options_of(text) if scoring_of(text, reference) == "choice" else {}
 
     def score_row(question: Question, answer: str) -> ItemResult:
-        return score(row.id, text, reference, answer, row.task, row.duration_s)
+        return score(row.id, text, reference, answer, row.task, row.duration_s, compared_as)
 
     return Question(
         row.id, text, row.messages[:end], reference, score_row, options, place=row.place,
@@ -278,7 +281,8 @@ def write_results(
         OutputError: one of them cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
-    write_whole(folder / SUMMARY_FILE, to_json(result.to_dict()).encode())
+    scores = {**result.to_dict(), "normalizer": manifest["normalizer"]}
+    write_whole(folder / SUMMARY_FILE, to_json(scores).encode())
     plot_confusion(result.items, folder / CONFUSION_FILE)
     write_report(folder, manifest, result.to_dict(), result.items)
     if settings.suite is not None:
@@ -300,6 +304,7 @@ def make_manifest(
         "suite_source": None if suite is None else suite.source,
         "prompts": settings.prompts if suite is not None else None,
         "by": settings.by,
+        "normalizer": "whisper" if suite is not None and suite.kind == "speech" else settings.normalizer,
         "decoding": json.loads(
             json.dumps({"max_new_tokens": settings.max_new_tokens, **options}, sort_keys=True, default=str)
         ),

@@ -10,6 +10,7 @@ from audioflamingo.fields import check_fields, check_value, option
 SuiteName = Literal["mmau", "mmau-pro", "mmar", "mmsu", "muchomusic", "clotho-aqa", "librispeech", "open-asr"]
 PromptStyle = Literal["nvidia", "official"]
 By = Literal["generation", "likelihood"]
+Normalizer = Literal["plain", "whisper"]
 _BENCHMARK = "Benchmark"
 
 
@@ -30,6 +31,11 @@ class EvaluationOptions:
         "Questions with options: read the option out of the answer, or take the most likely one.",
         group=_BENCHMARK,
     )
+    normalizer: Normalizer = option(
+        "plain",
+        "How transcripts of conversations are compared. plain: without case and punctuation; whisper: English numbers, "
+        "spelling and contractions are one, too, as benchmarks of speech have it.",
+    )
     batch_size: int = option(16, "Questions that run together.", at_least=1)
     max_new_tokens: int = option(256, "Longest answer.", at_least=1)
     overwrite: bool = option(False, "Start again.")
@@ -40,6 +46,9 @@ class EvaluationOptions:
             ("suite", (None, *get_args(SuiteName))),
             ("prompts", get_args(PromptStyle)),
             ("by", get_args(By)),
+            ("normalizer", get_args(Normalizer)),
         ):
             listed = ", ".join(map(str, allowed))
             check_value(getattr(self, name) in allowed, name, getattr(self, name), f"one of {listed}")
+        is_own = self.suite is None or self.normalizer == "plain"
+        check_value(is_own, "normalizer", self.normalizer, "left out beside a suite, which has its own")

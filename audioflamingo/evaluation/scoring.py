@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -199,9 +199,15 @@ def scoring_of(question: str, reference: str) -> Scoring:
 
 
 def score(
-    id: str, question: str, reference: str, answer: str, task: str | None = None, duration_s: float = 0.0
+    id: str,
+    question: str,
+    reference: str,
+    answer: str,
+    task: str | None = None,
+    duration_s: float = 0.0,
+    compared_as: Callable[[str], str] = normalize,
 ) -> ItemResult:
-    """Scores one answer."""
+    """Scores one answer; `compared_as` makes of a transcript what is compared."""
     scoring = scoring_of(question, reference)
     num_errors = num_words = 0
     parsed_by: ParsedBy | None = None
@@ -213,8 +219,8 @@ def score(
         is_correct = letter == chosen_option(reference, options)
     else:
         is_transcript = scoring == "transcription"
-        expected = normalize(strip_framing(reference) if is_transcript else reference)
-        found = normalize(strip_framing(answer) if is_transcript else answer)
+        expected = compared_as(strip_framing(reference)) if is_transcript else normalize(reference)
+        found = compared_as(strip_framing(answer)) if is_transcript else normalize(answer)
         is_correct = expected == found
         if is_transcript:
             num_errors, num_words = word_errors(expected, found)

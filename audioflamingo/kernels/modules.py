@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from audioflamingo.errors import DeviceError
 from audioflamingo.kernels import gpu, linear_bf16
 from audioflamingo.kernels.bfloat16 import is_slow
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def check_autocast(x: Tensor) -> None:
+    """Refuses the one mixture that torch's operations on a CPU do not take.
+
+    Args:
+        x: what layers in its dtype are about to take.
+
+    Raises:
+        DeviceError: it is float16 under an autocast to bfloat16, or the other way round, on a CPU.
+    """
+    if not (x.is_cpu and x.dtype in HALVES and torch.is_autocast_enabled("cpu")):
+        return
+    cast = torch.get_autocast_dtype("cpu")
+    if cast in HALVES and cast != x.dtype:
+        raise DeviceError(
+            f"a model in {str(x.dtype)[6:]} cannot run under torch.autocast('cpu', {cast}); load it with "
+            f"dtype=torch.float32, or with dtype={cast} and no autocast."
+        )
 
 
 class Linear(nn.Linear):

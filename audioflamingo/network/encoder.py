@@ -20,7 +20,7 @@ from audioflamingo.audio.loading import conv_length, num_audio_tokens
 from audioflamingo.config import AudioFlamingo3EncoderConfig
 from audioflamingo.errors import ArgumentError
 from audioflamingo.kernels.host import to_device, to_host
-from audioflamingo.kernels.modules import Conv1d, Linear
+from audioflamingo.kernels.modules import Conv1d, Linear, check_autocast
 from audioflamingo.network.attention import (
     AttentionImplementation,
     attend,
@@ -174,6 +174,7 @@ class AudioFlamingo3Encoder(nn.Module):
 
         Raises:
             ArgumentError: shapes that do not fit, or a mask whose ones do not all come first.
+            DeviceError: weights in one half precision under an autocast to the other, on a CPU.
         """
         x, lengths = self.first_layers(input_features, input_features_mask)
         tokens = self.last_layers(x, lengths)  # (A, D)
@@ -267,6 +268,7 @@ class AudioFlamingo3Encoder(nn.Module):
     def _embed(self, features: Tensor, length: int) -> Tensor:
         """Convolutions and positions of one window `(M, T)`, the first `length` positions only, `(length, D)`."""
         x = features[None, :, : 2 * length + 1].to(self.dtype)  # what the valid outputs can see
+        check_autocast(x)
         x = F.gelu(self.conv1(x))[:, :, : 2 * length]
         x = F.gelu(self.conv2(x))[0].transpose(0, 1)  # (length, D)
         return x + self.embed_positions.weight[:length]

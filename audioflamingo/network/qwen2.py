@@ -15,7 +15,7 @@ from audioflamingo.config import Qwen2Config
 from audioflamingo.errors import ArgumentError, ContextLengthError
 from audioflamingo.kernels import gpu
 from audioflamingo.kernels.host import to_host
-from audioflamingo.kernels.modules import Linear
+from audioflamingo.kernels.modules import Linear, check_autocast
 from audioflamingo.network.adapters import routed_to
 from audioflamingo.network.attention import AttentionImplementation, attend_packed
 from audioflamingo.network.fused_step import run_step
@@ -184,6 +184,7 @@ class Qwen2Model(nn.Module):
         Raises:
             ArgumentError: shapes that do not fit, or attention weights asked of `"sdpa"`.
             ContextLengthError: more tokens than `max_position_embeddings` or than the cache holds.
+            DeviceError: a cache in one half precision under an autocast to the other, on a CPU.
         """
         if output_attentions:
             self._check_weights_exist()
@@ -200,6 +201,7 @@ class Qwen2Model(nn.Module):
                 past_key_values.lengths, num_new, strict=False
             )  # `view` refuses another number of rows
             self._check_context([past + new for past, new in lengths])
+            check_autocast(x)
             view = past_key_values.view(num_new, x.device, positions)
 
         rotary = self._rotary(x, view.layout)
@@ -242,7 +244,9 @@ class Qwen2Model(nn.Module):
 
         Raises:
             ContextLengthError: as `forward`; not in a captured step, which knows no lengths.
+            DeviceError: one half precision under an autocast to the other, on a CPU.
         """
+        check_autocast(x)
         layout = view.layout
         if layout.num_new is not None and layout.num_past is not None:
             self._check_context(

@@ -18,6 +18,23 @@ from audioflamingo.network.music_flamingo import window_indices
 from audioflamingo.processor.processor_options import TextOptions
 from audioflamingo.processor.prompt import Features, Prompt, place_windows
 
+# Of transformers' tokenizers, with values that ask for what ours does anyway.
+TOKENIZER_KEYWORDS: dict[str, tuple[Any, ...]] = {
+    "padding": (False,),
+    "truncation": (False,),
+    "return_attention_mask": (True,),
+    "return_token_type_ids": (False,),
+    "return_offsets_mapping": (False,),
+    "return_special_tokens_mask": (False,),
+    "return_length": (False,),
+    "is_split_into_words": (False,),
+    "verbose": (True, False),
+    "return_tensors": (),
+    "max_length": (),
+    "stride": (0,),
+    "text_pair": (),
+}
+
 
 class BatchFeature(dict[str, Any]):
     """The inputs of a model by name, also as attributes: `inputs.input_ids` is `inputs["input_ids"]`."""

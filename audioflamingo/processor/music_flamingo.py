@@ -24,8 +24,13 @@ class MusicFlamingoProcessor(AudioFlamingo3Processor):
     """Prepares everything that `MusicFlamingoForConditionalGeneration` reads, and decodes what it writes.
 
     Args:
-        feature_extractor, tokenizer, chat_template, audio_token, default_transcription_prompt: see `PromptMaker`.
-        audio_bos_token, audio_eos_token: the control tokens that stand before and behind the audio of a clip.
+        feature_extractor: see `PromptMaker`, as for the next four.
+        tokenizer: of the checkpoint.
+        chat_template: likewise.
+        audio_token: likewise.
+        default_transcription_prompt: likewise.
+        audio_bos_token: the control token that stands before the audio of a clip.
+        audio_eos_token: the one behind it.
         max_audio_len: longest clip in seconds; Audio Flamingo Next takes 1800.
     """
 

@@ -22,10 +22,10 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models
 from torch import Tensor
 
-from audioflamingo.errors import ArgumentError, CheckpointError, PromptError
+from audioflamingo.errors import ArgumentError, CheckpointError, PromptError, refuse_further_keywords
 from audioflamingo.files import make_folder, to_json, write_text
 from audioflamingo.kernels.host import to_host
-from audioflamingo.processor.collate import BatchFeature
+from audioflamingo.processor.collate import TOKENIZER_KEYWORDS, BatchFeature
 from audioflamingo.processor.folders import read_tokenizer, save_chat_template, token_content
 
 # What Qwen2's tokenizer takes for end, padding and unknown where the checkpoint's configuration does not say.
@@ -231,15 +231,21 @@ class Tokenizer:
 
     # Text to ids
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> BatchFeature:
+    def __call__(
+        self, text: str | Sequence[str], add_special_tokens: bool = True, **others: Any
+    ) -> BatchFeature:
         """`input_ids` and `attention_mask` of a text, or lists of both for several, as transformers' tokenizers give.
 
         Control tokens in a text become their ids; no token is put around it (this tokenizer has none to put there), so
-        `add_special_tokens` changes nothing. Padded tensors are the processor's work: `processor(text=...)`.
+        `add_special_tokens` changes nothing. Padded tensors are the processor's work: `processor(text=...)`. Of
+        transformers' further keywords those are taken that ask for what is done anyway.
 
         Raises:
-            ArgumentError: it is neither a text nor a sequence of texts.
+            ArgumentError: it is neither a text nor a sequence of texts, or a keyword is unknown or asks for tensors.
         """
+        refuse_further_keywords(
+            "tokenizer", others, TOKENIZER_KEYWORDS, "; processor(text=...) gives padded tensors"
+        )
         ids: Any
         if isinstance(text, str):
             ids = self.encode_prompt(text)

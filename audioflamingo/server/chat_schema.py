@@ -350,4 +350,8 @@ def as_api_error(error: ValidationError) -> ApiError:
     if first["type"] == "union_tag_invalid":
         context = first["ctx"]
         message = f"There is no part of type {context['tag'][:100]!r}, but {context['expected_tags']}"
+    elif first["type"] == "union_tag_not_found":
+        message = "A part needs a 'type', such as 'input_audio'"
+    elif first["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        message = "Input should be an object"
     return bad_request(f"{place}: {message}.", place[:200])

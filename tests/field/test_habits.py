@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from audioflamingo.audio.loading import load_audio
-from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning, ConfigError
+from audioflamingo.errors import ArgumentError, AudioError, AudioFlamingoWarning, ConfigError, DeviceError
 from audioflamingo.evaluation.scoring import normalize, word_errors
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
@@ -23,6 +23,7 @@ from tests.support.tiny_model import make_batch, tiny_model
 from tests.support.tiny_tokenizer import write_tiny_processor
 
 RATE = 8000
+HALVES = (torch.float16, torch.bfloat16)
 MONO = tone(1.0, rate=RATE)[:, 0]
 STEREO = np.stack([MONO, MONO * 0.5])
 SPEECH = Path(__file__).parents[1] / "data" / "directory_prompt.flac"
@@ -66,6 +67,7 @@ FORMS: dict[str, tuple[Any, np.ndarray]] = {
     "soundfile's pair": ((STEREO.T, RATE), STEREO),
     "torchaudio's pair": ((torch.from_numpy(STEREO), RATE), STEREO),
     "NumPy's integer": ((np.int64(RATE), MONO), MONO),
+    "a pipeline's input": ({"raw": MONO, "sampling_rate": RATE}, MONO),
     "nothing masked": ((RATE, np.ma.masked_array(MONO)), MONO),
 }
 
@@ -75,7 +77,9 @@ class TestFormsOfAudio:
     def test_it_is_the_audio(self, form: Any, array: np.ndarray) -> None:
         np.testing.assert_array_equal(load_audio(form), load_audio(array, sampling_rate=RATE))
 
-    @pytest.mark.parametrize("row", [{"bytes": SPEECH.read_bytes(), "path": "a.flac"}, {"path": str(SPEECH)}])
+    @pytest.mark.parametrize(
+        "row", [{"bytes": SPEECH.read_bytes(), "path": "a.flac"}, {"path": str(SPEECH)}, {"url": str(SPEECH)}]
+    )
     def test_a_row_that_is_not_decoded(self, row: dict[str, Any]) -> None:
         np.testing.assert_array_equal(load_audio(row), load_audio(SPEECH))
 
@@ -148,6 +152,46 @@ class TestFeatureExtractor:
             processor.feature_extractor(MONO, sampling_rate=RATE)
         with pytest.raises(ArgumentError, match="'np'"):
             processor.feature_extractor(MONO, return_tensors="np")
+
+    def test_words_that_change_nothing(self, processor: AudioFlamingo3Processor) -> None:
+        plain = processor.feature_extractor(MONO)
+        usual = {"padding": "max_length", "truncation": True, "return_attention_mask": True, "device": "cpu"}
+        found = processor.feature_extractor(MONO, **usual, max_length=None, return_tensors=None)
+        assert torch.equal(found["input_features"], plain["input_features"])
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ({"padding": "longest"}, r"feature_extractor\(padding='longest'\) is not implemented"),
+            ({"max_length": 3}, "not implemented"),
+            ({"paddding": True}, "did you mean 'padding'"),
+        ],
+    )
+    def test_words_that_would(
+        self, processor: AudioFlamingo3Processor, word: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ArgumentError, match=message):
+            processor.feature_extractor(MONO, **word)
+
+
+class TestTokenizer:
+    def test_words_that_change_nothing(self, processor: AudioFlamingo3Processor) -> None:
+        found = processor.tokenizer("hi", padding=False, truncation=False, return_tensors=None)
+        assert found == processor.tokenizer("hi")
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ({"return_tensors": "pt"}, r"processor\(text=...\) gives padded tensors"),
+            ({"padding": True}, "not implemented"),
+            ({"paddding": True}, "did you mean 'padding'"),
+        ],
+    )
+    def test_words_that_would(
+        self, processor: AudioFlamingo3Processor, word: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ArgumentError, match=message):
+            processor.tokenizer("hi", **word)
 
 
 ROWS = [([50], 5), ([], 12), ([3000, 40], 9)]
@@ -253,6 +297,27 @@ class TestOwnRules:
     def test_another_kind_of_cache(self) -> None:
         with pytest.raises(ArgumentError, match=r"KVCache \(model.new_cache\), got DynamicCache"):
             tiny_model()(**make_batch([([], 5)]), past_key_values=transformers.DynamicCache())
+
+
+class TestAutocast:
+    """A float16 model under bfloat16 autocast: transformers fails likewise, in torch's words about scalar types."""
+
+    @pytest.mark.parametrize("halves", [HALVES, HALVES[::-1]], ids=str)
+    @pytest.mark.parametrize("with_audio", [True, False])
+    def test_two_halves_are_one_clear_error(self, halves: tuple[torch.dtype, ...], with_audio: bool) -> None:
+        model, batch = tiny_model().to(halves[0]), make_batch([([300], 6)])
+        if not with_audio:
+            batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+        with torch.autocast("cpu", halves[1]), pytest.raises(DeviceError, match=r"load it with dtype="):
+            model.generate(**batch, max_new_tokens=2, num_beams=1)
+
+    @pytest.mark.parametrize("halves", [HALVES, HALVES[::-1]], ids=str)
+    def test_features_in_the_other_half(self, halves: tuple[torch.dtype, ...]) -> None:
+        batch = make_batch([([300], 6)])
+        batch["input_features"] = batch["input_features"].to(halves[0])
+        with torch.autocast("cpu", halves[1]):
+            output = tiny_model().generate(**batch, max_new_tokens=1, num_beams=1)
+        assert output.shape[1] == batch["input_ids"].shape[1] + 1
 
 
 class TestTrainer:

@@ -345,6 +345,7 @@ def test_error_lists_some_and_counts_the_rest(folder: Path) -> None:
 def test_what_changes_nothing_is_taken(saved) -> None:
     """Calls written for transformers pass such words; they were refused as unknown."""
     Model.from_pretrained(saved, low_cpu_mem_usage=True, trust_remote_code=True, use_safetensors=True)
+    Model.from_pretrained(saved, force_download=False, variant=None, subfolder="", load_in_8bit=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.errors import ArgumentError, DataError
-from audioflamingo.evaluation.evaluation_options import SuiteName
+from audioflamingo.evaluation.evaluate_dataset import make_manifest, read_questions
+from audioflamingo.evaluation.evaluation_options import EvaluationOptions, SuiteName
 from audioflamingo.evaluation.questions import Question
 from audioflamingo.evaluation.rules import chosen_letter, contained_option, matches_tokens, same_word
 from audioflamingo.evaluation.scoring import bootstrap_interval, choose
@@ -121,6 +122,25 @@ def test_single_words_are_compared_without_case_and_points() -> None:
 
 def test_whispers_normaliser() -> None:
     assert normalize_english("Mr. Smith's colour, uh, TWENTY-ONE!") == "mister smith is color 21"
+
+
+def test_transcripts_of_ones_own_by_whispers_normaliser(tmp_path: Path) -> None:
+    """Spelling and numbers counted as errors, and only benchmarks could be compared as the leaderboard does."""
+    said = 'The spoken content of the audio is "{}".'
+    content = [{"type": "audio", "path": "a.wav"}, {"type": "text", "text": "Transcribe the input speech."}]
+    answer = {"role": "assistant", "content": said.format("The colour costs $5.")}
+    row = {"id": "a", "messages": [{"role": "user", "content": content}, answer]}
+    write_clip(tmp_path / "a.wav")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    found = {}
+    for settings in (EvaluationOptions(), EvaluationOptions(normalizer="whisper")):
+        (question,) = read_questions(str(tmp_path / "rows.jsonl"), settings)
+        item = question.score(question, said.format("the color costs five dollars"))
+        found[settings.normalizer] = item.num_errors
+        assert make_manifest([question], settings, {}, {})["normalizer"] == settings.normalizer
+    assert found == {"plain": 3, "whisper": 0}
+    with pytest.raises(ArgumentError, match="beside a suite, which has its own"):
+        EvaluationOptions(suite="librispeech", normalizer="whisper")
 
 
 def test_intervals_hold_the_value_and_shrink() -> None:

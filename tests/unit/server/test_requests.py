@@ -103,6 +103,8 @@ def test_bodies_that_are_no_requests_are_400(server: RunningServer, content: byt
             "should be an object",
         ),
         ([{"type": "text", "text": 3}], "messages.0.content.0.text", "valid string"),
+        ([{"text": "x"}], "messages.0.content.0", "part needs a 'type', such as 'input_audio'"),
+        (["x"], "messages.0.content.0", "should be an object"),
         (3, "messages.0.content", "a text or a list of parts"),
         (None, "messages.0.content", "a text or a list of parts"),
     ],
