@@ -146,6 +146,7 @@ def _kind(
     """The kind of a layer's weights, and their group if they are int4; None if the kernel does not take them."""
     if type(linear) is QuantizedLinear:
         is_plain = _is_plain(linear.packed, torch.uint8) and _is_plain(linear.scales, torch.float32)
+        is_plain = is_plain and not linear.format.is_float
         return (_PACKED, linear.format.group or 0) if is_plain and linear.shape == shape else None
     weight = linear._parameters["weight"]
     if dtype != torch.float32 or weight is None or weight.shape != shape:

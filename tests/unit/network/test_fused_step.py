@@ -196,6 +196,13 @@ def test_what_is_no_step_runs_layer_by_layer() -> None:
     assert run_step(model.layers, x, rotary, KVView(None, view.layout)) is None
 
 
+def test_float8_runs_layer_by_layer() -> None:
+    model = quantized("fp8", torch.float32, False)
+    store, spans, x = prefilled(model)
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is None
+
+
 @pytest.mark.parametrize(("rows", "outputs"), [(1, 5), (4, 33), (7, 16), (16, 50), (17, 3)])
 def test_weights_kept_in_float16_count_as_if_they_were_widened(rows: int, outputs: int) -> None:
     generator = torch.Generator().manual_seed(rows)
