@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from audioflamingo.evaluation.evaluation_options import EvaluationOptions
     from audioflamingo.evaluation.questions import Question
     from audioflamingo.evaluation.scoring import ItemResult
+    from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
+    from audioflamingo.processor.processor import AudioFlamingo3Processor
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ def evaluate_on_cluster(
 
 
 def answer_shard(
-    settings: EvaluationOptions, options: dict[str, Any], model: Any, processor: Any, row: dict[str, Any]
+    settings: EvaluationOptions,
+    options: dict[str, Any],
+    model: AudioFlamingo3ForConditionalGeneration,
+    processor: AudioFlamingo3Processor,
+    row: dict[str, Any],
 ) -> list[str]:
     """The items of a shard's questions, a line each, as they stand in the run's folder."""
     import pickle

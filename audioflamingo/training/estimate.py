@@ -19,6 +19,7 @@ from audioflamingo.audio.loading import N_FRAMES, conv_length
 from audioflamingo.checkpoint.fill_weights import build_empty
 from audioflamingo.config import AUDIO_TOKENS_PER_S, CHUNK_LENGTH_S, AudioFlamingo3Config
 from audioflamingo.model import model_class_of
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.network.loss import LOSS_CHUNK
 from audioflamingo.quantization.quantize_model import num_parameters
 from audioflamingo.quantization.schemes import as_config, read_quantization, with_quantization
@@ -44,7 +45,7 @@ def empty_model(config: TrainingConfig, model_config: AudioFlamingo3Config) -> A
 
 
 def estimate_memory(
-    config: TrainingConfig, model: nn.Module, stage: StageConfig, precision: str
+    config: TrainingConfig, model: AudioFlamingo3WithHead, stage: StageConfig, precision: str
 ) -> dict[str, int]:
     """Bytes at the peak of a step of a stage.
 
@@ -73,7 +74,7 @@ def estimate_memory(
     }
 
 
-def _activations(config: TrainingConfig, model: Any, stage: StageConfig, item: int) -> int:
+def _activations(config: TrainingConfig, model: AudioFlamingo3WithHead, stage: StageConfig, item: int) -> int:
     text, audio = model.config.text_config, model.config.audio_config
     batch = stage.batch or config.batch
     layer = _HIDDEN_KEPT * text.hidden_size + _INNER_KEPT * text.intermediate_size
@@ -101,7 +102,7 @@ def _longest_audio_s(batch: BatchConfig) -> float:
     return by_tokens if batch.max_audio_s is None else min(by_tokens, batch.max_audio_s)
 
 
-def _logits(config: TrainingConfig, model: Any, stage: StageConfig, item: int) -> int:
+def _logits(config: TrainingConfig, model: AudioFlamingo3WithHead, stage: StageConfig, item: int) -> int:
     if stage.answer_weight == 0:
         return 0
     batch = stage.batch or config.batch

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from audioflamingo.errors import ConfigError, TrainingError, require
+from audioflamingo.network.af3 import AudioFlamingo3WithHead
 from audioflamingo.quantization.layers import QuantizedLinear
 from audioflamingo.quantization.quantize_model import packed_layers
 from audioflamingo.training.training_config import LoraSettings, StageConfig, TrainingConfig
@@ -58,7 +59,7 @@ class Adapter:
     settings: LoraSettings
 
 
-def add_lora(model: Any, settings: LoraSettings, base: str | None = None) -> Adapter:
+def add_lora(model: AudioFlamingo3WithHead, settings: LoraSettings, base: str | None = None) -> Adapter:
     """Puts LoRA layers into the language model, in place: over float layers and over quantized ones.
 
     The encoder has layers of the same names, so targets are matched by full path.

@@ -12,6 +12,7 @@ from typing import Any
 
 from audioflamingo.engine.finish_reason import FinishReason
 from audioflamingo.engine.loops import find_loop
+from audioflamingo.processor.processor import AudioFlamingo3Processor
 from audioflamingo.transcription.segments import Segment
 from audioflamingo.transcription.transcription_options import TranscriptionOptions
 from audioflamingo.transcription.windows import Window
@@ -54,7 +55,11 @@ class Ask:
 
 
 def mend(
-    window: Window, answer: Answer, options: TranscriptionOptions, processor: Any, depth: int = 0
+    window: Window,
+    answer: Answer,
+    options: TranscriptionOptions,
+    processor: AudioFlamingo3Processor,
+    depth: int = 0,
 ) -> Generator[Ask, Any, list[Segment]]:
     """Makes segments of a window.
 
@@ -87,10 +92,10 @@ def mend(
     return [segment_of(window, answer, processor)]
 
 
-def segment_of(window: Window, answer: Answer, processor: Any, *flags: str) -> Segment:
+def segment_of(window: Window, answer: Answer, processor: AudioFlamingo3Processor, *flags: str) -> Segment:
     """The segment of a window that was answered."""
     tokens = answer.tokens[: answer.loop_start]  # a loop is cut where it begins; None cuts nothing
-    text = processor.decode(tokens, skip_special_tokens=True, strip_prefix=True)
+    text = str(processor.decode(tokens, skip_special_tokens=True, strip_prefix=True))
     logprobs = answer.logprobs[: len(tokens)]
     all_flags = [*flags, *(["cut"] if window.is_cut else []), *([] if text else ["no_words"])]
     return Segment(
