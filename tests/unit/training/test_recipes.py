@@ -96,7 +96,7 @@ def test_a_recipe_runs(name: str, data: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_spelled_rows_are_in_the_form_that_the_model_writes() -> None:
-    """They were in lower case without a point: the loss of the tenth step was 1.7 in place of 0.4, and openings were spoilt."""
+    """In lower case without a point, as they were, the adapter learned that form first, and openings were spoilt."""
     module = runpy.run_path(str(RECIPES / "spelling" / "make_data.py"))
     rng = random.Random(0)
     texts = [module["sentence"](rng, split) for split in ("train", "test") * 20]
