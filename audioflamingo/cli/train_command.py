@@ -40,7 +40,7 @@ def train(
 
     \b
     Examples:
-      af3 train recipes/stages.yaml
+      af3 train recipes/lora.yaml
       af3 train my.yaml --set stages.0.max_minutes=20
       af3 train my.yaml --check
     """

@@ -36,23 +36,22 @@ NAMES = {
 }
 
 
-def sentence(rng: random.Random, split: str) -> tuple[str, str]:
-    """A sentence as it is written, in lower case and words, and as a synthesiser should read it."""
+def sentence(rng: random.Random, split: str) -> str:
+    """A sentence as the built-in model writes such ones (case, commas), which a synthesiser reads well, too."""
     name = rng.choice(NAMES[split].split())
     letters = list(name)
     code = [rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 3))]
     digits = [rng.choice(DIGITS) for _ in range(rng.randint(3, 6))]
     forms = (
-        (f"my name is {name}", letters),
-        ("that is spelled", letters),
-        ("the code is", code + digits),
-        ("please call", digits),
-        ("flight", code[:2] + digits[:3]),
-        ("the number is", digits),
+        (f"My name is {name.title()}", letters),
+        ("That is spelled", letters),
+        ("The code is", code + digits),
+        ("Please call", digits),
+        ("Flight", code[:2] + digits[:3]),
+        ("The number is", digits),
     )
     start, spelled = rng.choice(forms)
-    read = ", ".join(item.upper() if len(item) == 1 else item for item in spelled)
-    return f"{start} {' '.join(spelled)}", f"{start}, {read}."
+    return f"{start}, {', '.join(item.upper() if len(item) == 1 else item for item in spelled)}."
 
 
 def speak(text: str, voice: str, path: Path) -> float:
@@ -74,9 +73,9 @@ def make(folder: Path, split: str, num_rows: int, voices: str, rng: random.Rando
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as manifest:
         for number in range(num_rows):
             voice = VOICES[voices][number % len(VOICES[voices])]
-            text, read = sentence(rng, voices)
+            text = sentence(rng, voices)
             path = audio / f"{number:04}.wav"
-            duration = speak(read, voice, path)
+            duration = speak(text, voice, path)
             row = {
                 "id": f"{split}-{number}",
                 "audio_filepath": str(path.relative_to(folder)),

@@ -97,7 +97,8 @@ def test_odd_overrides_are_refused(tmp_path: Path, override: str) -> None:
 
 @pytest.mark.parametrize("name", ["stages.yaml", "lora.yaml"])
 def test_the_examples_are_valid(name: str, monkeypatch) -> None:
-    monkeypatch.setenv("NANO_DATA", "/data")
+    for name_of in ("NANO_DATA", "MODEL"):
+        monkeypatch.setenv(name_of, "/data")
     assert load_config(RECIPES / name).stages
 
 
