@@ -16,6 +16,7 @@ TORCH = "torch"
 LEVELS = ("generic", "avx2", "avx512-vnni", "avx512-bf16")  # in the order of api.cpp
 CHOICES = (TORCH, "generic", "avx2", "avx512", *LEVELS[2:])
 
+INTERFACE = 2  # of api.cpp's functions: a library with other arguments must not be called
 STEP_POINTERS = 28  # of a layer, in the order of StepLayer in step.h
 
 _OUT_OF_MEMORY = 1
@@ -26,15 +27,15 @@ def library() -> ctypes.CDLL | None:
     """The shared library, or None where it was not built.
 
     Raises:
-        ImportError: it was built from an older version of the sources.
+        ImportError: it was built from another version of the sources.
     """
     spec = importlib.util.find_spec("audioflamingo.kernels._native")
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
-    if not hasattr(loaded, "af3_step"):
+    if not hasattr(loaded, "af3_interface") or loaded.af3_interface() != INTERFACE:
         raise ImportError(
-            f"the compiled kernels in {spec.origin} are older than this package: install audioflamingo again, or in a "
+            f"the compiled kernels in {spec.origin} do not belong to this version of the package: install audioflamingo again, or in a "
             "source tree run `python setup.py build_ext --inplace`."
         )
     pointer, integer = ctypes.c_void_p, ctypes.c_int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,7 +102,9 @@ def _num_threads() -> int:
 
 
 @pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
-def test_kernels_of_an_older_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: object())
-    with pytest.raises(ImportError, match="older than this package"):
+@pytest.mark.parametrize("is_numbered", [False, True])
+def test_kernels_of_another_version_are_refused(is_numbered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(**({"af3_interface": lambda: native.INTERFACE - 1} if is_numbered else {}))
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda _: other)
+    with pytest.raises(ImportError, match="do not belong to this version"):
         native.library.__wrapped__()
