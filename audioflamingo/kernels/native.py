@@ -35,8 +35,8 @@ def library() -> ctypes.CDLL | None:
     loaded = ctypes.CDLL(spec.origin)
     if not hasattr(loaded, "af3_interface") or loaded.af3_interface() != INTERFACE:
         raise ImportError(
-            f"the compiled kernels in {spec.origin} do not belong to this version of the package: install audioflamingo "
-            "again, or in a source tree run `python setup.py build_ext --inplace`."
+            f"the compiled kernels in {spec.origin} do not belong to this version of the package: install "
+            "audioflamingo again, or in a source tree run `python setup.py build_ext --inplace`."
         )
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     loaded.af3_best_level.argtypes = []
