@@ -28,7 +28,7 @@ if __name__ == "__main__":
             tensorboard=False,
         )
     )
-    (adapter,) = Path(output_dir, "last").rglob("adapter_config.json")
+    adapter = Path(output_dir, "last", "adapter")
     model = AudioFlamingo3ForConditionalGeneration.from_pretrained(MODEL)
-    model.load_adapter(adapter.parent, "mine")
-    print(f"{adapter.parent} is trained; generate(..., adapter='mine') uses it")
+    model.load_adapter(adapter, "mine")
+    print(f"{adapter} is trained; generate(..., adapter='mine') uses it")

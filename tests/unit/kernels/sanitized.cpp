@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <vector>
 
 #include <sys/mman.h>
 
@@ -18,7 +20,7 @@ void af3_linear_bf16(int level, int threads, int rows, int outputs, int columns,
 int af3_attention(int level, int threads, int dtype, int is_causal, float scale, const int* sizes,
                   const int64_t* strides, const int32_t* offsets, const int32_t* starts, const int32_t* ends,
                   const void* query, const void* keys, const void* values, void* out);
-int af3_step(int level, int threads, int is_half, float epsilon, int64_t head_stride, const int* sizes,
+int af3_step(int level, int threads, float epsilon, int64_t head_stride, const int* sizes,
              const void* const* layers, const int64_t* slots, const int64_t* starts, const int64_t* ends,
              const float* cosines, const float* sines, float* x);
 void af3_linear_half(int level, int threads, int rows, int outputs, int columns, const float* x,
@@ -69,7 +71,8 @@ static void fill_floats(Memory& bytes, int dtype) {
     }
 }
 
-static void fill_packed(Bytes& bytes, int group, int blocks, int columns) {
+template <class Memory>
+static void fill_packed(Memory& bytes, int group, int blocks, int columns) {
     const size_t width = bytes.size / blocks;
     for (size_t i = 0; i < bytes.size; ++i) {
         const bool is_scale = group && i % width < size_t(columns / group) * 16;
@@ -140,23 +143,44 @@ static int attention(int best) {
     return 0;
 }
 
+static size_t packed_bytes(int outputs, int columns, int group) {
+    const size_t scales = (size_t(columns) / (group ? group : columns) * 16 + 63) / 64 * 64;
+    return size_t(outputs + 15) / 16 * (group ? scales + size_t(columns) * 8 : size_t(columns) * 16);
+}
+
 // Two layers; every weight in memory of its own, so that none is read past its end.
 static int step(int best) {
-    const int is_half = draw(0, 1), rows = draw(1, 16), key_heads = draw(1, 2), heads = key_heads * draw(1, 3);
-    const int width = 32 * draw(1, 4), inner = 32 * draw(1, 4), dims = 64, past = draw(0, 20);
-    const int sizes[] = {2, rows, width, heads, key_heads, dims, inner};
-    const size_t element = is_half ? 2 : 4, q = size_t(heads) * dims, k = size_t(key_heads) * dims;
-    const size_t slots = size_t(rows) * (past + 1);
-    const size_t bytes[] = {q * width * element, k * width * element, k * width * element, width * q * element,
-                            size_t(inner) * width * element, size_t(inner) * width * element,
-                            size_t(inner) * width * element, q * 4, k * 4, k * 4, width * 4ul, width * 4ul,
-                            k * slots * 4, k * slots * 4};
-    const void* layers[28];
-    GuardedBytes* memory[28];
-    for (int i = 0; i < 28; ++i) {
-        memory[i] = new GuardedBytes(bytes[i % 14]);
-        fill_floats(*memory[i], is_half && i % 14 < 7);
-        layers[i] = memory[i]->data;
+    const int kind = draw(0, 2), group = kind == 2 ? 32 * draw(0, 1) : 0, dtype = kind == 2 ? draw(0, 1) : 0;
+    const int rows = draw(1, 16), key_heads = draw(1, 2), heads = key_heads * draw(1, 3), dims = 64, past = draw(0, 20);
+    const int width = 32 * draw(1, 4), inner = 32 * draw(1, 4), q = heads * dims, k = key_heads * dims;
+    const int sizes[] = {2, rows, width, heads, key_heads, dims, inner, kind, group, dtype};
+    const int shapes[7][2] = {{q, width}, {k, width}, {k, width}, {width, q}, {inner, width}, {inner, width}, {width, inner}};
+    const size_t slots = size_t(rows) * (past + 1), element = dtype ? 2 : 4;
+    const size_t others[] = {q * element, k * element, k * element, width * element, width * element,
+                             k * slots * element, k * slots * element};
+    std::vector<std::unique_ptr<GuardedBytes>> memory;
+    std::vector<const void*> layers;
+    auto add = [&](size_t bytes) -> GuardedBytes& {
+        memory.push_back(std::make_unique<GuardedBytes>(bytes));
+        layers.push_back(memory.back()->data);
+        return *memory.back();
+    };
+    for (int layer = 0; layer < 2; ++layer) {
+        for (const auto& shape : shapes) {
+            if (kind == 2) {
+                fill_packed(add(packed_bytes(shape[0], shape[1], group)), group, (shape[0] + 15) / 16, shape[1]);
+                fill_floats(add(size_t(shape[0]) * 4), 0);
+            } else {
+                fill_floats(add(size_t(shape[0]) * shape[1] * (kind ? 2 : 4)), kind);
+                layers.push_back(nullptr);
+            }
+            if (kind == 2 && draw(0, 1)) {
+                fill_floats(add(shape[1] * element), dtype);
+            } else {
+                layers.push_back(nullptr);
+            }
+        }
+        for (const size_t bytes : others) fill_floats(add(bytes), dtype);
     }
     int64_t slot[16], start[16], end[16];
     for (int r = 0; r < rows; ++r) start[r] = r * (past + 1), end[r] = past + 1, slot[r] = start[r] + past;
@@ -165,7 +189,7 @@ static int step(int best) {
     int failed = 0;
     for (int level = 1; level <= best; ++level) {
         fill_floats(x, 0);
-        failed |= af3_step(level, draw(1, 3), is_half, 1e-6f, int64_t(slots) * dims, sizes, layers, slot, start, end,
+        failed |= af3_step(level, draw(1, 3), 1e-6f, int64_t(slots) * dims, sizes, layers.data(), slot, start, end,
                            reinterpret_cast<float*>(turns.data), reinterpret_cast<float*>(turns.data),
                            reinterpret_cast<float*>(x.data));
         GuardedBytes weight(size_t(inner) * width * 2), out(size_t(rows) * inner * 4);
@@ -173,7 +197,6 @@ static int step(int best) {
         af3_linear_half(level, draw(1, 3), rows, inner, width, reinterpret_cast<float*>(x.data),
                         reinterpret_cast<uint16_t*>(weight.data), nullptr, reinterpret_cast<float*>(out.data));
     }
-    for (GuardedBytes* one : memory) delete one;
     return failed ? printf("a step reports that memory ran out\n") : 0;
 }
 

@@ -130,7 +130,7 @@ def test_a_quantized_step_in_float32_gives_what_the_layers_give(
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_a_quantized_step_in_bfloat16_rounds_where_the_layers_do(
+def test_a_quantized_step_in_bfloat16_rounds_as_the_layers_do(
     scheme: str, layers_alone: Callable[[], None]
 ) -> None:
     model = quantized(scheme, torch.bfloat16, True)
@@ -145,10 +145,11 @@ def test_a_quantized_step_in_bfloat16_rounds_where_the_layers_do(
     plain = step(model, store, spans, x)
     expected = step(wide, wide_store, spans, x.float())
     assert fused.dtype == torch.bfloat16
-    between, of_rounding = (
-        (plain.float() - other.float()).norm() / plain.norm() for other in (fused, expected)
+    fused_error, plain_error = (
+        (found.float() - expected).norm() / expected.norm() for found in (fused, plain)
     )
-    assert between < 0.5 * of_rounding < 0.02
+    # Attention is torch's own in one and not in the other, where that is faster: it rounds elsewhere.
+    assert 0.5 * plain_error < fused_error < 1.5 * plain_error < 0.03
 
 
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
