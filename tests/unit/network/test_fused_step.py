@@ -148,7 +148,7 @@ def test_a_quantized_step_in_bfloat16_rounds_as_the_layers_do(
     fused_error, plain_error = (
         (found.float() - expected).norm() / expected.norm() for found in (fused, plain)
     )
-    # Attention is torch's own in one and not in the other, where that is faster: it rounds elsewhere.
+    # Where torch is fast in bfloat16 the layers attend in it, which rounds elsewhere.
     assert 0.5 * plain_error < fused_error < 1.5 * plain_error < 0.03
 
 
