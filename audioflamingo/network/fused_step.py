@@ -59,13 +59,14 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: tuple[Tensor, Tensor], vi
     pointers: list[int] = []
     forms: set[Any] = set()
     for number, layer in enumerate(layers):
-        tensors = _tensors(layer)
-        if tensors is None:
+        linears = _linears(layer)
+        if linears is None:
             return None
-        tensors = (*tensors, store.keys[number], store.values[number])
-        forms.add(_form(layer, tensors, x.dtype))
+        others = (*_others(layer, linears), store.keys[number], store.values[number])
+        forms.add(_form(layer, linears, others, x.dtype))
         if None in forms or len(forms) > 1:
             return None
+        tensors = (*(tensor for linear in linears for tensor in _stored(linear)), *others)
         pointers += [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     if not forms:
         return None
@@ -83,72 +84,70 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: tuple[Tensor, Tensor], vi
     return out.to(x.dtype)
 
 
-def _tensors(layer: Any) -> tuple[Tensor | None, ...] | None:
+def _linears(layer: Any) -> list[Linear | QuantizedLinear] | None:
     """Those of a layer in the kernel's order; None if it is not the plain one. Runs in every step: kept cheap."""
     parts = layer._modules
     attention, mlp = parts["self_attn"], parts["mlp"]
-    assert attention is not None
-    assert mlp is not None
-    linears = [attention._modules[name] for name in _ATTENTION] + [mlp._modules[name] for name in _MLP]
-    norms = [parts[name] for name in _NORMS]
     if layer.training or attention.implementation != "sdpa":
         return None
-    for module in (layer, attention, mlp, *linears, *norms):
-        if (
-            module is None
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in module.__dict__
-        ):
+    linears = [attention._modules[name] for name in _ATTENTION] + [mlp._modules[name] for name in _MLP]
+    for module in (layer, attention, mlp, *linears, *(parts[name] for name in _NORMS)):
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return None
-    weights: list[Tensor | None] = []
-    for linear in linears:
-        if type(linear) is Linear:
-            weights += [linear._parameters["weight"], None, None]
-        elif type(linear) is QuantizedLinear:
-            weights += [linear.packed, linear.scales, linear.smoothing]
-        else:
-            return None
-    biases = [linear.bias for linear in linears]
-    if any(bias is not None for bias in biases[3:]):
-        return None
-    return (*weights, *biases[:3], *(norm._parameters["weight"] for norm in norms if norm is not None))
+    are_plain = all(type(linear) in (Linear, QuantizedLinear) for linear in linears)
+    has_others = any(linear._parameters.get("bias") is not None for linear in linears[3:])
+    return linears if are_plain and not has_others else None
 
 
-def _form(layer: Any, tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[int, ...] | None:
+def _stored(linear: Linear | QuantizedLinear) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Weights, scales and smoothing of a layer."""
+    if type(linear) is QuantizedLinear:
+        return linear.packed, linear.scales, linear.smoothing
+    return linear._parameters["weight"], None, None
+
+
+def _others(layer: Any, linears: list[Linear | QuantizedLinear]) -> list[Tensor | None]:
+    """The biases and the norms' weights of a layer."""
+    biases = [linear._parameters.get("bias") for linear in linears[:3]]
+    return biases + [layer._modules[name]._parameters["weight"] for name in _NORMS]
+
+
+def _form(
+    layer: Any,
+    linears: list[Linear | QuantizedLinear],
+    others: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+) -> tuple[int, ...] | None:
     """Width, heads, key heads, head dimensions, the inner width, the kind of weights, their group and the dtype.
 
     None if the kernel does not take such tensors.
     """
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer._modules["self_attn"]
     heads, key_heads, head_dim = attention.num_heads, attention.num_key_value_heads, attention.head_dim
-    gate = mlp.gate_proj
-    width, inner = gate.in_features, gate.out_features
+    width, inner = linears[4].in_features, linears[4].out_features
     if width % HALF_COLUMNS or inner % HALF_COLUMNS or head_dim % HEAD_STEP:
         return None
+    if None in others[-2:] or not all(_is_plain(tensor, dtype) for tensor in others):
+        return None
     queries, keys = heads * head_dim, key_heads * head_dim
-    expected = [(queries, width), (keys, width), (keys, width), (width, queries)]
-    expected += [(inner, width), (inner, width), (width, inner)]
-    linears = [getattr(attention, name) for name in _ATTENTION] + [getattr(mlp, name) for name in _MLP]
-    kinds = {_kind(linear, shape, dtype) for linear, shape in zip(linears, expected, strict=True)}
-    if None in kinds or len(kinds) > 1:
+    shapes = [(queries, width), (keys, width), (keys, width), (width, queries)]
+    shapes += [(inner, width), (inner, width), (width, inner)]
+    kinds = {_kind(linear, shape, dtype) for linear, shape in zip(linears, shapes, strict=True)}
+    kind = kinds.pop()
+    if kind is None or kinds:
         return None
-    smoothing, others = tensors[2 : 3 * len(linears) : 3], tensors[3 * len(linears) :]
-    if None in others[-2:] or not all(_is_plain(tensor, dtype) for tensor in (*smoothing, *others)):
-        return None
-    kind, group = kinds.pop() or (0, 0)
-    return width, heads, key_heads, head_dim, inner, kind, group, INPUT_DTYPES.index(dtype)
+    return width, heads, key_heads, head_dim, inner, *kind, INPUT_DTYPES.index(dtype)
 
 
 def _kind(
     linear: Linear | QuantizedLinear, shape: tuple[int, int], dtype: torch.dtype
 ) -> tuple[int, int] | None:
     """The kind of a layer's weights, and their group if they are int4; None if the kernel does not take them."""
+    weight, scales, smoothing = _stored(linear)
     if type(linear) is QuantizedLinear:
-        is_plain = _is_plain(linear.packed, torch.uint8) and _is_plain(linear.scales, torch.float32)
-        is_plain = is_plain and not linear.format.is_float
-        return (_PACKED, linear.format.group or 0) if is_plain and linear.shape == shape else None
-    weight = linear._parameters["weight"]
+        is_plain = _is_plain(weight, torch.uint8) and _is_plain(scales, torch.float32)
+        is_taken = is_plain and _is_plain(smoothing, dtype) and not linear.format.is_float
+        return (_PACKED, linear.format.group or 0) if is_taken and linear.shape == shape else None
     if dtype != torch.float32 or weight is None or weight.shape != shape:
         return None
     kind = _HALVES if weight.dtype == torch.float16 else _FLOATS

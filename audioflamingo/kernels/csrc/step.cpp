@@ -73,7 +73,8 @@ class StepRun {
         return smoothed_;
     }
 
-    static float rounded(float value) { return widen(narrow(value)); }
+    // To the model's dtype.
+    float rounded(float value) const { return step_.dtype == kFloat32 ? value : widen(narrow(value)); }
 
     // In bfloat16: silu and its product are rounded each.
     void swiglu() {
@@ -85,8 +86,13 @@ class StepRun {
     // As floats: in place, or written to `room`.
     const float* wide(const void* values, int count, float* room) const {
         if (step_.dtype == kFloat32 || !values) return static_cast<const float*>(values);
-        for (int i = 0; i < count; ++i) room[i] = widen(static_cast<const uint16_t*>(values)[i]);
+        for (int i = 0; i < count; ++i) room[i] = at(values, i);
         return room;
+    }
+
+    float at(const void* values, int i) const {
+        return step_.dtype == kFloat32 ? static_cast<const float*>(values)[i]
+                                       : widen(static_cast<const uint16_t*>(values)[i]);
     }
 
     void norm(const void* weight) {
@@ -141,11 +147,7 @@ class StepRun {
 
     void smooth(const void* smoothing, const float* x, int columns, size_t first) {
         float* out = smoothed_ + first;
-        if (step_.dtype == kFloat32) {
-            for (int i = 0; i < columns; ++i) out[i] = x[first + i] * static_cast<const float*>(smoothing)[i];
-        } else {
-            for (int i = 0; i < columns; ++i) out[i] = x[first + i] * widen(static_cast<const uint16_t*>(smoothing)[i]);
-        }
+        for (int i = 0; i < columns; ++i) out[i] = x[first + i] * at(smoothing, i);
     }
 
     // Turns a row's query and key by its position, and puts key and value where later tokens look.
@@ -172,18 +174,10 @@ class StepRun {
         const int half = step_.head_dim / 2;
         const float* cosines = step_.cosines + row * step_.head_dim;
         const float* sines = step_.sines + row * step_.head_dim;
-        if (step_.dtype == kBFloat16) {
-            for (int e = 0; e < half; ++e) {
-                const float first = x[e], second = x[e + half];
-                x[e] = rounded(rounded(first * cosines[e]) - rounded(second * sines[e]));
-                x[e + half] = rounded(rounded(second * cosines[e + half]) + rounded(first * sines[e + half]));
-            }
-            return;
-        }
         for (int e = 0; e < half; ++e) {
             const float first = x[e], second = x[e + half];
-            x[e] = first * cosines[e] - second * sines[e];
-            x[e + half] = second * cosines[e + half] + first * sines[e + half];
+            x[e] = rounded(rounded(first * cosines[e]) - rounded(second * sines[e]));
+            x[e + half] = rounded(rounded(second * cosines[e + half]) + rounded(first * sines[e + half]));
         }
     }
 

@@ -234,6 +234,16 @@ def test_a_copy_of_a_model_has_steps_of_its_own() -> None:
     assert copy.deepcopy(model).kept_steps._kept == []
 
 
+def only_warning(model: Any, expected: torch.Tensor) -> str:
+    """Of two calls, which give what is expected."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert model.generate(**BATCH, max_new_tokens=8).tolist() == expected.tolist()
+    (warning,) = [str(w.message) for w in caught if issubclass(w.category, AudioFlamingoWarning)]
+    return warning
+
+
 def test_a_step_that_cannot_be_recorded_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lively_model().generate(**BATCH, max_new_tokens=8)
     model = capturing(lively_model())
@@ -247,11 +257,7 @@ def test_a_step_that_cannot_be_recorded_is_one_warning(monkeypatch: pytest.Monke
             raise ValueError("the recording was broken off")
 
     monkeypatch.setattr(DecodeStep, "record", record)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            assert model.generate(**BATCH, max_new_tokens=8).tolist() == expected.tolist()
-    (warning,) = [str(w.message) for w in caught if issubclass(w.category, AudioFlamingoWarning)]
+    warning = only_warning(model, expected)
     assert "RuntimeError: operation not permitted when stream is capturing)" in warning
 
 
@@ -272,11 +278,7 @@ def test_steps_are_recorded_without_the_kernels_where_these_do_not_run(
         recorded.append((self.num_rows, memory))
 
     monkeypatch.setattr(DecodeStep, "record", record)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            assert model.generate(**BATCH, max_new_tokens=8).tolist() == expected.tolist()
-    (warning,) = [str(w.message) for w in caught if issubclass(w.category, AudioFlamingoWarning)]
+    warning = only_warning(model, expected)
     assert "captured without this package's kernels (RuntimeError: Failed to find C compiler.)" in warning
     assert (model.kept_steps.has_failed, recorded) == (False, [(4, 2)]), "or in memory of the failed attempt"
 
