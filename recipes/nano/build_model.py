@@ -26,7 +26,7 @@ from torch import Tensor
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.hub import BUILT_IN_FOLDER
 
-ORDINARY_TOKENS, ADDED_WORDS = 6140, 8192
+ORDINARY_TOKENS, ADDED_WORDS = 21_000, 4_596
 FRAMES_OF_A_CLIP = 40
 LONGEST_S = 20.0
 

@@ -3,9 +3,9 @@
 
 Of several checkpoints of one training (`DATA/run/model DATA/more/model`) it takes the mean of their weights, and makes
 it even for quantization (`nano_model.equalize`), by some conversations of the training data; by some of its recordings
-it finds the heads that word times go by. Embeddings and output layer are stored in float8 (E4M3), which transformers
-reads too, the rest in float16: so there is room for twice the vocabulary. The model's card (README.md of the target) is
-written by hand and stays.
+it finds the heads that word times go by. Embeddings, output layer and the MLPs behind layer 0 are stored in float8
+(E4M3), which transformers reads too, the rest in float16: so there is room for four times the vocabulary. The model's
+card (README.md of the target) is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from nano_model.layout import FLOAT8_MOST, STREAM_FACTOR, float8_factor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.checkpoint.weights import WEIGHTS_FILE, hub_name
@@ -26,12 +28,11 @@ from audioflamingo.quantization.quantize_model import FLOAT_KEY
 from audioflamingo.transcription import transcribe
 from audioflamingo.transcription.alignment_heads import HEADS_KEY, SHARE_KEY
 
-LARGEST_BYTES = 64_000_000
-FLOAT8_TENSORS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+LARGEST_BYTES = 63_200_000  # beside the tokenizer
+FLOAT8_TENSORS = re.compile(  # layer 0 counts positions: its codes have to be exact
+    r"language_model\.(lm_head|model\.embed_tokens|model\.layers\.[1-9]\d*\.mlp\.(gate|up|down)_proj)\.weight"
+)
 FLOAT8_END = torch.finfo(torch.float8_e4m3fn).max
-FLOAT8_MOST = 240.0  # of the output layer's values
-# Makes the embeddings' flags of 0.04 (`nano_model.layout`), which count positions, exact in float8.
-STREAM_FACTOR = 12.5
 NUM_BEAMS = 1  # more help little
 FLOAT_MODULES = [  # positions are codes that rounding would mix up; the outputs of self-attention hold large biases
     "model.language_model.embed_tokens",  # their flags, too
@@ -111,21 +112,28 @@ def scale_stream(model: AudioFlamingo3ForConditionalGeneration, factor: float) -
 
 @torch.no_grad()
 def make_fit_float8(model: AudioFlamingo3ForConditionalGeneration) -> None:
-    """Moves what is too large for float8 in a column of the output layer into the gain of the norm before it."""
+    """Puts the output layer's columns and the MLPs into float8's range, with the gains of the norms before them."""
     largest = model.lm_head.weight.abs().amax(0)
     factors = torch.exp2((largest / FLOAT8_MOST).clamp(min=1.0).log2().ceil())
     model.lm_head.weight.div_(factors)
-    model.model.language_model.norm.weight.mul_(factors)
+    text: Any = model.model.language_model
+    text.norm.weight.mul_(factors)
+    for layer in text.layers[1:]:
+        gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+        factor = float8_factor(torch.stack([gate.abs().amax(), up.abs().amax()]))
+        gate.mul_(factor)
+        up.mul_(factor)
+        layer.post_attention_layernorm.weight.div_(factor)
 
 
 def store_in_float8(path: Path) -> None:
-    """Rewrites a file of weights with `FLOAT8_TENSORS` in float8."""
+    """Rewrites a file of weights with what `FLOAT8_TENSORS` matches in float8."""
     from safetensors import safe_open
     from safetensors.torch import save
 
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name in FLOAT8_TENSORS:
+    for name in filter(FLOAT8_TENSORS.fullmatch, tensors):
         if tensors[name].abs().max() > FLOAT8_END:
             raise SystemExit(f"{name} holds values that float8 cannot hold.")
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
@@ -150,7 +158,7 @@ def ship(
     make_fit_float8(model)
     model = model.half()
     num_bytes = sum(
-        tensor.numel() * (1 if hub_name(name) in FLOAT8_TENSORS else 2)
+        tensor.numel() * (1 if FLOAT8_TENSORS.fullmatch(hub_name(name)) else 2)
         for name, tensor in model.state_dict().items()
     )
     if num_bytes > LARGEST_BYTES:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Trains the built-in model: `python recipes/nano/train_model.py --data-dir DIR`, after build_model.py.
 
-The mean of the late weights is DIR/run/model. The same command goes on after an interruption, and takes in clips and
-conversations that were made meanwhile.
+Encodes the clips, has Whisper say what it expects in their transcripts, and trains. The mean of the late weights is
+DIR/run/model. The same command goes on after an interruption, and takes in clips and conversations that were made
+meanwhile.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nano_model.training.batches import Mixture, read_sources
+from build_model import load_whisper
+from nano_model.training.batches import Mixture, Source, read_sources
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
 from nano_model.training.peers import Peers
+from nano_model.training.teacher import Lessons, Teacher
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+from audioflamingo.datasets.conversations import read_dataset
+from audioflamingo.datasets.dataset_config import DatasetConfig
 from audioflamingo.training.batches import BatchEncoder
 
 RECIPE = Path(__file__).resolve().parent
@@ -47,10 +52,27 @@ def parse_arguments() -> argparse.Namespace:
         "--mixture", type=Path, default=RECIPE / "mixture.json", help="shares of the kinds of rows"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peers", type=int, default=1, help="trainers that share the work (default: 1)")
+    parser.add_argument("--rank", type=int, default=0, help="which of them this is, from 0 (default: 0)")
     parser.add_argument(
-        "--encode-only", action="store_true", help="encode the clips that are there, and stop"
+        "--encode-only",
+        action="store_true",
+        help="encode the clips that are there, teacher included, and stop",
     )
     return parser.parse_args()
+
+
+def prepare_lessons(
+    data_dir: Path, start: Path, sources: list[Source], model: Any, processor: Any
+) -> Lessons:
+    """What Whisper expects in the transcripts of the mixture's rows."""
+    lessons = Lessons(data_dir / "lessons")
+    teacher = Teacher.of(load_whisper(data_dir / "whisper"), start / "tokenizer.json")
+    for source in sources:
+        if source.path.stem.startswith("train_transcription"):
+            rows = read_dataset(DatasetConfig(str(source.path)), on_bad_row="skip").rows
+            lessons.make(rows, teacher, model, processor)
+    return lessons
 
 
 def main() -> None:
@@ -63,18 +85,22 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(start)
     cache = open_cache(data_dir, model, processor)
     encode_clips(cache, data_dir, model, processor)
+    sources = read_sources(arguments.mixture, data_dir)
+    lessons = prepare_lessons(data_dir, start, sources, model, processor)
     if arguments.encode_only:
         return
     mixture = Mixture(
-        read_sources(arguments.mixture, data_dir),
+        sources,
         BatchEncoder(processor, None, cache),
         arguments.batch,
         arguments.rank,
     )
     folder = data_dir / (f"{arguments.run}-{arguments.rank}" if arguments.rank else arguments.run)
     plan = Plan(arguments.minutes, arguments.learning_rate)
-    run = Run(FastModel(model, noise=arguments.rounding), processor, folder, plan)
-    run.train(mixture, Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers))
+    fast = FastModel(model, noise=arguments.rounding, is_float8=True)
+    run = Run(fast, processor, folder, plan)
+    peers = Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers)
+    run.train(mixture, peers, lessons)
     print(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the model is {run.folder / 'model'}")
 
 

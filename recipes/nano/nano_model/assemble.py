@@ -20,6 +20,7 @@ from .layout import (
     AUDIO_RMS,
     CLOSE,
     CONST,
+    EPS,
     FLAG,
     HEAD,
     HEADER,
@@ -246,7 +247,7 @@ def write_folder(
     config["text_config"] |= {
         "hidden_size": WIDTH, "head_dim": HEAD, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
         "num_hidden_layers": NUM_LAYERS, "intermediate_size": INNER, "vocab_size": len(tokens.names),
-        "rope_parameters": rope, "tie_word_embeddings": False,
+        "rope_parameters": rope, "tie_word_embeddings": False, "rms_norm_eps": EPS,
     }  # fmt: skip
     generation |= {"eos_token_id": [tokens.im_end, tokens.pad], "pad_token_id": tokens.pad, "num_beams": 1}
     for name, value in (("config", config), ("generation_config", generation)):

@@ -32,12 +32,22 @@ MARK = (
     0.6  # of HEADER, OPEN and ANSWER, written by layer 0: stays visible beside the states of the last layers
 )
 AUDIO_FLAG, SINK_SIZE = 2.0, 64.0
+EPS = 1e-6  # of the norms
 AUDIO_RMS = ((STATE + AUDIO_FLAG**2) / WIDTH) ** 0.5  # of an audio token
 SINK_NORMED = WIDTH**0.5  # the sink's flag after RMSNorm
 AUDIO_NORMED = AUDIO_FLAG / AUDIO_RMS
 
+# What is shipped: this factor makes the flags of 0.04 in the embeddings, which count positions, exact in float8.
+STREAM_FACTOR = 12.5
+FLOAT8_MOST, TINY = 240.0, 1e-6  # of a matrix in float8, which ends at 448
 
-def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+
+def float8_factor(weight: Tensor) -> Tensor:
+    """The power of two that brings the largest value near the end of what float8 (E4M3) holds."""
+    return torch.exp2((FLOAT8_MOST / weight.abs().amax().clamp(min=TINY)).log2().floor())
+
+
+def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
     """RMSNorm without gain over the last dimension, as the model computes it."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 

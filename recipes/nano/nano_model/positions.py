@@ -13,8 +13,8 @@ answer's transcript, and HEADER, OPEN and ANSWER into what is not a transcript. 
 distances are corners of their convex hull, so one plane cuts each off from all others: neurons that are open on one
 side of such planes are hats over single distances, and what they write follows by least squares. Positions are counted
 from `assistant`, because the framing of a transcript ("The spoken content of the audio is") always has the same
-tokens: its first word has position 1. In later answers of a conversation the codes mix two distances, mostly no hat is
-open, and they get marks and no positions.
+tokens: the quote has position 1 and its first word 2, as behind Whisper's own two opening tokens. In later answers of a
+conversation the codes mix two distances, mostly no hat is open, and they get marks and no positions.
 """
 
 from __future__ import annotations
@@ -65,23 +65,26 @@ SINKS_OF_A_TURN = 3  # system, user, assistant
 LAST = 200  # tokens of an answer that have positions
 WIDTHS, SLOPE, MODE_SLOPE = (0.5, 1.0, 2.0, 4.0), 0.75, 24.0  # of the hats
 MODE_STEPS = (0.15, 0.25, 0.35, 0.65, 0.75, 0.85)  # where the mode changes from text to answer to transcript
-NOISE, RIDGE, SAMPLES = 2e-3, 1e-5, 24000  # of the fit; noise: for lower precision
+NOISE, RIDGE, SAMPLES = 2e-3, 2e-6, 48000  # of the fit; noise: for lower precision
+# Every token of a transcript looks at `assistant`: a tenth of a mark left on it takes 2 off all its scores.
+START_WEIGHT, EARLY_WEIGHT, EARLY = 100.0, 4.0, 40
 SHARES = {  # of the samples, and weights
     "transcript": (0.55, 1.0),
-    "answer": (0.15, 1.0),
+    "answer": (0.15, 1.5),
     "before": (0.05, 0.3),
-    "between": (0.1, 0.1),
+    "between": (0.1, 0.3),
     "later": (0.15, 0.02),
 }
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Tokens to fit on: codes (N, 6), what to write (N, WIDTH), and how much each counts (N,)."""
+    """Tokens to fit on: codes (N, 6), what to write (N, WIDTH), how much each counts, which are `assistant` (N,)."""
 
     codes: Tensor
     targets: Tensor
     weights: Tensor
+    is_start: Tensor
 
 
 def angle_of(pair: int, distance: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ def answer_codes(quote: int | None, last: int = LAST) -> Tensor:
 def answer_targets(positions: Tensor, quote: int, last: int = LAST) -> Tensor:
     """What layer 0 writes (last, WIDTH) into a first answer whose opening quote has the distance `quote`."""
     positions, targets = centred(positions), torch.zeros(last, WIDTH)
-    targets[0, :STATE], targets[quote + 1 :, :STATE] = positions[0], positions[1 : last - quote]
+    targets[0, :STATE], targets[quote:, :STATE] = positions[0], positions[1 : last - quote + 1]
     targets[1:quote, [HEADER, OPEN, ANSWER]] = MARK
     return targets
 
@@ -162,11 +165,15 @@ def answer_targets(positions: Tensor, quote: int, last: int = LAST) -> Tensor:
 def draw_cases(positions: Tensor, quote: int, count: int = SAMPLES) -> Cases:
     """Tokens of transcripts; of other first answers; of text before any answer, between answers; of later answers."""
     sizes = {name: int(share * count) for name, (share, _) in SHARES.items()}
-    codes, targets = {}, {}
+    codes, targets, importance, starts = {}, {}, {}, {}
     for name, where in (("transcript", quote), ("answer", None)):
         index = torch.randint(LAST, (sizes[name],))
         codes[name] = answer_codes(where)[index]
         targets[name] = answer_targets(positions, quote if where is not None else LAST)[index]
+        starts[name] = index == 0
+        importance[name] = torch.where(index <= EARLY, EARLY_WEIGHT, 1.0).masked_fill(
+            index == 0, START_WEIGHT
+        )
     marks = torch.zeros(WIDTH)
     marks[[HEADER, OPEN]] = MARK
     codes["before"] = torch.zeros(sizes["before"], len(CODES))
@@ -181,8 +188,9 @@ def draw_cases(positions: Tensor, quote: int, count: int = SAMPLES) -> Cases:
     targets["later"][:, ANSWER] = MARK
     for name, target in targets.items():
         target[:, list(CODES)] = -codes[name]
-    weights = [torch.full((len(codes[name]),), SHARES[name][1]) for name in codes]
-    return Cases(torch.cat([*codes.values()]), torch.cat([*targets.values()]), torch.cat(weights))
+    weights = [SHARES[name][1] * importance.get(name, torch.ones(len(codes[name]))) for name in codes]
+    is_start = [starts.get(name, torch.zeros(len(codes[name]), dtype=torch.bool)) for name in codes]
+    return Cases(*(torch.cat([*parts]) for parts in (codes.values(), targets.values(), weights, is_start)))
 
 
 def normed(codes: Tensor, energies: Tensor) -> Tensor:
@@ -216,16 +224,18 @@ def hats() -> tuple[Tensor, Tensor]:
     return torch.cat([fixed, torch.randn(rest, 7)]), torch.cat([ups, 0.5 * torch.randn(rest, 7)])
 
 
-def fit_mlp(layer: Layer, cases: Cases, energies: Tensor) -> None:
+def fit_mlp(layer: Layer, cases: Cases, energies: Tensor, start: int) -> None:
     """Sets the MLP.
 
     Args:
         layer: changed in place.
         cases: what to learn.
         energies: squared lengths of the embeddings' states, (V,): they enter RMSNorm.
+        start: number of `assistant` among them.
     """
     gate, up = hats()
-    x = normed(cases.codes, energies[torch.randint(len(energies), (len(cases.codes),))])
+    tokens = torch.randint(len(energies), (len(cases.codes),)).masked_fill(cases.is_start, start)
+    x = normed(cases.codes, energies[tokens])
     x = x * (1 + NOISE * torch.randn_like(x))
     inner = (F.silu(x @ gate.T) * (x @ up.T)).double()  # (N, INNER)
     size = inner.pow(2).mean(0).sqrt() + 1e-9
@@ -250,7 +260,8 @@ def position_layer(embeddings: Tensor, positions: Tensor, start: int, quote: int
     layer = Layer()
     quotes = rms_norm(embeddings)[:, QUOTE]
     attention_part(layer, float(rms_norm(embeddings)[start, START]), float(quotes.max()))
-    text = embeddings[embeddings[:, CONST] != 0]
-    fit_mlp(layer, draw_cases(positions, quote), text[:, :STATE].pow(2).sum(1))
+    is_text = embeddings[:, CONST] != 0
+    energies = embeddings[is_text, :STATE].pow(2).sum(1)
+    fit_mlp(layer, draw_cases(positions, quote), energies, int(is_text[:start].sum()))
     layer.gate[:, AUDIO], layer.gate[:, SINK] = GATE_SHUT / AUDIO_NORMED, GATE_SHUT / SINK_NORMED
     return layer

@@ -260,6 +260,7 @@ def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_tex
     assert error < 0.01
     marks = [at.HEADER, at.OPEN, at.ANSWER]
     assert (answer - wanted)[:, marks].abs().max() < 0.1 * at.MARK
+    assert answer[0, marks].abs().max() < 0.01 * at.MARK  # every token of a transcript looks at `assistant`
     question = out[[place for place in range(start) if ids[place]]]
     assert (question[:, [at.HEADER, at.OPEN]] - at.MARK).abs().max() < 0.1 * at.MARK
     between = out[len(first) + 1 : len(first) + 21]

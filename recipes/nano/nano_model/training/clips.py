@@ -19,6 +19,7 @@ SETS = (
 )  # below audio/
 CHANGED = 1  # the variant that training takes
 CLIPS_AT_ONCE = 1000
+SIZE_STEP = 14  # bits of a file's size that do not matter: clips of one length are encoded together
 
 
 def open_cache(data_dir: Path, model: Any, processor: Any) -> FeatureCache:
@@ -38,8 +39,11 @@ def open_cache(data_dir: Path, model: Any, processor: Any) -> FeatureCache:
 def encode_clips(cache: FeatureCache, data_dir: Path, model: Any, processor: Any) -> None:
     """Encodes the training clips that the cache lacks; stopping it loses little."""
     for name in SETS:
-        paths = sorted(map(str, (data_dir / "audio" / name).rglob("[!.]*.flac")))
-        jobs = cache.missing([path for path in paths if "/." not in path], [CHANGED])
+        files = sorted(
+            (data_dir / "audio" / name).rglob("[!.]*.flac"),
+            key=lambda file: (file.stat().st_size >> SIZE_STEP, file),
+        )
+        jobs = cache.missing([str(file) for file in files if "/." not in str(file)], [CHANGED])
         start = time.perf_counter()
         for first in range(0, len(jobs), CLIPS_AT_ONCE):
             cache.build(jobs[first : first + CLIPS_AT_ONCE], model, processor)

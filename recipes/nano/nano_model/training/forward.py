@@ -7,6 +7,7 @@ model's own forward pass within rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from audioflamingo.training.batches import Batch
 
-from ..layout import rms_norm
+from ..layout import STREAM_FACTOR, float8_factor, rms_norm
+from .teacher import SHARE, Soft
 
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
 HIDDEN = -1e4  # added to the scores of keys that a query cannot see
@@ -116,6 +118,25 @@ def project(layer: Any, part: str, x: Tensor) -> Tensor:
     return F.linear(x, projection.weight, projection.bias)
 
 
+def taught(losses: Tensor, logits: Tensor, soft: Soft) -> Tensor:
+    """Losses (M,) with those against a teacher mixed in where there is one; logits (M, V)."""
+    places = soft.is_taught.nonzero()[:, 0]
+    if not len(places):
+        return losses
+    chosen = logits[places]
+    expected = chosen.gather(1, soft.tokens[places]) - chosen.logsumexp(1, keepdim=True)
+    against = -(soft.shares[places] * expected).sum(1)
+    return losses.index_add(0, places, SHARE * (against - losses[places]))
+
+
+def in_float8(weight: Tensor, stream: float = 1.0) -> Tensor:
+    """A matrix as float8 (E4M3) will hold it; gradients pass. `stream`: what it is multiplied by before."""
+    with torch.no_grad():
+        factor = float8_factor(weight) * stream
+        error = (weight * factor).to(torch.float8_e4m3fn).float() / factor - weight
+    return weight + error
+
+
 class FastModel:
     """Forward pass of an AF3 model of the built-in kind.
 
@@ -123,10 +144,13 @@ class FastModel:
         model: its parameters are used in place.
         cross: numbers of the layers whose text looks at audio.
         noise: of rounding, on the inputs of the matrices.
+        is_float8: the MLPs but layer 0's are rounded to float8, as they will be stored.
     """
 
-    def __init__(self, model: Any, cross: tuple[int, ...] = (2, 4, 6, 8), noise: float = 0.0) -> None:
-        self.model, self.cross, self.noise = model, cross, noise
+    def __init__(
+        self, model: Any, cross: tuple[int, ...] = (2, 4, 6, 8), noise: float = 0.0, is_float8: bool = False
+    ) -> None:
+        self.model, self.cross, self.noise, self.is_float8 = model, cross, noise, is_float8
         self.language_model = model.model.language_model
         text = model.config.text_config
         self.heads, self.head, self.eps = text.num_attention_heads, text.head_dim, text.rms_norm_eps
@@ -222,8 +246,16 @@ class FastModel:
         out = F.scaled_dot_product_attention(query, key, value, mask)
         x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
         normed = rounded(rms_norm(x, self.eps) * layer.post_attention_layernorm.weight, noise)
-        gate, up = F.linear(normed, layer.mlp.gate_proj.weight), F.linear(normed, layer.mlp.up_proj.weight)
-        return x + F.linear(rounded(F.silu(gate) * up, noise), layer.mlp.down_proj.weight), (key, value)
+        gate, up, down = (self.mlp_weight(number, part) for part in ("gate", "up", "down"))
+        inner = F.silu(F.linear(normed, gate)) * F.linear(normed, up)
+        return x + F.linear(rounded(inner, noise), down), (key, value)
+
+    def mlp_weight(self, number: int, part: str) -> Tensor:
+        """A matrix of a layer's MLP as the model will be stored."""
+        weight: Tensor = getattr(self.language_model.layers[number].mlp, f"{part}_proj").weight
+        if not number or not self.is_float8:
+            return weight
+        return in_float8(weight, STREAM_FACTOR / 16 if part == "down" else 1.0)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""
@@ -238,10 +270,20 @@ class FastModel:
         chosen = wanted != -100
         return self.model.lm_head(states[chosen]), wanted[chosen], text.rows[chosen]
 
-    def loss(self, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy by weight, and figures of the batch."""
+    def loss(
+        self, batch: Batch, smoothing: float = 0.0, teach: Callable[[Tensor, Tensor], Soft] | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean cross-entropy by weight, and figures of the batch.
+
+        Args:
+            batch: with labels.
+            smoothing: of the labels.
+            teach: what a teacher expects, by labels and their rows.
+        """
         logits, labels, rows = self.logits(batch)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        if teach is not None:
+            losses = taught(losses, logits, teach(labels, rows))
         assert batch.answer_weights is not None
         weights = batch.answer_weights[rows]
         right = (logits.detach().argmax(-1) == labels).float()

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 
+from ..vocabulary import QUOTE
 from .batches import Mixture
 from .forward import FastModel
 from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
+from .teacher import Lessons, Soft
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class Run:
             parameter.copy_(value)
         keep_sinks_silent(self.fast.model)
 
-    def train(self, mixture: Mixture, peers: Peers | None = None) -> None:
-        """Trains until the minutes are over, and meets its peers meanwhile."""
+    def train(self, mixture: Mixture, peers: Peers | None = None, lessons: Lessons | None = None) -> None:
+        """Trains until the minutes are over, meets its peers meanwhile, and heeds a teacher."""
         start, saved = time.time(), time.time()
         before = self.seconds
         sums: dict[str, float] = {}
@@ -113,7 +116,7 @@ class Run:
             if self.seconds >= self.plan.minutes * 60:
                 break
             batch = mixture.encode(rows, [mixture.seed, self.step])
-            figures = self._step(batch)
+            figures = self._step(batch, rows, lessons)
             figures["rows"], figures["audio_s"] = len(rows), batch.audio_s
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -130,12 +133,19 @@ class Run:
                 saved = time.time()
         self.save()
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch, rows: list[DataRow], lessons: Lessons | None) -> dict[str, float]:
         rate = rate_at(self.plan, self.step, self.seconds / (self.plan.minutes * 60))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss, figures = self.fast.loss(batch, self.plan.smoothing)
+        teach = None
+        if lessons is not None:
+            quote = self.processor.tokenizer.convert_tokens_to_ids(QUOTE)
+
+            def teach(labels: torch.Tensor, label_rows: torch.Tensor) -> Soft:
+                return lessons.soft(rows, labels, label_rows, quote)
+
+        loss, figures = self.fast.loss(batch, self.plan.smoothing, teach)
         loss.backward()
         keep_exact_gradients(self.fast.model)
         figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))

@@ -1,7 +1,7 @@
 """What is trained, how fast, and what stays as it was constructed.
 
-The stream of Whisper's first layers is small, so a step of what writes into it (o, down, embeddings) is large: these
-learn at a tenth of the rate. Masks, flags and layer 0 are exact parts and stay.
+The stream of Whisper's first layers is small, so a step of what writes into it (o, down) is large: these learn at a
+tenth of the rate. Masks, flags, layer 0 and the embeddings, which are Whisper's, are exact parts and stay.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ..layout import AUDIO, CODES, HEADS, SINK, SINK_NORMED, STATE
 from ..masks import kind_rows
 
 FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
-    (r"layers\.0\.|layernorm|audio_tower|multi_modal_projector", 0.0),
+    (r"layers\.0\.|layernorm|audio_tower|multi_modal_projector|embed_tokens", 0.0),
     (r"layers\.[1357]\.mlp\.(gate|up)", 4.0),
     (r"layers\.[1357]\.mlp\.down", 1.5),
     (r"\.(q|k|v)_proj|mlp\.(gate|up)", 1.0),
-    (r"o_proj|down_proj|embed_tokens", 0.1),
+    (r"o_proj|down_proj", 0.1),
     (r"lm_head", 0.7),
     (r"norm\.weight", 0.1),
 )
@@ -45,9 +45,6 @@ def parameter_groups(model: Any, factors: tuple[tuple[str, float], ...] = FACTOR
 def keep_exact_gradients(model: Any) -> None:
     """Sets the gradients of masks and flags to nought."""
     kinds = [row for head in range(HEADS) for row in kind_rows(head)]
-    embedding = model.model.language_model.embed_tokens.weight
-    if embedding.grad is not None:
-        embedding.grad[:, STATE:] = 0
     for layer in model.model.language_model.layers[1:]:
         attention = layer.self_attn
         for projection in (attention.q_proj, attention.k_proj):
