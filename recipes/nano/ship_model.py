@@ -158,7 +158,7 @@ def ship(
     make_fit_float8(model)
     model = model.half()
     num_bytes = sum(
-        tensor.numel() * (1 if FLOAT8_TENSORS.fullmatch(hub_name(name)) else 2)
+        tensor.numel() * (1 if FLOAT8_TENSORS.fullmatch(hub_name(name) or "") else 2)
         for name, tensor in model.state_dict().items()
     )
     if num_bytes > LARGEST_BYTES:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from build_model import load_whisper
 from nano_model.training.batches import Mixture, Source, read_sources
+from nano_model.training.checkpoint import lay_over
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
@@ -37,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--start", type=Path, help="folder of the weights to start from (default: DATA_DIR/model)"
     )
+    parser.add_argument("--weights", type=Path, help="trained tensors of keep_checkpoint.py, to go on from")
     parser.add_argument("--run", default="run", help="name of the run's folder in DATA_DIR (default: run)")
     parser.add_argument(
         "--minutes", type=float, default=180, help="of training, in all sessions (default: 180)"
@@ -67,11 +69,12 @@ def prepare_lessons(
 ) -> Lessons:
     """What Whisper expects in the transcripts of the mixture's rows."""
     lessons = Lessons(data_dir / "lessons")
-    teacher = Teacher.of(load_whisper(data_dir / "whisper"), start / "tokenizer.json")
-    for source in sources:
-        if source.path.stem.startswith("train_transcription"):
-            rows = read_dataset(DatasetConfig(str(source.path)), on_bad_row="skip").rows
-            lessons.make(rows, teacher, model, processor)
+    transcripts = [source for source in sources if source.path.stem.startswith("train_transcription")]
+    if transcripts:
+        teacher = Teacher.of(load_whisper(data_dir / "whisper"), start / "tokenizer.json")
+    for source in transcripts:
+        rows = read_dataset(DatasetConfig(str(source.path)), on_bad_row="skip").rows
+        lessons.make(rows, teacher, model, processor)
     return lessons
 
 
@@ -82,6 +85,8 @@ def main() -> None:
     data_dir: Path = arguments.data_dir.resolve()
     start = arguments.start or data_dir / "model"
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
+    if arguments.weights:
+        lay_over(model, start, arguments.weights)
     processor = AutoProcessor.from_pretrained(start)
     cache = open_cache(data_dir, model, processor)
     encode_clips(cache, data_dir, model, processor)

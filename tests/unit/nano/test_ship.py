@@ -44,7 +44,10 @@ def test_large_columns_of_the_output_layer_go_into_the_norm_so_that_float8_holds
         model.save_pretrained(tmp_path)
         large = (tmp_path / WEIGHTS_FILE).stat().st_size
         store_in_float8(tmp_path / WEIGHTS_FILE)
-        saved_bytes = 3 * (model.lm_head.weight.numel() + model.get_input_embeddings().weight.numel())
+        matrices = [model.lm_head.weight, model.get_input_embeddings().weight]
+        for layer in model.model.language_model.layers[1:]:
+            matrices += [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, layer.mlp.down_proj.weight]
+        saved_bytes = 3 * sum(matrix.numel() for matrix in matrices)
         assert large - (tmp_path / WEIGHTS_FILE).stat().st_size == pytest.approx(saved_bytes, abs=200)
         after = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path, dtype="float32")(
             **inputs

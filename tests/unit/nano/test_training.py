@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,8 @@ from recipes.nano.nano_model.training.parts import (
     keep_sinks_silent,
     parameter_groups,
 )
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "nano"
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +202,23 @@ def test_scores():
     assert is_about("It lasts about ten seconds.", 11.5)
     assert not is_about("It lasts about ten seconds.", 14.0)
     assert not is_about("I do not know.", 14.0)
+
+
+def test_the_command_trains_and_goes_on(tmp_path):
+    """With rows without audio, which need neither clips nor Whisper."""
+    text = lambda role, words: {"role": role, "content": [{"type": "text", "text": words}]}  # noqa: E731
+    rows = [
+        {"id": f"{number}", "messages": [text("user", f"Say {number}."), text("assistant", f"{number}.")]}
+        for number in range(20)
+    ]
+    (tmp_path / "train_text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mixture.json").write_text(json.dumps([["transcription", 1, 1.0], ["text", 1, 1.0]]))
+    command = [sys.executable, str(RECIPE / "train_model.py"), "--data-dir", str(tmp_path), "--start", "nano"]
+    command += ["--mixture", str(tmp_path / "mixture.json"), "--batch", "60", "--threads", "1"]
+    steps = []
+    for minutes in ("0.01", "0.1"):
+        done = subprocess.run([*command, "--minutes", minutes], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        steps.append(int(re.search(r"(\d+) steps in", done.stdout)[1]))
+    assert 0 < steps[0] < steps[1]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -75,7 +76,8 @@ class Teacher:
         self.never = torch.zeros(2, len(rows))  # behind the quote; elsewhere
         spaced = [n for n, name in enumerate(tokens.names[: len(rows)]) if name.startswith("Ġ")]
         self.never[0, spaced] = self.never[1, openings(tokens.names)] = -torch.inf
-        self.never[:, [tokens.quote, tokens.assistant]] = -torch.inf
+        digits = [n for n, name in enumerate(tokens.names[: len(rows)]) if re.search(r"\d", name)]
+        self.never[:, [tokens.quote, tokens.assistant, *digits]] = -torch.inf  # the transcripts have words
 
     @classmethod
     def of(cls, whisper: Whisper, tokenizer_file: Path) -> Teacher:
