@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,10 +16,11 @@ from tests.support.tiny_model import tiny_model
 @pytest.fixture
 def folders(tmp_path):
     """Two models with the same vocabulary."""
-    for seed in (0, 1):
+    vocabulary = {"model": {"vocab": {"a": 0, "b": 1}}}
+    for seed, indent in ((0, None), (1, 2)):  # written in two ways
         folder = tmp_path / str(seed)
         tiny_model(seed).save_pretrained(folder)
-        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer.json").write_text(json.dumps(vocabulary, indent=indent))
     return tmp_path / "0", tmp_path / "1"
 
 
@@ -46,6 +49,6 @@ def test_another_vocabulary_or_shape_is_refused(folders, tmp_path):
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 3))
     with pytest.raises(SystemExit, match="no place"):
         lay_over(model, constructed, file)
-    (constructed / "tokenizer.json").write_text('{"other": 1}')
+    (constructed / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1, "b": 0}}}')
     with pytest.raises(SystemExit, match="vocabulary"):
         lay_over(model, constructed, file)

@@ -86,6 +86,21 @@ def test_a_transcript_opens_without_a_space_and_goes_on_with_one(tokenizer):
     assert bare not in later
 
 
+def test_what_has_no_token_here_is_not_taught(tokenizer):
+    """Where Whisper expects a digit, the rest of its expectations say nothing about the word."""
+    tokens = Tokens(tokenizer)
+    ordinary = len(tokens.names) - len(SPECIAL)
+    decoder = Decoder(60_000)
+    teacher = Teacher(decoder, range(ordinary), tokenizer)  # type: ignore[arg-type]
+    ids = teacher.ids("Good morning.")
+    decoder.output[59_999] = (
+        3 * decoder.output[ids[1]]
+    )  # outside of the vocabulary, and likelier than the word
+    _, shares = teacher.expects("Good morning.", torch.zeros(3, STATE))
+    assert shares[0].sum() > 0.99
+    assert not shares[1].any()
+
+
 def lessons_with(folder, transcript: str, count: int) -> Lessons:
     """Lessons on disk about one transcript of `count` tokens."""
     lessons = Lessons(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,4 +57,6 @@ def _own_name(name: str) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    """Of the tokens and their numbers, however the file is written."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(content["model"]["vocab"], sort_keys=True).encode()).hexdigest()
