@@ -256,6 +256,8 @@ def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_tex
     out = x + mlp.output(layer, at.rms_norm(x)) - embedding[ids]
     start = first.index(1)
     answer, wanted = out[start : len(first)], positions.answer_targets(table, quote, len(first) - start)
+    own = at.centred(table)  # `assistant` and the quote stand for Whisper's two opening tokens
+    torch.testing.assert_close(wanted[[0, quote, quote + 1], : at.STATE], own[[0, 1, 2]])
     error = (answer - wanted)[:, : at.STATE].pow(2).mean() / wanted[:, : at.STATE].pow(2).mean()
     assert error < 0.01
     marks = [at.HEADER, at.OPEN, at.ANSWER]
