@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.hub import BUILT_IN_FOLDER
 from recipes.nano.nano_model.assemble import SPECIAL, Tokens
-from recipes.nano.nano_model.layout import STATE, STREAM_FACTOR, float8_factor
-from recipes.nano.nano_model.training.forward import in_float8, taught
+from recipes.nano.nano_model.layout import STATE, float8_factor
+from recipes.nano.nano_model.training.forward import DOWN_FACTOR, in_float8, taught
 from recipes.nano.nano_model.training.teacher import SHARE, TOP, Lessons, Soft, Teacher, transcript_of
 
 
@@ -57,11 +57,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
 
 
-def test_the_teacher_is_asked_about_the_same_tokens_behind_its_own_opening(tokenizer):
-    tokens = Tokens(tokenizer)
-    ordinary = len(tokens.names) - len(SPECIAL)
+def decoder_and_teacher(tokenizer: Tokenizer) -> tuple[Decoder, Teacher]:
+    """A teacher whose tokens have Whisper's numbers."""
     decoder = Decoder(60_000)
-    teacher = Teacher(decoder, range(ordinary), tokenizer)  # type: ignore[arg-type]
+    ordinary = len(Tokens(tokenizer).names) - len(SPECIAL)
+    return decoder, Teacher(decoder, range(ordinary), tokenizer)  # type: ignore[arg-type]
+
+
+def test_the_teacher_is_asked_about_the_same_tokens_behind_its_own_opening(tokenizer):
+    decoder, teacher = decoder_and_teacher(tokenizer)
     ids = teacher.ids("Good morning.")
     assert tokenizer.decode(ids) == "Good morning."
     likeliest, shares = teacher.expects("Good morning.", torch.zeros(3, STATE))
@@ -88,14 +92,9 @@ def test_a_transcript_opens_without_a_space_and_goes_on_with_one(tokenizer):
 
 def test_what_has_no_token_here_is_not_taught(tokenizer):
     """Where Whisper expects a digit, the rest of its expectations say nothing about the word."""
-    tokens = Tokens(tokenizer)
-    ordinary = len(tokens.names) - len(SPECIAL)
-    decoder = Decoder(60_000)
-    teacher = Teacher(decoder, range(ordinary), tokenizer)  # type: ignore[arg-type]
+    decoder, teacher = decoder_and_teacher(tokenizer)
     ids = teacher.ids("Good morning.")
-    decoder.output[59_999] = (
-        3 * decoder.output[ids[1]]
-    )  # outside of the vocabulary, and likelier than the word
+    decoder.output[59_999] = 3 * decoder.output[ids[1]]  # no token here, and likelier than the word
     _, shares = teacher.expects("Good morning.", torch.zeros(3, STATE))
     assert shares[0].sum() > 0.99
     assert not shares[1].any()
@@ -127,7 +126,7 @@ def test_lessons_are_laid_behind_the_last_quote_of_their_row(tmp_path):
     quote = 7
     labels = torch.tensor([1, 2, 1, quote, 11, 12, 13, 3])  # another row; opening, quote, three words, end
     soft = lessons.soft(
-        [row("Rain."), row(TRANSCRIPT)], labels, torch.tensor([0, 0, 1, 1, 1, 1, 1, 1]), quote
+        [row("Rain."), row(TRANSCRIPT)], quote, labels, torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
     )
     assert soft.is_taught.tolist() == [False] * 4 + [True] * 3 + [False]
     assert soft.tokens[4:7].flatten().tolist() == list(range(3 * TOP))
@@ -149,7 +148,7 @@ def test_a_taught_loss_is_that_of_mixed_labels():
     assert torch.equal(taught(hard, logits, Soft(tokens, shares, torch.zeros(3, dtype=torch.bool))), hard)
 
 
-@pytest.mark.parametrize("stream", [1.0, STREAM_FACTOR / 16])
+@pytest.mark.parametrize("stream", [1.0, DOWN_FACTOR])
 def test_float8_in_training_is_what_storing_does_and_gradients_pass(stream):
     weight = (0.05 * torch.randn(64, 64)).requires_grad_()
     found = in_float8(weight, stream)

@@ -11,6 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from audioflamingo.checkpoint.weights import WEIGHTS_FILE, hub_name
+from audioflamingo.files import replacing
+
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CONSTRUCTED = ("audio_tower.", "embed_tokens.")  # Whisper's, the same each time
 TOKENIZER_KEY = "tokenizer"
@@ -20,12 +23,11 @@ def keep(folder: Path, target: Path) -> int:
     """Writes what training changes of the model in a folder, in float16; returns the file's bytes."""
     tensors = {
         name: tensor.half()
-        for name, tensor in load_file(folder / "model.safetensors").items()
+        for name, tensor in load_file(folder / WEIGHTS_FILE).items()
         if not any(part in name for part in CONSTRUCTED)
     }
-    temporary = target.with_name(f".{target.name}")
-    save_file(tensors, temporary, metadata={"format": "pt", TOKENIZER_KEY: _fingerprint(folder)})
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", TOKENIZER_KEY: _fingerprint(folder)})
     return target.stat().st_size
 
 
@@ -39,21 +41,14 @@ def lay_over(model: Any, folder: Path, file: Path) -> None:
     with safe_open(file, framework="pt") as checkpoint:
         if checkpoint.metadata().get(TOKENIZER_KEY) != _fingerprint(folder):
             raise SystemExit(f"{file} was made with another vocabulary than that of {folder}.")
-    known = dict(model.named_parameters())
+    known = {hub_name(name): parameter for name, parameter in model.named_parameters()}
     for name, tensor in load_file(file).items():
-        own = known.get(_own_name(name))
+        own = known.get(name)
         if own is None or own.shape != tensor.shape:
             raise SystemExit(
                 f"{file} holds {name} {tuple(tensor.shape)}, which the model of {folder} has no place for."
             )
         own.copy_(tensor)
-
-
-def _own_name(name: str) -> str:
-    """A parameter's name in the model, by that in a folder."""
-    if name == "language_model.lm_head.weight":
-        return "lm_head.weight"
-    return "model." + name.replace("language_model.model.", "language_model.")
 
 
 def _fingerprint(folder: Path) -> str:

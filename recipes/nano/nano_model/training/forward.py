@@ -21,6 +21,7 @@ from ..layout import STREAM_FACTOR, float8_factor, rms_norm
 from .teacher import SHARE, Soft
 
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
+DOWN_FACTOR = STREAM_FACTOR / 16  # what writes into the stream is stored larger; powers of two do not matter
 HIDDEN = -1e4  # added to the scores of keys that a query cannot see
 
 
@@ -255,7 +256,7 @@ class FastModel:
         weight: Tensor = getattr(self.language_model.layers[number].mlp, f"{part}_proj").weight
         if not number or not self.is_float8:
             return weight
-        return in_float8(weight, STREAM_FACTOR / 16 if part == "down" else 1.0)
+        return in_float8(weight, DOWN_FACTOR if part == "down" else 1.0)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""

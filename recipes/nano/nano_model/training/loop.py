@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .batches import Mixture
 from .forward import FastModel
 from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
-from .teacher import Lessons, Soft
+from .teacher import Lessons
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Run:
 
     def __init__(self, fast: FastModel, processor: Any, folder: Path, plan: Plan) -> None:
         self.fast, self.processor, self.folder, self.plan = fast, processor, folder, plan
+        self.quote = processor.tokenizer.convert_tokens_to_ids(QUOTE)
         folder.mkdir(parents=True, exist_ok=True)
         groups = parameter_groups(fast.model)
         self.trained = [p for group in groups for p in group["params"]]
@@ -138,13 +140,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        teach = None
-        if lessons is not None:
-            quote = self.processor.tokenizer.convert_tokens_to_ids(QUOTE)
-
-            def teach(labels: torch.Tensor, label_rows: torch.Tensor) -> Soft:
-                return lessons.soft(rows, labels, label_rows, quote)
-
+        teach = None if lessons is None else partial(lessons.soft, rows, self.quote)
         loss, figures = self.fast.loss(batch, self.plan.smoothing, teach)
         loss.backward()
         keep_exact_gradients(self.fast.model)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from audioflamingo.audio.loading import N_SAMPLES, SAMPLING_RATE, load_audio
 from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, text_of
+from audioflamingo.files import replacing
 
 from ..assemble import SPECIAL, Tokens, openings, whisper_rows
 from ..layout import STATE
@@ -165,26 +166,25 @@ class Lessons:
     def _write(self, made: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"lessons-{uuid.uuid4().hex[:16]}.npz"
-        temporary = self.folder / f".{name}"
-        np.savez(
-            temporary,
-            keys=json.dumps(list(made)),
-            lengths=[len(tokens) for tokens, _ in made.values()],
-            tokens=np.concatenate([tokens for tokens, _ in made.values()]),
-            shares=np.concatenate([shares for _, shares in made.values()]),
-        )
-        temporary.replace(self.folder / name)
+        with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                keys=json.dumps(list(made)),
+                lengths=[len(tokens) for tokens, _ in made.values()],
+                tokens=np.concatenate([tokens for tokens, _ in made.values()]),
+                shares=np.concatenate([shares for _, shares in made.values()]),
+            )
         self._known |= made
         self._shards.add(name)
 
-    def soft(self, rows: Sequence[DataRow], labels: Tensor, label_rows: Tensor, quote: int) -> Soft:
+    def soft(self, rows: Sequence[DataRow], quote: int, labels: Tensor, label_rows: Tensor) -> Soft:
         """For the labels of a batch.
 
         Args:
             rows: of the batch.
+            quote: number of the opening quote.
             labels: those that count, row by row (M,).
             label_rows: the row of each (M,).
-            quote: number of the opening quote.
         """
         soft = Soft(
             torch.zeros(len(labels), TOP, dtype=torch.long),
