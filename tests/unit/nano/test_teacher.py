@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer
 
+from audioflamingo.audio.loading import load_audio
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.hub import BUILT_IN_FOLDER
 from recipes.nano.nano_model.assemble import SPECIAL, Tokens
 from recipes.nano.nano_model.layout import STATE, float8_factor
+from recipes.nano.nano_model.training import teacher as teacher_module
 from recipes.nano.nano_model.training.forward import DOWN_FACTOR, in_float8, taught
 from recipes.nano.nano_model.training.teacher import SHARE, TOP, Lessons, Soft, Teacher, transcript_of
 
@@ -119,6 +123,21 @@ def test_lessons_are_read_again_by_recording_and_transcript(tmp_path):
     assert tokens.shape == shares.shape == (3, TOP)
     assert lessons.get(row('The spoken content of the audio is "Goodbye.".')) is None
     assert lessons.get(row(TRANSCRIPT, ("DATA/audio/a/b/c/other.flac",))) is None
+
+
+def test_a_clip_that_cannot_be_read_keeps_no_other_from_its_lesson(tmp_path, monkeypatch, capsys):
+    damaged, whole = tmp_path / "damaged.flac", tmp_path / "whole.wav"
+    damaged.write_bytes(b"fLaC and no more")
+    soundfile.write(whole, np.zeros(1600, np.int16), 16000)
+    monkeypatch.setattr(teacher_module, "padded_rows", lambda row, *_: load_audio(row.audio[0]))
+    expected = np.zeros((2, TOP), np.int32), np.zeros((2, TOP), np.float16)
+    teacher = SimpleNamespace(expects=lambda *_: expected)
+    lessons = Lessons(tmp_path / "lessons")
+    rows = [row(TRANSCRIPT, (str(path),)) for path in (damaged, whole)]
+    assert lessons.make(rows, teacher, None, None) == 2
+    assert lessons.get(rows[0]) is None
+    assert lessons.get(rows[1]) is not None
+    assert "damaged.flac" in capsys.readouterr().out
 
 
 def test_lessons_are_laid_behind_the_last_quote_of_their_row(tmp_path):

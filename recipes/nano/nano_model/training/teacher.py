@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from audioflamingo.audio.loading import N_SAMPLES, SAMPLING_RATE, load_audio
 from audioflamingo.audio.stored import path_of
 from audioflamingo.datasets.conversations import DataRow, text_of
+from audioflamingo.errors import AudioError
 from audioflamingo.files import replacing
 
 from ..assemble import SPECIAL, Tokens, openings, whisper_rows
@@ -142,7 +143,11 @@ class Lessons:
         return None if transcript is None else self._known.get(_key(row, transcript))
 
     def make(self, rows: Iterable[DataRow], teacher: Teacher, model: Any, processor: Any) -> int:
-        """Computes what is missing; stopping it loses a shard at most. Returns the number of new lessons."""
+        """Computes what is missing, but for clips that cannot be read; stopping it loses a shard at most.
+
+        Returns:
+            The number of lessons that were missing.
+        """
         self.reload()
         wanted = {}
         for row in rows:
@@ -154,11 +159,14 @@ class Lessons:
         start = time.perf_counter()
         for first in range(0, len(jobs), CLIPS_OF_A_SHARD):
             part = jobs[first : first + CLIPS_OF_A_SHARD]
-            made = {
-                key: teacher.expects(transcript, padded_rows(row, model, processor))
-                for key, (row, transcript) in part
-            }
-            self._write(made)
+            made = {}
+            for key, (row, transcript) in part:
+                try:
+                    made[key] = teacher.expects(transcript, padded_rows(row, model, processor))
+                except AudioError as error:
+                    print(f"not taught: {error}", flush=True)
+            if made:
+                self._write(made)
             done = first + len(part)
             print(f"lessons: {done} of {len(jobs)}, {time.perf_counter() - start:.0f} s", flush=True)
         return len(jobs)
