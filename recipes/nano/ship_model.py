@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nano_model.layout import FLOAT8_MOST, STREAM_FACTOR, float8_factor
+from nano_model.layout import FLOAT8_MOST, QUOTE, START, STREAM_FACTOR, float8_factor
+from torch import Tensor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.checkpoint.weights import WEIGHTS_FILE, hub_name
@@ -93,6 +95,33 @@ def name_heads(model: AudioFlamingo3ForConditionalGeneration, processor: Any, cl
 
 
 @torch.no_grad()
+def round_what_is_found(model: AudioFlamingo3ForConditionalGeneration) -> None:
+    """Rounds the embeddings of `assistant` and the quote: layer 0 finds them by flags behind a norm."""
+    embeddings = model.get_input_embeddings().weight
+    for token in (embeddings[:, [START, QUOTE]] != 0).any(1).nonzero()[:, 0]:
+        embeddings[token] = in_float8_at_length(embeddings[token])
+
+
+def in_float8_at_length(row: Tensor) -> Tensor:
+    """An embedding (D,) rounded to what float8 holds, some values to the other side, so that its length stays."""
+    nearest = row.to(torch.float8_e4m3fn).float()
+    away = torch.where(nearest.abs() < row.abs(), 1, -1)  # from nought, or towards it
+    bits = nearest.to(torch.float8_e4m3fn).view(torch.uint8).int()
+    is_free = (nearest != 0) & (nearest != row)
+    other = torch.where(is_free, bits + away, bits).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    gains = (other.pow(2) - nearest.pow(2)).masked_fill(~is_free, math.inf).double()
+    missing = float(row.double().pow(2).sum() - nearest.double().pow(2).sum())
+    rounded = nearest.clone()
+    while True:
+        left = (missing - gains).abs()
+        place = int(left.argmin())
+        if left[place] >= abs(missing):
+            return rounded
+        missing -= float(gains[place])
+        rounded[place], gains[place] = other[place], math.inf
+
+
+@torch.no_grad()
 def scale_stream(model: AudioFlamingo3ForConditionalGeneration, factor: float) -> None:
     """Makes all that is added up between the layers larger, and the epsilon of the norms with it: no answer changes.
 
@@ -155,6 +184,7 @@ def ship(
         equalize(model, inputs)
     name_heads(model, processor, clips)
     scale_stream(model, STREAM_FACTOR)
+    round_what_is_found(model)
     make_fit_float8(model)
     model = model.half()
     num_bytes = sum(

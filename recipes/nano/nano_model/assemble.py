@@ -144,7 +144,18 @@ def embeddings(whisper: Whisper, rows: Sequence[int], tokens: Tokens) -> Tensor:
     for token in (tokens.im_start, tokens.sound):
         out[token] = 0
         out[token, SINK] = SINK_SIZE
+    for token, flag in ((tokens.assistant, START), (tokens.quote, QUOTE)):
+        out[token] = at_exact_length(out[token], flag)
     return out
+
+
+def at_exact_length(row: Tensor, flag: int) -> Tensor:
+    """An embedding (WIDTH,) whose state is as long as makes a flag behind RMSNorm exact in bfloat16."""
+    state, rest = row.clone(), row.clone()
+    state[STATE:], rest[:STATE] = 0, 0
+    normed = float(rms_norm(row)[flag].bfloat16())
+    energy = WIDTH * (float(row[flag]) ** 2 / normed**2 - EPS) - float(rest.pow(2).sum())
+    return state * math.sqrt(energy) / state.norm() + rest
 
 
 def output_rows(whisper: Whisper, rows: Sequence[int], tokens: Tokens, size: float, const: float) -> Tensor:

@@ -27,7 +27,7 @@ CONTENT = [
     *range(HEAD // 2 + 3, HEAD // 2 + KIND),
 ]  # 56 dimensions of a head, still or nearly
 
-FLAG = 0.04  # of the embeddings: twice the size of the state there
+FLAG = 1311 / 2**15  # of the embeddings: twice the size of the state there, and exact in float16
 MARK = (
     0.6  # of HEADER, OPEN and ANSWER, written by layer 0: stays visible beside the states of the last layers
 )
@@ -37,8 +37,9 @@ AUDIO_RMS = ((STATE + AUDIO_FLAG**2) / WIDTH) ** 0.5  # of an audio token
 SINK_NORMED = WIDTH**0.5  # the sink's flag after RMSNorm
 AUDIO_NORMED = AUDIO_FLAG / AUDIO_RMS
 
-# What is shipped: this factor makes the flags of 0.04 in the embeddings, which count positions, exact in float8.
-STREAM_FACTOR = 12.5
+# What is shipped: the flags in the embeddings, which count positions, become 0.5, which float8 holds exactly. With the
+# flag of `assistant` off by 2e-4 that token gets a fifth of a mark, and no transcript has a word.
+STREAM_FACTOR = 0.5 / FLAG
 FLOAT8_MOST, TINY = 240.0, 1e-6  # of a matrix in float8, which ends at 448
 
 

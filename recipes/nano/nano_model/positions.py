@@ -50,26 +50,30 @@ from .layout import (
     centred,
     rms_norm,
 )
-from .masks import CROSS_MARGIN, GATE_SHUT, kind_rows, unit
+from .masks import GATE_SHUT, kind_rows
 
 CODE_SIZE = 1.2
 DISTANCE_CODES = ((0, "cos"), (0, "sin"), (1, "cos"), (1, "sin"), (2, "cos"))  # rotary pair and function
 MODE_HEAD = 5
-NEARNESS = (
-    (1, 15.0),
-    (2, 900.0),
-    (3, 2400.0),
-)  # pair, score: of sinks, `assistant` and quotes the nearest wins
-MODE_BONUS = 3.0  # of `assistant` and quotes over the sink one token before `assistant`
+# Of sinks, `assistant` and quotes the nearest wins: rotary pair, score and angle at no distance. A token of distance
+# takes 0.8 off the score. Keys of these sizes come out the same in bfloat16, behind whichever of the three flags (as
+# long as Whisper's two opening tokens give them), where rounding would else be worth 3.
+NEARNESS = ((2, 44.59, math.pi / 2), (3, 713.44, math.pi / 3))
+MODE_BONUS = 1.0  # of `assistant` and quotes over the sink one token before `assistant`
+LOOK = (
+    13.972  # of the masks of q and k: with this size all scores here are the same in bfloat16, to a hundredth
+)
 SINKS_OF_A_TURN = 3  # system, user, assistant
 LAST = 200  # tokens of an answer that have positions
 WIDTHS, SLOPE, MODE_SLOPE = (0.5, 1.0, 2.0, 4.0), 0.75, 24.0  # of the hats
 MODE_STEPS = (0.15, 0.25, 0.35, 0.65, 0.75, 0.85)  # where the mode changes from text to answer to transcript
 NOISE, RIDGE, SAMPLES = 2e-3, 2e-6, 48000  # of the fit; noise: for lower precision
-# Every token of a transcript looks at `assistant`: a tenth of a mark left on it takes 2 off all its scores.
-START_WEIGHT, EARLY_WEIGHT, EARLY = 100.0, 4.0, 40
+EARLY_WEIGHT, EARLY = 4.0, 40
+MODE_NOISE = {"assistant": 0.06, "answer": 0.06, "transcript": 0.005}  # of the last code, in lower precision
 SHARES = {  # of the samples, and weights
-    "transcript": (0.55, 1.0),
+    # Every token of a transcript looks at `assistant`: a tenth of a mark left on it takes 2 off all its scores.
+    "assistant": (0.1, 4.0),
+    "transcript": (0.5, 1.0),
     "answer": (0.15, 1.5),
     "before": (0.05, 0.3),
     "between": (0.1, 0.3),
@@ -94,7 +98,7 @@ def angle_of(pair: int, distance: Tensor) -> Tensor:
 
 def attention_part(layer: Layer, start_normed: float, quote_normed: float) -> None:
     """The heads. `start_normed`, `quote_normed`: flags of `assistant` and of the opening quote after RMSNorm."""
-    u = unit(CROSS_MARGIN)
+    u = LOOK
     for head in range(HEADS):
         (first, second), base = kind_rows(head), head * HEAD
         weight = MODE_BONUS if head == MODE_HEAD else math.log(SINKS_OF_A_TURN)
@@ -104,9 +108,10 @@ def attention_part(layer: Layer, start_normed: float, quote_normed: float) -> No
         layer.q[second, AUDIO], layer.q[second, SINK] = -u / AUDIO_NORMED, -u / SINK_NORMED
         layer.k[second, SINK] = -3 * u / SINK_NORMED
         if head == MODE_HEAD:
-            for pair, score in NEARNESS:
+            for pair, score, angle in NEARNESS:
                 size = math.sqrt(score * math.sqrt(HEAD))
-                layer.bq[base + pair] = size
+                layer.bq[base + pair] = size * math.cos(angle)
+                layer.bq[base + HEAD // 2 + pair] = size * math.sin(angle)
                 for flag, value in ((START, start_normed), (QUOTE, quote_normed), (SINK, SINK_NORMED)):
                     layer.k[base + pair, flag] = size / value
             layer.k[first, QUOTE] = (u + weight * math.sqrt(HEAD) / u) / quote_normed
@@ -138,7 +143,8 @@ def mode_codes(distances: Tensor, quote: int | None) -> Tensor:
     """
 
     def nearness(distance: Tensor) -> Tensor:
-        return sum(score * angle_of(pair, distance).cos() for pair, score in NEARNESS)  # type: ignore[return-value]
+        scores = [score * (angle_of(pair, distance) + angle).cos() for pair, score, angle in NEARNESS]
+        return torch.stack(scores).sum(0)
 
     scores = [nearness(distances) + MODE_BONUS, nearness(distances + 1)]
     if quote is not None:
@@ -171,9 +177,10 @@ def draw_cases(positions: Tensor, quote: int, count: int = SAMPLES) -> Cases:
         codes[name] = answer_codes(where)[index]
         targets[name] = answer_targets(positions, quote if where is not None else LAST)[index]
         starts[name] = index == 0
-        importance[name] = torch.where(index <= EARLY, EARLY_WEIGHT, 1.0).masked_fill(
-            index == 0, START_WEIGHT
-        )
+        importance[name] = torch.where(index <= EARLY, EARLY_WEIGHT, 1.0)
+    codes["assistant"] = answer_codes(None)[:1].repeat(sizes["assistant"], 1)
+    targets["assistant"] = answer_targets(positions, LAST)[:1].repeat(sizes["assistant"], 1)
+    starts["assistant"] = torch.ones(sizes["assistant"], dtype=torch.bool)
     marks = torch.zeros(WIDTH)
     marks[[HEADER, OPEN]] = MARK
     codes["before"] = torch.zeros(sizes["before"], len(CODES))
@@ -187,10 +194,12 @@ def draw_cases(positions: Tensor, quote: int, count: int = SAMPLES) -> Cases:
         targets[name] = marks.expand(sizes[name], -1).clone()
     targets["later"][:, ANSWER] = MARK
     for name, target in targets.items():
+        codes[name][:, -1] *= 1 - MODE_NOISE.get(name, 0.0) * torch.randn(len(target)).abs()
         target[:, list(CODES)] = -codes[name]
-    weights = [SHARES[name][1] * importance.get(name, torch.ones(len(codes[name]))) for name in codes]
-    is_start = [starts.get(name, torch.zeros(len(codes[name]), dtype=torch.bool)) for name in codes]
-    return Cases(*(torch.cat([*parts]) for parts in (codes.values(), targets.values(), weights, is_start)))
+    weights = [SHARES[name][1] * importance.get(name, torch.ones(sizes[name])) for name in SHARES]
+    is_start = [starts.get(name, torch.zeros(sizes[name], dtype=torch.bool)) for name in SHARES]
+    lists = ([codes[name] for name in SHARES], [targets[name] for name in SHARES], weights, is_start)
+    return Cases(*map(torch.cat, lists))
 
 
 def normed(codes: Tensor, energies: Tensor) -> Tensor:
@@ -221,7 +230,8 @@ def hats() -> tuple[Tensor, Tensor]:
     fixed, rest = fixed.float(), INNER - len(fixed)
     ups = torch.zeros(len(fixed), 7)
     ups[:, 6] = 1
-    return torch.cat([fixed, torch.randn(rest, 7)]), torch.cat([ups, 0.5 * torch.randn(rest, 7)])
+    gates, ups = torch.cat([fixed, torch.randn(rest, 7)]), torch.cat([ups, 0.5 * torch.randn(rest, 7)])
+    return gates.bfloat16().float(), ups.bfloat16().float()  # what they cut off stays so in lower precision
 
 
 def fit_mlp(layer: Layer, cases: Cases, energies: Tensor, start: int) -> None:

@@ -7,7 +7,15 @@ import torch
 
 from audioflamingo.checkpoint.weights import WEIGHTS_FILE
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
-from recipes.nano.ship_model import load_mean, make_fit_float8, scale_stream, store_in_float8
+from recipes.nano.nano_model.layout import QUOTE, START, STATE, WIDTH
+from recipes.nano.ship_model import (
+    in_float8_at_length,
+    load_mean,
+    make_fit_float8,
+    round_what_is_found,
+    scale_stream,
+    store_in_float8,
+)
 from tests.support.tiny_model import make_batch, tiny_model
 
 
@@ -29,6 +37,32 @@ def test_a_larger_stream_changes_no_answer(tmp_path):
         model.save_pretrained(tmp_path)
         after = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path)(**inputs).logits
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_embedding_keeps_its_length_in_float8():
+    """Plain rounding takes up to a percent off."""
+    torch.manual_seed(0)
+    for size in (0.05, 0.3, 3.0):
+        row = size * torch.randn(416)
+        rounded = in_float8_at_length(row)
+        assert torch.equal(rounded, rounded.to(torch.float8_e4m3fn).float())
+        assert float(rounded.norm()) == pytest.approx(float(row.norm()), rel=1e-5)
+        assert (rounded - row).abs().max() < 0.13 * row.abs().max()
+        assert torch.nn.functional.cosine_similarity(rounded, row, 0) > 0.998
+
+
+def test_only_what_is_found_by_a_flag_is_rounded_at_its_length():
+    model = tiny_model()
+    model.model.language_model.embed_tokens = torch.nn.Embedding(3, WIDTH)
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings[:, STATE:] = 0
+        embeddings[1, START] = embeddings[2, QUOTE] = 0.5
+    before = embeddings.detach().clone()
+    round_what_is_found(model)
+    assert torch.equal(embeddings[0], before[0])
+    for token in (1, 2):
+        assert torch.equal(embeddings[token], in_float8_at_length(before[token]))
 
 
 def test_large_columns_of_the_output_layer_go_into_the_norm_so_that_float8_holds_them(tmp_path):
