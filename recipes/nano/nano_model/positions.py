@@ -6,7 +6,7 @@ Whisper adds a learned vector for each position. Here six heads look at `assista
 | head | score of `assistant` over a sink | what its code tells |
 |---|---|---|
 | 0 to 4 | cosine or sine of the distance, in three rotary pairs | the distance to `assistant` |
-| 5 | 3; the nearest of sinks, `assistant` (value 1/2) and opening quotes (1) wins | text, answer or transcript |
+| 5 | 1; the nearest of sinks, `assistant` (value 1/2) and opening quotes (1) wins | text, answer or transcript |
 
 The layer's MLP reads the codes and nothing else, takes them off again and writes Whisper's positions into the first
 answer's transcript, and HEADER, OPEN and ANSWER into what is not a transcript. The codes of the
@@ -60,9 +60,7 @@ MODE_HEAD = 5
 # long as Whisper's two opening tokens give them), where rounding would else be worth 3.
 NEARNESS = ((2, 44.59, math.pi / 2), (3, 713.44, math.pi / 3))
 MODE_BONUS = 1.0  # of `assistant` and quotes over the sink one token before `assistant`
-LOOK = (
-    13.972  # of the masks of q and k: with this size all scores here are the same in bfloat16, to a hundredth
-)
+LOOK = 13.972  # size of q and k in the masks: so all scores of this layer are the same in bfloat16, to 0.02
 SINKS_OF_A_TURN = 3  # system, user, assistant
 LAST = 200  # tokens of an answer that have positions
 WIDTHS, SLOPE, MODE_SLOPE = (0.5, 1.0, 2.0, 4.0), 0.75, 24.0  # of the hats
