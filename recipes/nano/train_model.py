@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from build_model import load_whisper
 from nano_model.training.batches import Mixture, Source, read_sources
-from nano_model.training.checkpoint import lay_over
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
 from nano_model.training.peers import Peers
+from nano_model.training.plain import make_plain
 from nano_model.training.teacher import Lessons, Teacher
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.datasets.conversations import read_dataset
 from audioflamingo.datasets.dataset_config import DatasetConfig
+from audioflamingo.hub import resolve_folder
 from audioflamingo.training.batches import BatchEncoder
 
 RECIPE = Path(__file__).resolve().parent
@@ -36,9 +37,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="the folder that build_data.py filled")
     parser.add_argument(
-        "--start", type=Path, help="folder of the weights to start from (default: DATA_DIR/model)"
+        "--start",
+        type=Path,
+        help="folder of the weights to start from, or nano, those that are shipped (default: DATA_DIR/model)",
     )
-    parser.add_argument("--weights", type=Path, help="trained tensors of keep_checkpoint.py, to go on from")
     parser.add_argument("--run", default="run", help="name of the run's folder in DATA_DIR (default: run)")
     parser.add_argument(
         "--minutes", type=float, default=180, help="of training, in all sessions (default: 180)"
@@ -83,10 +85,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     data_dir: Path = arguments.data_dir.resolve()
-    start = arguments.start or data_dir / "model"
+    start = resolve_folder(arguments.start or data_dir / "model")
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
-    if arguments.weights:
-        lay_over(model, start, arguments.weights)
+    make_plain(model)
     processor = AutoProcessor.from_pretrained(start)
     cache = open_cache(data_dir, model, processor)
     encode_clips(cache, data_dir, model, processor)

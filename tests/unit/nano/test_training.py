@@ -16,7 +16,16 @@ import torch
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
-from recipes.nano.nano_model.layout import AUDIO, CONST, SINK, SINK_NORMED, WIDTH
+from recipes.nano.nano_model.layout import (
+    AUDIO,
+    CONST,
+    EPS,
+    FLAG,
+    NUM_LAYERS,
+    SINK,
+    SINK_NORMED,
+    WIDTH,
+)
 from recipes.nano.nano_model.training.answering import answer
 from recipes.nano.nano_model.training.forward import FastModel, Side, Text, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
@@ -27,6 +36,7 @@ from recipes.nano.nano_model.training.parts import (
     keep_sinks_silent,
     parameter_groups,
 )
+from recipes.nano.nano_model.training.plain import make_plain
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano"
 
@@ -163,6 +173,25 @@ def test_masks_flags_and_layer_0_stay_as_they_are(nano, batch):
     assert figures["labels"] == int((batch.labels != -100).sum())
     model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
+
+
+def test_a_shipped_model_is_trained_at_the_size_that_it_was_constructed_with(batch):
+    model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32)
+    with torch.inference_mode():
+        before = FastModel(model).logits(batch)[0]
+        make_plain(model)
+        after = FastModel(model).logits(batch)[0]
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    assert model.config.text_config.rms_norm_eps == EPS
+    norms = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if "language_model" in name and "norm" in name
+    ]
+    assert len(norms) == 2 * NUM_LAYERS + 1
+    assert all((norm == 1).all() for norm in norms)
+    flags = model.get_input_embeddings().weight[:, CONST]
+    assert float(flags.max()) == pytest.approx(FLAG, rel=1e-3)
 
 
 def test_rounding_noise_is_that_of_eight_bits():
