@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from build_model import load_whisper
 from nano_model.training.batches import Mixture, Source, read_sources
+from nano_model.training.checkpoint import lay_over
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="folder of the weights to start from, or nano, those that are shipped (default: DATA_DIR/model)",
     )
+    parser.add_argument("--weights", type=Path, help="trained tensors of keep_checkpoint.py, to go on from")
     parser.add_argument("--run", default="run", help="name of the run's folder in DATA_DIR (default: run)")
     parser.add_argument(
         "--minutes", type=float, default=180, help="of training, in all sessions (default: 180)"
@@ -88,6 +90,8 @@ def main() -> None:
     start = resolve_folder(arguments.start or data_dir / "model")
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
     make_plain(model)
+    if arguments.weights:
+        lay_over(model, start, arguments.weights)
     processor = AutoProcessor.from_pretrained(start)
     cache = open_cache(data_dir, model, processor)
     encode_clips(cache, data_dir, model, processor)
