@@ -250,6 +250,25 @@ def test_single_words_are_those_said_alone_and_scraps_of_sentences():
     assert all(normalise.normalise(row["original"]) == row["text"] for row in rows)
 
 
+def test_clips_end_where_the_words_end():
+    """Engines put half a second of silence around a sentence; a model that always hears it finds no end without it."""
+    quiet, words = np.full(8000, 1e-3, np.float32), np.ones(16000, np.float32)
+    said = np.concatenate([quiet, words, quiet])
+    leads, tails = [], []
+    for seed in range(200):
+        clip, used = speech.join_sentences([said], random.Random(seed))
+        loud = np.flatnonzero(clip > 0.5)
+        assert used == 1
+        assert len(loud) == len(words)
+        leads.append(loud[0] / 16000)
+        tails.append((len(clip) - loud[-1]) / 16000)
+    for edges in (leads, tails):
+        assert max(edges) <= 0.53
+        assert 0.1 < np.median(edges) < 0.2
+        assert min(edges) < 0.03
+    assert speech.without_quiet_ends(np.zeros(100, np.float32)).shape == (100,)
+
+
 def test_joined_sentences_that_do_not_fit_are_left_out():
     waveforms = [np.ones(10 * 16000, np.float32)] * 4
     clip, used = speech.join_sentences(waveforms, random.Random(0))
