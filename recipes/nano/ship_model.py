@@ -97,7 +97,7 @@ def name_heads(model: AudioFlamingo3ForConditionalGeneration, processor: Any, cl
 @torch.no_grad()
 def round_what_is_found(model: AudioFlamingo3ForConditionalGeneration) -> None:
     """Rounds the embeddings of `assistant` and the quote: layer 0 finds them by flags behind a norm."""
-    embeddings = model.get_input_embeddings().weight
+    embeddings: Any = model.get_input_embeddings().weight
     for token in (embeddings[:, [START, QUOTE]] != 0).any(1).nonzero()[:, 0]:
         embeddings[token] = in_float8_at_length(embeddings[token])
 

@@ -49,6 +49,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--learning-rate", type=float, default=1.5e-4, help="default: 1.5e-4")
     parser.add_argument(
+        "--shared-share",
+        type=float,
+        default=1.0,
+        help="share of each step for weights that transcripts use, too: 0.04 while answers are taught (default: 1)",
+    )
+    parser.add_argument(
         "--batch", type=float, default=900, help="text tokens of a step, about (default: 900)"
     )
     parser.add_argument(
@@ -106,7 +112,7 @@ def main() -> None:
         arguments.rank,
     )
     folder = data_dir / (f"{arguments.run}-{arguments.rank}" if arguments.rank else arguments.run)
-    plan = Plan(arguments.minutes, arguments.learning_rate)
+    plan = Plan(arguments.minutes, arguments.learning_rate, shared_share=arguments.shared_share)
     fast = FastModel(model, noise=arguments.rounding, is_float8=True)
     run = Run(fast, processor, folder, plan)
     peers = Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers)

@@ -228,8 +228,8 @@ def hats() -> tuple[Tensor, Tensor]:
     fixed, rest = fixed.float(), INNER - len(fixed)
     ups = torch.zeros(len(fixed), 7)
     ups[:, 6] = 1
-    gates, ups = torch.cat([fixed, torch.randn(rest, 7)]), torch.cat([ups, 0.5 * torch.randn(rest, 7)])
-    return gates.bfloat16().float(), ups.bfloat16().float()  # what they cut off stays so in lower precision
+    gate, up = torch.cat([fixed, torch.randn(rest, 7)]), torch.cat([ups, 0.5 * torch.randn(rest, 7)])
+    return gate.bfloat16().float(), up.bfloat16().float()  # what they cut off stays so in lower precision
 
 
 def fit_mlp(layer: Layer, cases: Cases, energies: Tensor, start: int) -> None:

@@ -17,13 +17,17 @@ from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 from recipes.nano.nano_model.layout import (
+    ANSWER,
     AUDIO,
     CONST,
     EPS,
     FLAG,
+    HEADER,
     NUM_LAYERS,
+    OPEN,
     SINK,
     SINK_NORMED,
+    STATE,
     WIDTH,
 )
 from recipes.nano.nano_model.training.answering import answer
@@ -31,6 +35,7 @@ from recipes.nano.nano_model.training.forward import FastModel, Side, Text, roun
 from recipes.nano.nano_model.training.loop import Plan, rate_at
 from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
 from recipes.nano.nano_model.training.parts import (
+    SharedWeights,
     factor_of,
     keep_exact_gradients,
     keep_sinks_silent,
@@ -211,6 +216,29 @@ def test_learning_rates():
     assert factor_of("model.language_model.layers.0.mlp.up_proj.weight") == 0
     assert factor_of("model.language_model.layers.4.mlp.up_proj.weight") == 1
     assert factor_of("model.language_model.layers.4.self_attn.o_proj.weight") == 0.1
+
+
+def test_weights_that_transcripts_use_take_their_share_of_a_step():
+    model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32)
+    groups = parameter_groups(model)
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    with SharedWeights(model, 0.04).held_back():
+        optimizer.step()
+    steps = {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
+    layers = "model.language_model.layers"
+    torch.testing.assert_close(steps[f"{layers}.3.mlp.gate_proj.weight"].mean(), torch.tensor(1.0))
+    query = steps[f"{layers}.2.self_attn.q_proj.weight"]
+    torch.testing.assert_close(query[:, [HEADER, OPEN, ANSWER]].mean(), torch.tensor(1.0))
+    torch.testing.assert_close(query[:, :STATE].mean(), torch.tensor(0.04), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        steps[f"{layers}.2.mlp.down_proj.weight"].mean(), torch.tensor(0.04), rtol=1e-3, atol=1e-4
+    )
+    assert steps[f"{layers}.0.mlp.up_proj.weight"].abs().max() == 0
+    assert not SharedWeights(model, 1.0).rates
 
 
 def make_row(question: str, reference: str, duration_s: float = 3.0) -> DataRow:

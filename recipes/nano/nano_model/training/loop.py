@@ -18,7 +18,7 @@ from audioflamingo.training.batches import Batch
 from ..vocabulary import QUOTE
 from .batches import Mixture
 from .forward import FastModel
-from .parts import keep_exact_gradients, keep_sinks_silent, parameter_groups
+from .parts import SharedWeights, keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
 from .teacher import Lessons
 
@@ -33,6 +33,7 @@ class Plan:
         warmup_steps: at the start.
         fall_share: last share of the minutes, in which the rate falls to nought.
         smoothing: of the labels.
+        shared_share: of each step, for weights that transcripts use, too (see `SharedWeights`).
         mean_decay: of the running mean of the weights, which is what is saved.
         clip_norm: of the gradient.
         save_minutes: between checkpoints.
@@ -43,6 +44,7 @@ class Plan:
     warmup_steps: int = 50
     fall_share: float = 0.3
     smoothing: float = 0.01
+    shared_share: float = 1.0
     mean_decay: float = 0.995
     clip_norm: float = 1.0
     save_minutes: float = 5.0
@@ -74,6 +76,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
         )
+        self.shared = SharedWeights(fast.model, plan.shared_share)
         self.mean = [p.detach().clone() for p in self.trained]
         self.step, self.pool, self.seconds = 0, 0, 0.0
         if (folder / "state.pt").exists():
@@ -145,7 +148,8 @@ class Run:
         loss.backward()
         keep_exact_gradients(self.fast.model)
         figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))
-        self.optimizer.step()
+        with self.shared.held_back():
+            self.optimizer.step()
         keep_sinks_silent(self.fast.model)
         self.step += 1
         if self.step % 4 == 0:

@@ -7,11 +7,14 @@ tenth of the rate. Masks, flags, layer 0 and the embeddings, which are Whisper's
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..layout import AUDIO, CODES, HEADS, SINK, SINK_NORMED, STATE
+from ..layout import ANSWER, AUDIO, CODES, HEADER, HEADS, OPEN, SINK, SINK_NORMED, STATE, WIDTH
 from ..masks import kind_rows
 
 FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
@@ -23,6 +26,8 @@ FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is f
     (r"lm_head", 0.7),
     (r"norm\.weight", 0.1),
 )
+OF_ANSWERS = re.compile(r"layers\.[1357]\.mlp")  # which transcripts do not open
+MARKS = [HEADER, OPEN, ANSWER]  # of what is no transcript
 FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
 
 
@@ -63,3 +68,34 @@ def keep_sinks_silent(model: Any) -> None:
     for layer in model.model.language_model.layers[1:]:
         value = layer.self_attn.v_proj
         value.weight[:, SINK] = -value.bias / SINK_NORMED
+
+
+class SharedWeights:
+    """What transcripts use, too: it takes a share of each step, so that answers are learned and hearing stays.
+
+    Answers alone use the MLPs of self layers, and the columns of all matrices that read the marks of other text.
+
+    Args:
+        model: `parameter_groups` has said what is trained.
+        share: of a step; 1 holds nothing back.
+    """
+
+    def __init__(self, model: Any, share: float) -> None:
+        self.rates: list[tuple[torch.nn.Parameter, Tensor]] = []
+        if share == 1:
+            return
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not OF_ANSWERS.search(name):
+                rates = torch.full_like(parameter, share)
+                if parameter.ndim == 2 and parameter.shape[1] == WIDTH:
+                    rates[:, MARKS] = 1.0
+                self.rates.append((parameter, rates))
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """An optimizer's step, of which they take their share."""
+        before = [parameter.detach().clone() for parameter, _ in self.rates]
+        yield
+        with torch.no_grad():
+            for (parameter, rates), old in zip(self.rates, before, strict=True):
+                parameter.sub_(old).mul_(rates).add_(old)
