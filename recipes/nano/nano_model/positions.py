@@ -65,12 +65,12 @@ SINKS_OF_A_TURN = 3  # system, user, assistant
 LAST = 200  # tokens of an answer that have positions
 WIDTHS, SLOPE, MODE_SLOPE = (0.5, 1.0, 2.0, 4.0), 0.75, 24.0  # of the hats
 MODE_STEPS = (0.15, 0.25, 0.35, 0.65, 0.75, 0.85)  # where the mode changes from text to answer to transcript
-NOISE, RIDGE, SAMPLES = 2e-3, 2e-6, 48000  # of the fit; noise: for lower precision
+NOISE, RIDGE, SAMPLES = 1.5e-3, 2e-6, 48000  # of the fit; noise: for lower precision
 EARLY_WEIGHT, EARLY = 4.0, 40
 MODE_NOISE = {"assistant": 0.06, "answer": 0.06, "transcript": 0.005}  # of the last code, in lower precision
 SHARES = {  # of the samples, and weights
     # Every token of a transcript looks at `assistant`: a tenth of a mark left on it takes 2 off all its scores.
-    "assistant": (0.1, 4.0),
+    "assistant": (0.1, 5.0),
     "transcript": (0.5, 1.0),
     "answer": (0.15, 1.5),
     "before": (0.05, 0.3),

@@ -242,11 +242,11 @@ def test_the_mlp_is_whispers_but_for_the_form_of_gelu_and_a_fit_improves_it():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "position_error", "mark_error"),
-    [(torch.float32, 0.001, 0.03), (torch.float16, 0.001, 0.05), (torch.bfloat16, 0.02, 0.2)],
+    ("dtype", "position_error", "mark_error", "start_error"),
+    [(torch.float32, 0.001, 0.1, 0.01), (torch.float16, 0.002, 0.15, 0.05), (torch.bfloat16, 0.02, 0.3, 0.3)],
 )
 def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_text(
-    dtype, position_error, mark_error
+    dtype, position_error, mark_error, start_error
 ):
     table, quote = 0.014 * torch.randn(448, at.STATE), 9
     embedding = torch.zeros(50, at.WIDTH)
@@ -264,7 +264,7 @@ def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_tex
     layer.o, layer.down = layer.o * at.STREAM_FACTOR, layer.down * at.STREAM_FACTOR  # as it is shipped
     stream, eps = (embedding * at.STREAM_FACTOR).to(dtype), at.EPS * at.STREAM_FACTOR**2
     for name, tensor in vars(layer).items():
-        setattr(layer, name, tensor.half().to(dtype))
+        setattr(layer, name, tensor if dtype == torch.float32 else tensor.half().to(dtype))
     text = lambda count: (2 + torch.randint(40, (count,))).tolist()  # noqa: E731
     first = [0, *text(10), 0, *text(30), 0, 1, *text(quote - 1), 45, *text(60)]
     ids = [*first, 0, *text(20), 0, 1, *text(15)]
@@ -282,10 +282,9 @@ def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_tex
     error = (answer - wanted)[:, : at.STATE].pow(2).mean() / wanted[:, : at.STATE].pow(2).mean()
     assert error < position_error
     marks = [at.HEADER, at.OPEN, at.ANSWER]
-    assert (answer - wanted)[:, marks].abs().max() < max(0.15, mark_error) * at.MARK
-    assert (
-        answer[0, marks].abs().max() < mark_error * at.MARK
-    )  # every token of a transcript looks at `assistant`
+    assert (answer - wanted)[:, marks].abs().max() < mark_error * at.MARK
+    # every token of a transcript looks at `assistant`
+    assert answer[0, marks].abs().max() < start_error * at.MARK
     question = out[[place for place in range(start) if ids[place]]]
     assert (question[:, [at.HEADER, at.OPEN]] - at.MARK).abs().max() < 0.1 * at.MARK
     between = out[len(first) + 1 : len(first) + 21]
@@ -293,7 +292,7 @@ def test_layer_0_writes_the_positions_of_a_transcript_and_the_marks_of_other_tex
     later = out[-14:]  # a second answer
     assert (later[:, at.OPEN] > 0.4 * at.MARK).float().mean() > 0.6
     other = written([0, *text(10), 0, *text(30), 0, 1, *text(60)])[-60:]  # an answer that is no transcript
-    assert (other[:, marks] - at.MARK).abs().max() < 0.2 * at.MARK
+    assert (other[:, marks] - at.MARK).abs().max() < mark_error * at.MARK
     assert out[[place for place, token in enumerate(ids) if not token]].abs().max() < 1e-3
 
 
