@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nano_model.layout import FLOAT8_MOST, QUOTE, START, STREAM_FACTOR, float8_factor
+from nano_model.layout import FLOAT8_MOST, QUOTE, START, STREAM_FACTOR, SYSTEM, float8_factor
 from torch import Tensor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
@@ -96,9 +96,9 @@ def name_heads(model: AudioFlamingo3ForConditionalGeneration, processor: Any, cl
 
 @torch.no_grad()
 def round_what_is_found(model: AudioFlamingo3ForConditionalGeneration) -> None:
-    """Rounds the embeddings of `assistant` and the quote: layer 0 finds them by flags behind a norm."""
+    """Rounds the embeddings of `assistant`, the quote and `system`: layer 0 finds them by flags behind a norm."""
     embeddings: Any = model.get_input_embeddings().weight
-    for token in (embeddings[:, [START, QUOTE]] != 0).any(1).nonzero()[:, 0]:
+    for token in (embeddings[:, [START, QUOTE, SYSTEM]] != 0).any(1).nonzero()[:, 0]:
         embeddings[token] = in_float8_at_length(embeddings[token])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import answers, attention, masks, mlp, positions, vocabulary
+from . import answers, attention, counting, masks, mlp, positions, vocabulary
 from .layout import (
     AUDIO,
     AUDIO_FLAG,
@@ -33,6 +33,7 @@ from .layout import (
     SINK_SIZE,
     START,
     STATE,
+    SYSTEM,
     THETA,
     WIDTH,
     Layer,
@@ -55,8 +56,9 @@ class Tokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self.pad, self.im_start, self.im_end, self.sound = map(tokenizer.token_to_id, SPECIAL)
-        self.quote, self.close, self.assistant = map(
-            tokenizer.token_to_id, (vocabulary.QUOTE, vocabulary.CLOSE, vocabulary.START)
+        self.quote, self.close, self.assistant, self.system = map(
+            tokenizer.token_to_id,
+            (vocabulary.QUOTE, vocabulary.CLOSE, vocabulary.START, vocabulary.SYSTEM),
         )
         self.names = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
         framing = tokenizer.encode(f"{vocabulary.START}\n{vocabulary.ANSWER}").ids
@@ -117,6 +119,7 @@ def decoder_layers(
         left_out.append(attention.put_attention(cross, folded, seen, const[at + 2] - const[at + 1], True))
         masks.mask_cross(cross)
         answers.order_clips(cross, marks[at + 1])
+        counting.prefer_clips(cross, marks[at + 1])
         mlp.put_neurons(cross, part, states[at + 2], const[at + 2])
         error = mlp.fit(cross, states[at + 2], states[at + 3], const[at + 2], fit_seconds)
         for layer in (own, cross):
@@ -144,7 +147,8 @@ def embeddings(whisper: Whisper, rows: Sequence[int], tokens: Tokens) -> Tensor:
     for token in (tokens.im_start, tokens.sound):
         out[token] = 0
         out[token, SINK] = SINK_SIZE
-    for token, flag in ((tokens.assistant, START), (tokens.quote, QUOTE)):
+    out[tokens.system, SYSTEM] = FLAG
+    for token, flag in ((tokens.assistant, START), (tokens.quote, QUOTE), (tokens.system, SYSTEM)):
         out[token] = at_exact_length(out[token], flag)
     return out
 
@@ -206,9 +210,13 @@ def whisper_rows(kept: Sequence[int], tokens: Tokens, vocabulary_of_whisper: dic
     return rows
 
 
-def projector(frames: Tensor) -> dict[str, Tensor]:
-    """The identity, on the straight part of GELU, and the audio flag."""
-    far = frames.abs().amax(0) * 1.15 + STRAIGHT
+def projector(frames: Tensor, beginnings: Tensor) -> dict[str, Tensor]:
+    """The identity, on the straight part of GELU, the audio flag, and which rows are the first of a clip.
+
+    Args:
+        frames, beginnings: rows of the encoder, (A, STATE) and (C, STATE); `frames` holds no first ones.
+    """
+    far = torch.cat([frames, beginnings]).abs().amax(0) * 1.15 + STRAIGHT
     first, second = torch.eye(WIDTH, STATE), torch.zeros(WIDTH, WIDTH)
     second[:STATE, :STATE] = torch.eye(STATE)
     bias1, bias2 = torch.zeros(WIDTH), torch.zeros(WIDTH)
@@ -219,7 +227,9 @@ def projector(frames: Tensor) -> dict[str, Tensor]:
         "linear_2.weight": second,
         "linear_2.bias": bias2,
     }
-    return {f"multi_modal_projector.{name}": tensor for name, tensor in named.items()}
+    named = {f"multi_modal_projector.{name}": tensor for name, tensor in named.items()}
+    counting.mark_beginnings(named, *counting.fit_direction(beginnings, frames))
+    return named
 
 
 def plain_norm(encoder: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -272,7 +282,9 @@ def write_folder(
 
 def position_layer(whisper: Whisper, embedding: Tensor, tokens: Tokens) -> Layer:
     """Layer 0."""
-    return positions.position_layer(embedding, whisper.positions, tokens.assistant, tokens.quote_distance)
+    layer = positions.position_layer(embedding, whisper.positions, tokens.assistant, tokens.quote_distance)
+    counting.count_clips(layer, float(rms_norm(embedding[tokens.system])[SYSTEM]))
+    return layer
 
 
 __all__ = ["HEADER", "Tokens", "decoder_layers", "write_folder"]

@@ -19,6 +19,8 @@ THETA = 10 ** (38 * 32 / 36)  # rotary base: pair i turns by THETA ** (-i / 32) 
 # quote; `assistant`; tokens that look at everything; the first tokens of an answer.
 CONST, AUDIO, SINK, HEADER, QUOTE, CLOSE, START, OPEN, ANSWER = range(STATE, STATE + 9)
 CODES = range(STATE + 9, STATE + 15)  # what the heads of layer 0 found, for its own MLP
+# The first token of a clip; the clip's number; the token `system` (see `counting`).
+BEGIN, CLIP, SYSTEM = range(STATE + 15, STATE + 18)
 
 TURNING = (0, 1, 2, 3)  # rotary pairs
 KIND = 31  # the pair of the masks

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 ANSWER = 'The spoken content of the audio is "'
-QUOTE, CLOSE, START = (
+QUOTE, CLOSE, START, SYSTEM = (
     'Ġ"',
     '".',
     "assistant",
-)  # the opening quote, the closing one with its stop, the turn's role
+    "system",
+)  # the opening quote, the closing one with its stop, roles of turns
 FRAME = "system\nYou are a helpful assistant.\nuser\nTranscribe the input speech.\nassistant\n"
 LAST_ORDINARY = 50256  # Whisper's tokens from here on are special
 EARLY_RANK, EARLY_BONUS = 6000, 40  # early merges are frequent everywhere, whatever the text says

@@ -13,6 +13,7 @@ from recipes.nano.nano_model import (
     answers,
     assemble,
     attention,
+    counting,
     equalize,
     masks,
     mlp,
@@ -357,6 +358,61 @@ def test_some_cross_heads_of_a_question_look_at_the_near_clip_and_some_at_the_fa
         assert near[1] == pytest.approx(0.5)  # a transcript looks at all of it
 
 
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 0.02), (torch.float16, 0.02), (torch.bfloat16, 0.15)]
+)
+def test_layer_0_numbers_the_clips_of_a_conversation(dtype, error):
+    embedding = torch.zeros(50, at.WIDTH)
+    embedding[:, : at.STATE], embedding[:, at.CONST] = at.centred(0.02 * torch.randn(50, at.STATE)), at.FLAG
+    for token, flag in ((1, at.START), (2, at.SYSTEM), (45, at.QUOTE)):
+        embedding[token, flag] = at.FLAG
+        embedding[token] = assemble.at_exact_length(embedding[token], flag)
+    embedding[0] = 0
+    embedding[0, at.SINK] = at.SINK_SIZE
+    layer = positions.position_layer(embedding, 0.014 * torch.randn(448, at.STATE), start=1, quote=9)
+    counting.count_clips(layer, float(at.rms_norm(embedding)[2, at.SYSTEM]))
+    for name, tensor in vars(layer).items():
+        setattr(layer, name, tensor.to(dtype))
+    clip = lambda length: [-2] + (length - 1) * [-1]  # noqa: E731
+    first = [0, 2, *range(3, 10), 0, *range(3, 6), *clip(40), *clip(300), *range(3, 10), 0, 1, *range(3, 30)]
+    ids = torch.tensor([*first, 0, *range(3, 6), *clip(20), *range(3, 10), 0, 1])
+    x = embedding[ids.clamp(min=0)]
+    audio = torch.zeros(int((ids < 0).sum()), at.WIDTH)
+    audio[:, : at.STATE] = F.layer_norm(torch.randn(len(audio), at.STATE), (at.STATE,))  # as the encoder ends
+    audio[:, at.AUDIO] = at.AUDIO_FLAG
+    audio[:, at.CLIP] = -counting.CLIP_SIZE / 2
+    audio[ids[ids < 0] == -2, at.BEGIN] = counting.BEGIN_SIZE
+    x[ids < 0] = audio
+    added = run_attention(layer, x.to(dtype)).float()
+    wanted = counting.number_code((ids == -2).cumsum(0).float())
+    assert (added[:, at.CLIP] - wanted)[ids < 0].abs().max() < error
+    assert added[ids >= 0, at.CLIP].abs().max() < 1e-3
+    others = [place for place in range(at.WIDTH) if place != at.CLIP]
+    assert added[ids < 0][:, others].abs().max() < 0.01
+
+
+def test_some_cross_heads_of_a_question_look_at_the_last_clip_and_some_at_the_first():
+    layer = at.Layer()
+    masks.mask_cross(layer)
+    counting.prefer_clips(layer, 3.0)
+    audio = torch.randn(300, at.STATE)
+    x = torch.cat([audio, torch.zeros(300, at.WIDTH - at.STATE)], 1)
+    x[:, at.AUDIO], x[150:, at.CLIP] = at.AUDIO_FLAG, counting.CLIP_SIZE / 6
+    keys = torch.cat([at.rms_norm(x), tokens_of("sink", 2, 3.0), tokens_of("header", 4, 3.0)])
+    queries = torch.cat([tokens_of("header", 1, 3.0), tokens_of("transcript", 1, 3.0)])
+    shares = scores_of(layer, queries, keys).softmax(-1)
+    assert shares[..., :300].sum(-1).min() > 1 - 1e-6
+    for head in range(at.HEADS):
+        last, of_transcript = shares[head, :, 150:300].sum(-1).tolist()
+        if head in counting.LAST_HEADS:
+            assert last > 0.99
+        elif head in counting.FIRST_HEADS:
+            assert last < 0.01
+        else:
+            assert last == pytest.approx(0.5, abs=0.02)
+        assert of_transcript == pytest.approx(0.5, abs=0.02)
+
+
 def test_free_neurons_write_nothing_and_are_shut_for_transcripts():
     layer = at.Layer()
     answers.free_neurons(layer, 3.0, 1.0)
@@ -441,13 +497,22 @@ def test_a_sentence_opens_without_a_space_behind_the_quote_only():
     assert assemble.openings(names) == [0]
 
 
-def test_the_projector_is_the_identity_with_a_flag():
-    frames = 3 * torch.randn(200, at.STATE)
-    part = {name.rpartition("projector.")[2]: tensor for name, tensor in assemble.projector(frames).items()}
-    inner = F.gelu(frames @ part["linear_1.weight"].T + part["linear_1.bias"])
+def test_the_projector_is_the_identity_with_flags_for_audio_and_the_beginnings_of_clips():
+    frames, first = torch.randn(9000, at.STATE), torch.randn(3500, at.STATE)
+    frames[:, 7], first[:, 7] = 2 * torch.rand(9000), 4 + 2 * torch.rand(3500)
+    tensors = assemble.projector(frames[:8000], first[:3000])
+    part = {name.rpartition("projector.")[2]: tensor for name, tensor in tensors.items()}
+    rows = torch.cat([frames, first])
+    inner = F.gelu(rows @ part["linear_1.weight"].T + part["linear_1.bias"])
     out = inner @ part["linear_2.weight"].T + part["linear_2.bias"]
-    torch.testing.assert_close(out[:, : at.STATE], frames, atol=1e-3, rtol=0)
+    fitted = torch.cat([torch.arange(8000), torch.arange(9000, 12000)])
+    torch.testing.assert_close(out[fitted, : at.STATE], rows[fitted], atol=1e-3, rtol=0)
     assert (out[:, at.AUDIO] == at.AUDIO_FLAG).all()
+    assert (out[:, at.CLIP] == -counting.CLIP_SIZE / 2).all()
+    is_first = torch.arange(len(rows)) >= 9000
+    is_right = (out[:, at.BEGIN] / counting.BEGIN_SIZE).round() == is_first
+    assert is_right[8000:9000].float().mean() > 0.99  # rows that it was not fitted on
+    assert is_right[12000:].float().mean() > 0.95
 
 
 def test_whispers_states_follow_its_layers():

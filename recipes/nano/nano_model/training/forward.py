@@ -7,6 +7,7 @@ model's own forward pass within rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 
 from audioflamingo.training.batches import Batch
 
-from ..layout import STREAM_FACTOR, float8_factor, rms_norm
+from ..counting import BEGIN_SIZE, number_code
+from ..layout import BEGIN, CLIP, EPS, STREAM_FACTOR, WIDTH, float8_factor, rms_norm
 from .teacher import SHARE, Soft
 
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
@@ -97,6 +99,18 @@ class Text:
     def gather(self, x: Tensor) -> Tensor:
         """Back: (B, H, T, E) to (U, H * E)."""
         return self.side.gather(x).index_select(0, self.first)
+
+
+def numbers(begins: Tensor, rows: Tensor) -> Tensor:
+    """What layer 0 adds to audio tokens, (N, WIDTH): the number of their clip, out of BEGIN (N,) and rows (N,)."""
+    out = torch.zeros(len(begins), WIDTH)
+    so_far = (begins / BEGIN_SIZE).round().clamp(min=0).cumsum(0)
+    before = torch.cat([so_far.new_zeros(1), so_far])[:-1]
+    first = torch.full((int(rows.max()) + 1,), len(rows)).scatter_reduce(
+        0, rows, torch.arange(len(rows)), "amin"
+    )
+    out[:, CLIP] = number_code(so_far - before[first[rows]])
+    return out
 
 
 def visible(queries: Side, keys: Side) -> Tensor:
@@ -192,7 +206,9 @@ class FastModel:
         turns, masks = self.rotary(side.positions[text.first]), {False: visible(side, side)}
         heard = None
         if audio_rows is not None and len(audio.rows):
-            heard = rms_norm(self.model.model.multi_modal_projector(audio_rows.float()), self.eps)
+            heard = self.model.model.multi_modal_projector(audio_rows.float())
+            scale = math.sqrt(self.eps / EPS)  # of the stream, in weights that are shipped
+            heard = rms_norm(heard + scale * numbers(heard[:, BEGIN] / scale, audio.rows), self.eps)
             turned = self.rotary(audio.positions)
             masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import ANSWER, AUDIO, CODES, HEADER, HEADS, OPEN, SINK, SINK_NORMED, STATE, WIDTH
+from ..layout import ANSWER, AUDIO, CLIP, CODES, HEADER, HEADS, OPEN, SINK, SINK_NORMED, STATE, WIDTH
 from ..masks import kind_rows
 
 FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
@@ -27,7 +27,7 @@ FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is f
     (r"norm\.weight", 0.1),
 )
 OF_ANSWERS = re.compile(r"layers\.[1357]\.mlp")  # which transcripts do not open
-MARKS = [HEADER, OPEN, ANSWER]  # of what is no transcript
+MARKS = [HEADER, OPEN, ANSWER, CLIP]  # of what is no transcript, and of clips behind the first
 FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
 
 
