@@ -67,22 +67,6 @@ def encoded(data_dir: Path, rows: list[dict[str, Any]], encoder: dict[str, Tenso
         yield tower(inputs.input_features, inputs.input_features_mask).audio_tokens
 
 
-def beginnings_and_others(
-    data_dir: Path, spoken: list[Tensor], encoder: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The first rows of clips of all kinds, (C, D), and some later ones, (A, D).
-
-    Args:
-        data_dir: the data folder.
-        spoken: rows of whole clips of speech.
-        encoder: for clips of other kinds.
-    """
-    others = [row for name in OTHER_SETS for row in clips(data_dir, name, CLIPS_OF_A_SET)]
-    heard = [*spoken, *encoded(data_dir, others, encoder)]
-    later = [rows[1:][torch.randperm(len(rows) - 1)[:FRAMES_OF_A_CLIP]] for rows in heard]
-    return torch.stack([rows[0] for rows in heard]), torch.cat(later)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,25 +90,26 @@ def main() -> None:
     tokens = assemble.Tokens(tokenizer)
     rows = assemble.whisper_rows(kept, tokens, whisper.tokenizer["model"]["vocab"])
     encoder = load_file(data_dir / "encoder.safetensors")
-    chosen = clips(data_dir, "speech/train", arguments.clips)
-    states, spoken = [], []
+    spoken = clips(data_dir, "speech/train", arguments.clips)
+    others = [row for name in OTHER_SETS for row in clips(data_dir, name, CLIPS_OF_A_SET)]
+    chosen = [*spoken, *others]
+    states, beginnings, frames = [], [], []
     with torch.inference_mode():
-        for row, heard in zip(chosen, encoded(data_dir, chosen, encoder), strict=True):
-            text = [kept[token] for token in tokenizer.encode(" " + written(row["original"])).ids]
-            states.append(whisper.states(torch.tensor([START, NO_TIMESTAMPS, *text]), heard))
-            spoken.append(heard)
-        beginnings, later = beginnings_and_others(data_dir, spoken, encoder)
-    together = [state.clone() for state in stack(states)]
-    heard = torch.cat([rows[torch.randperm(len(rows))[:FRAMES_OF_A_CLIP]] for rows in spoken]).clone()
+        for number, (row, heard) in enumerate(zip(chosen, encoded(data_dir, chosen, encoder), strict=True)):
+            beginnings.append(heard[0])
+            frames.append(heard[1:][torch.randperm(len(heard) - 1)[:FRAMES_OF_A_CLIP]])
+            if number < len(spoken):
+                text = [kept[token] for token in tokenizer.encode(" " + written(row["original"])).ids]
+                states.append(whisper.states(torch.tensor([START, NO_TIMESTAMPS, *text]), heard))
+    together, first = [state.clone() for state in stack(states)], torch.stack(beginnings).clone()
+    heard, later = torch.cat(frames[: len(spoken)]).clone(), torch.cat(frames).clone()
     embedding = assemble.embeddings(whisper, rows, tokens)
     layers = [assemble.position_layer(whisper, embedding, tokens)]
     layers += assemble.decoder_layers(whisper, together, heard, arguments.fit_seconds)
     size, const = float(together[-1].pow(2).mean(1).sqrt().median()), assemble.constants(together)[-1]
     head = assemble.output_rows(whisper, rows, tokens, size, const)
     tensors = assemble.plain_norm({name: tensor.float() for name, tensor in encoder.items()})
-    tensors |= assemble.projector(later.clone(), beginnings.clone()) | assemble.language_model(
-        layers, embedding, head
-    )
+    tensors |= assemble.projector(later, first) | assemble.language_model(layers, embedding, head)
     count = assemble.write_folder(data_dir / "model", BUILT_IN_FOLDER, tensors, content, tokens)
     print(f"{count / 1e6:.1f} M parameters in {data_dir / 'model'} after {time.perf_counter() - start:.0f} s")
 

@@ -227,9 +227,8 @@ def projector(frames: Tensor, beginnings: Tensor) -> dict[str, Tensor]:
         "linear_2.weight": second,
         "linear_2.bias": bias2,
     }
-    named = {f"multi_modal_projector.{name}": tensor for name, tensor in named.items()}
     counting.mark_beginnings(named, *counting.fit_direction(beginnings, frames))
-    return named
+    return {f"multi_modal_projector.{name}": tensor for name, tensor in named.items()}
 
 
 def plain_norm(encoder: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Whisper's encoder adds positions to its frames, so the first token of a clip (of
 all others by one direction. The projector marks it with BEGIN. In layer 0 one head has each audio token look at the
 beginnings so far and at `system`, with equal scores: of n + 1 equal shares n are beginnings, and that share, in CLIP,
 is the clip's number. It is nought in the first clip, so a conversation of one clip is heard as if there were no
-numbers. Some cross heads of questions prefer the last clip by it, others the first.
+numbers. The cross heads of questions that look near prefer the last clip by it, those that look far the first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from .answers import FAR_HEADS, NEAR_HEADS
 from .layout import (
     AUDIO,
     AUDIO_FLAG,
@@ -34,7 +35,6 @@ SURE = (0.42, 0.56)  # of the direction: below it no beginning, above it one
 STEEP = 60.0
 ROUNDS, RIDGE, BEGIN_WEIGHT = 6, 1e-3, 5.0  # of the fit
 COUNTING_HEAD, PAIR, SCORE = 0, 30, 13.0  # in layer 0; a score that ten minutes of audio do not outweigh
-LAST_HEADS, FIRST_HEADS = (1, 3), (4, 5)  # of cross layers
 PREFERENCE, QUERY_SIZE = (
     6.0,
     2.0,
@@ -65,8 +65,7 @@ def fit_direction(beginnings: Tensor, others: Tensor) -> tuple[Tensor, float]:
 def mark_beginnings(projector: dict[str, Tensor], direction: Tensor, bias: float) -> None:
     """Has a projector's spare neurons write BEGIN, and -CLIP_SIZE / 2 into CLIP. Changed in place."""
     first, bias1, second, bias2 = (
-        projector[f"multi_modal_projector.linear_{name}"]
-        for name in ("1.weight", "1.bias", "2.weight", "2.bias")
+        projector[f"linear_{name}"] for name in ("1.weight", "1.bias", "2.weight", "2.bias")
     )
     for number, (threshold, sign) in enumerate(zip(SURE, (1, -1), strict=True)):
         first[STATE + number], bias1[STATE + number] = STEEP * direction, STEEP * (bias - threshold)
@@ -95,10 +94,10 @@ def count_clips(layer: Layer, system_normed: float) -> None:
 
 
 def prefer_clips(layer: Layer, mark_normed: float) -> None:
-    """Heads of a cross layer that look at the last clip, and others at the first, for OPEN queries."""
+    """Has the near heads of a cross layer look at the last clip and the far ones at the first, for OPEN queries."""
     step = float(number_code(torch.tensor(2.0)) - number_code(torch.tensor(1.0))) / AUDIO_RMS
     size = PREFERENCE * math.sqrt(HEAD) / QUERY_SIZE / step
-    for sign, heads in ((1, LAST_HEADS), (-1, FIRST_HEADS)):
+    for sign, heads in ((1, NEAR_HEADS), (-1, FAR_HEADS)):
         for head in heads:
             row = kind_rows(head)[1]
             layer.q[row, OPEN], layer.k[row, CLIP] = QUERY_SIZE / mark_normed, sign * size

@@ -10,8 +10,8 @@
 
 in units of which two multiply to the margin. So a transcript looks at transcripts and `assistant`, other text at all
 text but `assistant` (to which Whisper's heads turn where they find nothing), and audio and sinks at sinks alone, whose
-values are nought: no layer changes an audio token. In cross layers audio is (1, 0) as a key, all text is (0, 0) and
-asks with (1, 0).
+values are nought: only layer 0, which numbers the clips, changes an audio token. In cross layers audio is (1, 0) as a
+key, all text is (0, 0) and asks with (1, 0).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The built-in model's loss, computed for text tokens only.
 
-No layer of the built-in model changes an audio token (see `nano_model.masks`), so training needs of the audio its keys
-and values in the cross-attention layers, which follow from the projector's rows at once. Everything else equals the
-model's own forward pass within rounding.
+Layer 0 gives an audio token the number of its clip (`nano_model.counting`), no other layer changes it
+(`nano_model.masks`). So training needs of the audio its keys and values in the cross-attention layers, which follow
+from the projector's rows at once. Everything else equals the model's own forward pass within rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from audioflamingo.training.batches import Batch
 
 from ..counting import BEGIN_SIZE, number_code
-from ..layout import BEGIN, CLIP, EPS, STREAM_FACTOR, WIDTH, float8_factor, rms_norm
+from ..layout import BEGIN, CLIP, EPS, STREAM_FACTOR, float8_factor, rms_norm
 from .teacher import SHARE, Soft
 
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
@@ -102,15 +102,11 @@ class Text:
 
 
 def numbers(begins: Tensor, rows: Tensor) -> Tensor:
-    """What layer 0 adds to audio tokens, (N, WIDTH): the number of their clip, out of BEGIN (N,) and rows (N,)."""
-    out = torch.zeros(len(begins), WIDTH)
-    so_far = (begins / BEGIN_SIZE).round().clamp(min=0).cumsum(0)
-    before = torch.cat([so_far.new_zeros(1), so_far])[:-1]
-    first = torch.full((int(rows.max()) + 1,), len(rows)).scatter_reduce(
-        0, rows, torch.arange(len(rows)), "amin"
-    )
-    out[:, CLIP] = number_code(so_far - before[first[rows]])
-    return out
+    """What layer 0 adds to CLIP of audio tokens (N,), out of their BEGIN (N,) and rows (N,), which do not fall."""
+    flags = (begins / BEGIN_SIZE).round().clamp(min=0)
+    in_row = flags.new_zeros(int(rows[-1]) + 1).index_add(0, rows, flags)
+    before = in_row.cumsum(0) - in_row
+    return number_code(flags.cumsum(0) - before[rows])
 
 
 def visible(queries: Side, keys: Side) -> Tensor:
@@ -208,7 +204,8 @@ class FastModel:
         if audio_rows is not None and len(audio.rows):
             heard = self.model.model.multi_modal_projector(audio_rows.float())
             scale = math.sqrt(self.eps / EPS)  # of the stream, in weights that are shipped
-            heard = rms_norm(heard + scale * numbers(heard[:, BEGIN] / scale, audio.rows), self.eps)
+            heard[:, CLIP] += scale * numbers(heard[:, BEGIN] / scale, audio.rows)
+            heard = rms_norm(heard, self.eps)
             turned = self.rotary(audio.positions)
             masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):
