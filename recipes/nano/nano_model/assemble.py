@@ -80,6 +80,11 @@ def marks_normed(states: Sequence[Tensor], const: Sequence[float]) -> list[float
     return [MARK / math.sqrt(energy / WIDTH) for energy in energies]
 
 
+def start_normed(states: Tensor) -> float:
+    """START of `assistant` behind RMSNorm, at the least: its own state, Whisper's first, is by far the longest."""
+    return FLAG * math.sqrt(WIDTH) / float(states.norm(dim=1).max())
+
+
 def stream(states: Tensor, const: float) -> Tensor:
     """States (N, STATE) as they lie in the model's stream, behind RMSNorm, (N, WIDTH)."""
     x = torch.zeros(len(states), WIDTH)
@@ -110,7 +115,7 @@ def decoder_layers(
         folded = attention.fold(part.attention, part.norms[0], part.norms[0], SCALE, SCALE)
         seen = attention.Seen(text, text)
         left_out = [attention.put_attention(own, folded, seen, const[at + 1] - const[at], False)]
-        masks.mask_self(own, marks[at], FLAG / float(states[at].pow(2).mean(1).median().sqrt()) * SCALE)
+        masks.mask_self(own, marks[at], start_normed(states[at]))
         answers.order_words(own, marks[at])
         answers.free_neurons(own, marks[at], _const_normed(states[at], const[at]))
         text = stream(states[at + 1], const[at + 1])

@@ -3,7 +3,7 @@
 | kind of token | as a key, in self layers | as a query |
 |---|---|---|
 | transcript, opening quote | (0, 0) | (1, 0) |
-| `assistant` | (0, -1) | (1, 0) |
+| `assistant` | (0, -2) or further | (1, 0) |
 | other text (HEADER as a key, OPEN as a query) | (-1, 0) | (0, 1) |
 | audio | (-1, -1) | (0, -1) |
 | `<|im_start|>`, the sink | (-1, -8) | (0, -1) |
@@ -24,6 +24,7 @@ from .layout import AUDIO, AUDIO_NORMED, HEAD, HEADER, HEADS, KIND, OPEN, SINK, 
 
 SELF_MARGIN, CROSS_MARGIN = 20.0, 30.0
 DEEP = 8.0  # of the sink: no content of an audio token makes up for it
+FAR = 2.0  # of `assistant` for other text: Whisper's heads like it by up to 10
 GATE_SHUT = -40.0  # the gates of audio and sinks: silu(-40) is nought
 
 
@@ -43,7 +44,7 @@ def mask_self(layer: Layer, mark_normed: float, start_normed: float) -> None:
     Args:
         layer: changed in place.
         mark_normed: HEADER and OPEN after the layer's RMSNorm, for a token that has them.
-        start_normed: START of `assistant` there.
+        start_normed: START of `assistant` there, at the least.
     """
     u = unit(SELF_MARGIN)
     for first, second in map(kind_rows, range(HEADS)):
@@ -53,7 +54,7 @@ def mask_self(layer: Layer, mark_normed: float, start_normed: float) -> None:
             layer.q[first, flag] = -u / value
         layer.q[second, OPEN] = u / mark_normed
         layer.k[first, HEADER] = -u / mark_normed
-        layer.k[second, START] = -u / start_normed
+        layer.k[second, START] = -FAR * u / start_normed
         _audio_and_sink(layer, first, second, u, key=-u)
 
 

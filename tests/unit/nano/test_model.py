@@ -154,6 +154,20 @@ def test_who_looks_at_whom_in_a_self_layer(kind, seen):
         assert (shares[..., place].min() > 0.1) if other in seen else (shares[..., place].max() < 1e-6)
 
 
+@pytest.mark.parametrize("longer", [1, 3, 30])
+def test_other_text_does_not_find_assistant_however_long_its_state_becomes(longer):
+    """It is the first token of a transcript, which in Whisper grows far beyond all others."""
+    states = torch.randn(20, at.STATE)
+    states[0] *= longer
+    layer = at.Layer()
+    masks.mask_self(layer, mark_normed=3.0, start_normed=assemble.start_normed(states))
+    assistant = torch.zeros(1, at.WIDTH)
+    assistant[0, : at.STATE], assistant[0, at.START] = states[0], at.FLAG
+    keys = torch.cat([tokens_of("header", 1, 3.0), at.rms_norm(assistant)])
+    scores = scores_of(layer, tokens_of("header", 3, 3.0), keys)
+    assert (scores[..., 0] - scores[..., 1]).min() > 1.5 * masks.SELF_MARGIN
+
+
 def test_in_a_cross_layer_text_looks_at_audio_and_audio_at_sinks():
     layer = at.Layer()
     masks.mask_cross(layer)

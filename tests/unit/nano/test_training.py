@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from recipes.nano.nano_model.layout import (
     EPS,
     FLAG,
     HEADER,
+    MARK,
     NUM_LAYERS,
     OPEN,
     SINK,
@@ -31,6 +33,7 @@ from recipes.nano.nano_model.layout import (
     STATE,
     WIDTH,
 )
+from recipes.nano.nano_model.training import lengths
 from recipes.nano.nano_model.training.answering import answer
 from recipes.nano.nano_model.training.forward import FastModel, Side, Text, numbers, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
@@ -212,6 +215,27 @@ def test_rounding_noise_is_that_of_eight_bits():
     step = x.abs().amax(-1) / 127
     error = (rounded(x, 1.0) - x).abs().amax(-1)
     assert ((error > 0.4 * step) & (error <= 0.5 * step + 1e-6)).all()
+
+
+def test_states_of_other_text_that_grow_are_charged_for_and_transcripts_are_not():
+    x = torch.zeros(3, WIDTH)
+    x[:, 0] = torch.tensor([2 * lengths.LONGEST[3], 0.5 * lengths.LONGEST[3], 1000.0])
+    x[:2, OPEN] = MARK
+    x.requires_grad_()
+    charge = lengths.excess(x, 3)
+    charge.backward()
+    assert float(charge) == pytest.approx(math.log(2) ** 2 / 2)
+    assert x.grad is not None
+    assert x.grad[0, 0] > 0
+    assert x.grad[1:].abs().max() == 0
+    assert lengths.excess(x[2:], 3) == 0
+
+
+def test_the_loss_holds_the_charge(nano, batch):
+    fast = FastModel(nano[0])
+    with torch.no_grad():
+        total, figures = fast.loss(batch)
+    assert float(total) == pytest.approx(figures["loss"] + figures["too_long"], rel=1e-5)
 
 
 def test_learning_rates():

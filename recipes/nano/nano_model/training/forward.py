@@ -20,6 +20,7 @@ from audioflamingo.training.batches import Batch
 
 from ..counting import BEGIN_SIZE, number_code
 from ..layout import BEGIN, CLIP, EPS, STREAM_FACTOR, float8_factor, rms_norm
+from . import lengths
 from .teacher import SHARE, Soft
 
 Keys = tuple[Tensor, Tensor]  # and values, (B, H, L, E) each
@@ -186,6 +187,7 @@ class FastModel:
         attention_mask: Tensor,
         audio_rows: Tensor | None,
         keep: list[Keys] | None = None,
+        excesses: list[Tensor] | None = None,
     ) -> tuple[Tensor, Side]:
         """States (N, D) of the text tokens behind the last norm, and where these tokens are.
 
@@ -193,6 +195,7 @@ class FastModel:
             input_ids, attention_mask: (B, S).
             audio_rows: the encoder's rows of all audio tokens in order, (A, D_audio).
             keep: gets each layer's keys and values, for `Answering`.
+            excesses: gets how far states are too long behind each layer but the first (see `lengths`).
         """
         is_audio = (input_ids == self.model.config.audio_token_id) & attention_mask.bool()
         text, audio = Text.of(input_ids, attention_mask.bool() & ~is_audio), Side.of(is_audio)
@@ -219,6 +222,8 @@ class FastModel:
             x, keys = self.layer(number, x, text, turns, masks[before is not None], before)
             if keep is not None:
                 keep.append(keys)
+            if excesses is not None and number:
+                excesses.append(lengths.excess(x, number))
         normed = rms_norm(x, self.eps) * self.language_model.norm.weight
         return normed.index_select(0, text.copies), side
 
@@ -271,12 +276,12 @@ class FastModel:
             return weight
         return in_float8(weight, DOWN_FACTOR if part == "down" else 1.0)
 
-    def logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, batch: Batch, excesses: list[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""
         assert batch.input_ids is not None
         assert batch.attention_mask is not None
         assert batch.labels is not None
-        states, text = self.hidden(batch.input_ids, batch.attention_mask, batch.audio_rows)
+        states, text = self.hidden(batch.input_ids, batch.attention_mask, batch.audio_rows, excesses=excesses)
         labels = batch.labels
         has_next = text.positions + 1 < labels.shape[1]
         wanted = torch.full_like(text.rows, -100)
@@ -287,14 +292,15 @@ class FastModel:
     def loss(
         self, batch: Batch, smoothing: float = 0.0, teach: Callable[[Tensor, Tensor], Soft] | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy by weight, and figures of the batch.
+        """Mean cross-entropy by weight and a charge for states that are too long, and figures of the batch.
 
         Args:
             batch: with labels.
             smoothing: of the labels.
             teach: what a teacher expects, by labels and their rows.
         """
-        logits, labels, rows = self.logits(batch)
+        excesses: list[Tensor] = []
+        logits, labels, rows = self.logits(batch, excesses)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         if teach is not None:
             losses = taught(losses, logits, teach(labels, rows))
@@ -302,4 +308,8 @@ class FastModel:
         weights = batch.answer_weights[rows]
         right = (logits.detach().argmax(-1) == labels).float()
         loss = (losses * weights).sum() / weights.sum()
-        return loss, {"loss": float(loss.detach()), "right": float(right.mean()), "labels": len(labels)}
+        too_long = lengths.WEIGHT * torch.stack(excesses).sum()
+        figures = {"loss": loss, "too_long": too_long, "right": right.mean()}
+        return loss + too_long, {name: float(value.detach()) for name, value in figures.items()} | {
+            "labels": len(labels)
+        }

@@ -20,7 +20,10 @@ from ..masks import kind_rows
 FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is frozen
     (r"layers\.0\.|layernorm|audio_tower|multi_modal_projector|embed_tokens", 0.0),
     (r"layers\.[1357]\.mlp\.(gate|up)", 4.0),
-    (r"layers\.[1357]\.mlp\.down", 1.5),
+    (r"layers\.1\.mlp\.down", 0.2),
+    (r"layers\.3\.mlp\.down", 0.3),
+    (r"layers\.5\.mlp\.down", 0.7),
+    (r"layers\.7\.mlp\.down", 1.0),
     (r"\.(q|k|v)_proj|mlp\.(gate|up)", 1.0),
     (r"o_proj|down_proj", 0.1),
     (r"lm_head", 0.7),
