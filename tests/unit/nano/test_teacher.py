@@ -140,15 +140,15 @@ def test_a_clip_that_cannot_be_read_keeps_no_other_from_its_lesson(tmp_path, mon
     assert "damaged.flac" in capsys.readouterr().out
 
 
-def test_lessons_are_laid_behind_the_last_quote_of_their_row(tmp_path):
+def test_lessons_are_laid_behind_the_last_quote_of_their_row_and_leave_the_end_alone(tmp_path):
     lessons = lessons_with(tmp_path, "Good morning.", 3)
     quote = 7
     labels = torch.tensor([1, 2, 1, quote, 11, 12, 13, 3])  # another row; opening, quote, three words, end
     soft = lessons.soft(
         [row("Rain."), row(TRANSCRIPT)], quote, labels, torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
     )
-    assert soft.is_taught.tolist() == [False] * 4 + [True] * 3 + [False]
-    assert soft.tokens[4:7].flatten().tolist() == list(range(3 * TOP))
+    assert soft.is_taught.tolist() == [False] * 4 + [True] * 2 + [False] * 2
+    assert soft.tokens[4:6].flatten().tolist() == list(range(2 * TOP))
 
 
 def test_a_taught_loss_is_that_of_mixed_labels():

@@ -186,7 +186,8 @@ class Lessons:
         self._shards.add(name)
 
     def soft(self, rows: Sequence[DataRow], quote: int, labels: Tensor, label_rows: Tensor) -> Soft:
-        """For the labels of a batch.
+        """For the labels of a batch, but for the last token of a transcript: behind a single word Whisper expects it
+        once more as often as a full stop, and the words would never end.
 
         Args:
             rows: of the batch.
@@ -204,10 +205,10 @@ class Lessons:
             quotes = ((label_rows == number) & (labels == quote)).nonzero()[:, 0]
             if known is None or not len(quotes):
                 continue
-            first = int(quotes[-1]) + 1
-            part = slice(first, first + len(known[0]))
-            soft.tokens[part] = torch.from_numpy(known[0].astype(np.int64))
-            soft.shares[part] = torch.from_numpy(known[1].astype(np.float32))
+            first, taught = int(quotes[-1]) + 1, len(known[0]) - 1
+            part = slice(first, first + taught)
+            soft.tokens[part] = torch.from_numpy(known[0][:taught].astype(np.int64))
+            soft.shares[part] = torch.from_numpy(known[1][:taught].astype(np.float32))
             soft.is_taught[part] = soft.shares[part].sum(1) > LEAST_KNOWN
         return soft
 
