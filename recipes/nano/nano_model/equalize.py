@@ -4,7 +4,8 @@ A flag decides alone: the column of a gate that shuts it for audio is a hundred 
 computes, and a row of a matrix in int8, or a group in int4, has one scale, so that such a column leaves the others a
 few steps. But what writes a channel (a norm's gain, the values of attention, the neurons of an MLP) can multiply it by
 what the columns that read it are divided by. The flags of audio and sinks before an MLP may grow as they like, since
-nothing comes of them there; the other factors are the usual compromise between largest inputs and largest weights.
+nothing comes of them there; the flag of `assistant`, which vanishes beside its long state, is made as large as the
+others; the other factors are the usual compromise between largest inputs and largest weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layout import AUDIO, SINK
+from .layout import AUDIO, SINK, START
 
 POWERS = (0.0, 0.25, 0.5, 0.75)  # of the largest input; the rest is the largest weight's
 SHUT_FACTOR = 64.0  # of the flags of audio and sinks before MLPs; float16 bears it
@@ -33,12 +34,14 @@ class Channel:
         written: tensors whose first dimension are the channels.
         readers: matrices whose inputs are the channels.
         is_shut: nothing comes of audio and sinks behind it.
+        is_masked: it is read by queries and keys, which tell kinds of tokens apart.
     """
 
     name: str
     written: list[Tensor]
     readers: list[nn.Linear]
     is_shut: bool = False
+    is_masked: bool = False
 
     @torch.no_grad()
     def multiply(self, factors: Tensor) -> None:
@@ -69,6 +72,9 @@ def equalize(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, tuple[fl
         if channels.is_shut:
             for factors in tried[1:]:
                 factors[[AUDIO, SINK]] = SHUT_FACTOR
+        if channels.is_masked:
+            for factors in tried:
+                factors[START] = _start_factor(channels.readers)
         errors = [_error(x * factors, channels.readers, factors) for factors in tried]
         least = min(range(len(tried)), key=errors.__getitem__)
         channels.multiply(tried[least])
@@ -81,7 +87,12 @@ def _channels(model: Any) -> Iterator[Channel]:
     for number, layer in enumerate(language_model.layers):
         heads, mlp = layer.self_attn, layer.mlp
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        yield Channel(f"{number}.attention", [norms[0]], [heads.q_proj, heads.k_proj, heads.v_proj])
+        yield Channel(
+            f"{number}.attention",
+            [norms[0]],
+            [heads.q_proj, heads.k_proj, heads.v_proj],
+            is_masked=number > 0,
+        )
         yield Channel(f"{number}.values", [heads.v_proj.weight, heads.v_proj.bias], [heads.o_proj])
         yield Channel(f"{number}.mlp", [norms[1]], [mlp.gate_proj, mlp.up_proj], is_shut=number > 0)
         yield Channel(f"{number}.neurons", [mlp.up_proj.weight], [mlp.down_proj])
@@ -116,6 +127,13 @@ def _factors(x: Tensor, readers: Sequence[nn.Linear], power: float) -> Tensor:
     largest_weight = (weights / typical).quantile(0.9, 0).clamp(min=1e-3)
     factors = largest_weight ** (1 - power) / largest_input**power
     return torch.exp2((factors / factors.median()).log2().round().clamp(-MOST, MOST))
+
+
+def _start_factor(readers: Sequence[nn.Linear]) -> float:
+    """Brings the largest weight of START down to those of the other flags."""
+    largest = torch.cat([reader.weight.detach().abs() for reader in readers]).amax(0)
+    ratio = largest[START] / largest[[AUDIO, SINK]].max().clamp(min=1e-3)
+    return float(torch.exp2(ratio.clamp(min=1.0).log2().round()))
 
 
 def _error(x: Tensor, readers: Sequence[nn.Linear], factors: Tensor) -> float:

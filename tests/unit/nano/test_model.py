@@ -567,3 +567,15 @@ def test_factors_change_nothing_in_float_and_much_in_int8():
     channels.multiply(factors)
     torch.testing.assert_close((x * gain) @ reader.weight.detach().T, wanted)
     assert equalize._error(x * gain, [reader], torch.ones(64)) < before / 100
+
+
+def test_the_flag_of_assistant_is_read_by_columns_no_larger_than_those_of_other_flags():
+    readers = [torch.nn.Linear(at.WIDTH, 64, bias=False) for _ in range(3)]
+    with torch.no_grad():
+        for reader in readers:
+            torch.nn.init.normal_(reader.weight, std=0.1)
+        readers[1].weight[0, at.AUDIO], readers[1].weight[0, at.START] = 7.0, -1770.0
+    assert equalize._start_factor(readers) == 256
+    with torch.no_grad():
+        readers[1].weight[0, at.START] = 0.0
+    assert equalize._start_factor(readers) == 1
