@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from build_model import load_whisper
 from nano_model.training.batches import Mixture, Source, read_sources
-from nano_model.training.checkpoint import lay_over
 from nano_model.training.clips import encode_clips, open_cache
 from nano_model.training.forward import FastModel
 from nano_model.training.loop import Plan, Run
@@ -42,7 +41,6 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="folder of the weights to start from, or nano, those that are shipped (default: DATA_DIR/model)",
     )
-    parser.add_argument("--weights", type=Path, help="trained tensors of keep_checkpoint.py, to go on from")
     parser.add_argument("--run", default="run", help="name of the run's folder in DATA_DIR (default: run)")
     parser.add_argument(
         "--minutes", type=float, default=180, help="of training, in all sessions (default: 180)"
@@ -52,7 +50,12 @@ def parse_arguments() -> argparse.Namespace:
         "--shared-share",
         type=float,
         default=1.0,
-        help="share of each step for weights that transcripts use, too: 0.04 while answers are taught (default: 1)",
+        help="share of each step for weights that transcripts use, too: 0.15 while answers are taught (default: 1)",
+    )
+    parser.add_argument(
+        "--self-share",
+        type=float,
+        help="the same for self-attention, which reads the question: 0.4 (default: --shared-share)",
     )
     parser.add_argument(
         "--batch", type=float, default=900, help="text tokens of a step, about (default: 900)"
@@ -96,8 +99,6 @@ def main() -> None:
     start = resolve_folder(arguments.start or data_dir / "model")
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained(start, dtype=torch.float32).eval()
     make_plain(model)
-    if arguments.weights:
-        lay_over(model, start, arguments.weights)
     processor = AutoProcessor.from_pretrained(start)
     cache = open_cache(data_dir, model, processor)
     encode_clips(cache, data_dir, model, processor)
@@ -112,7 +113,12 @@ def main() -> None:
         arguments.rank,
     )
     folder = data_dir / (f"{arguments.run}-{arguments.rank}" if arguments.rank else arguments.run)
-    plan = Plan(arguments.minutes, arguments.learning_rate, shared_share=arguments.shared_share)
+    plan = Plan(
+        arguments.minutes,
+        arguments.learning_rate,
+        shared_share=arguments.shared_share,
+        self_share=arguments.self_share,
+    )
     fast = FastModel(model, noise=arguments.rounding, is_float8=True)
     run = Run(fast, processor, folder, plan)
     peers = Peers(data_dir / f"{arguments.run}-peers", arguments.rank, arguments.peers)

@@ -257,11 +257,14 @@ def test_weights_that_transcripts_use_take_their_share_of_a_step():
     for group in groups:
         for parameter in group["params"]:
             parameter.grad = torch.ones_like(parameter)
-    with SharedWeights(model, 0.04).held_back():
+    with SharedWeights(model, 0.04, self_share=0.5).held_back():
         optimizer.step()
     steps = {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
     layers = "model.language_model.layers"
     torch.testing.assert_close(steps[f"{layers}.3.mlp.gate_proj.weight"].mean(), torch.tensor(1.0))
+    assert float(steps[f"{layers}.3.self_attn.q_proj.weight"][:, :STATE].mean()) == pytest.approx(
+        0.5, rel=1e-3
+    )
     query = steps[f"{layers}.2.self_attn.q_proj.weight"]
     torch.testing.assert_close(query[:, [HEADER, OPEN, ANSWER]].mean(), torch.tensor(1.0))
     torch.testing.assert_close(query[:, :STATE].mean(), torch.tensor(0.04), rtol=1e-3, atol=1e-4)

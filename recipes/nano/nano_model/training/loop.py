@@ -34,6 +34,7 @@ class Plan:
         fall_share: last share of the minutes, in which the rate falls to nought.
         smoothing: of the labels.
         shared_share: of each step, for weights that transcripts use, too (see `SharedWeights`).
+        self_share: the same for self-attention; as `shared_share` if it is None.
         mean_decay: of the running mean of the weights, which is what is saved.
         clip_norm: of the gradient.
         save_minutes: between checkpoints.
@@ -45,6 +46,7 @@ class Plan:
     fall_share: float = 0.3
     smoothing: float = 0.01
     shared_share: float = 1.0
+    self_share: float | None = None
     mean_decay: float = 0.995
     clip_norm: float = 1.0
     save_minutes: float = 5.0
@@ -76,7 +78,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
         )
-        self.shared = SharedWeights(fast.model, plan.shared_share)
+        self.shared = SharedWeights(fast.model, plan.shared_share, plan.self_share)
         self.mean = [p.detach().clone() for p in self.trained]
         self.step, self.pool, self.seconds = 0, 0, 0.0
         if (folder / "state.pt").exists():

@@ -30,6 +30,7 @@ FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is f
     (r"norm\.weight", 0.1),
 )
 OF_ANSWERS = re.compile(r"layers\.[1357]\.mlp")  # which transcripts do not open
+SELF_ATTENTION = re.compile(r"layers\.[1357]\.self_attn")
 MARKS = [HEADER, OPEN, ANSWER, CLIP]  # of what is no transcript, and of clips behind the first
 FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
 
@@ -81,15 +82,17 @@ class SharedWeights:
     Args:
         model: `parameter_groups` has said what is trained.
         share: of a step; 1 holds nothing back.
+        self_share: the same for self-attention, by which an answer reads the question; as `share` if it is None.
     """
 
-    def __init__(self, model: Any, share: float) -> None:
+    def __init__(self, model: Any, share: float, self_share: float | None = None) -> None:
         self.rates: list[tuple[torch.nn.Parameter, Tensor]] = []
-        if share == 1:
+        own = share if self_share is None else self_share
+        if share == own == 1:
             return
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not OF_ANSWERS.search(name):
-                rates = torch.full_like(parameter, share)
+                rates = torch.full_like(parameter, own if SELF_ATTENTION.search(name) else share)
                 if parameter.ndim == 2 and parameter.shape[1] == WIDTH:
                     rates[:, MARKS] = 1.0
                 self.rates.append((parameter, rates))
