@@ -95,7 +95,7 @@ def test_a_question_is_answered(run: Run) -> None:
 
 
 def test_words_are_streamed(run: Run) -> None:
-    assert "please" in run("stream", SPEECH)
+    assert "enter the first three letters of your party" in run("stream", SPEECH)
 
 
 def test_a_chat_reads_its_clip_once(run: Run) -> None:
@@ -127,12 +127,12 @@ def test_the_microphone_is_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         return waveform[:num_samples, None]
 
     monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(rec=record))
-    assert "please" in run("microphone", 12)
+    assert "enter the first three letters of your party" in run("microphone", 12)
 
 
 def test_a_client_asks_a_server(run: Run, server: RunningServer) -> None:
     transcript, answer = run("client", SPEECH, OPENAI_BASE_URL=f"{server.url}/v1").splitlines()
-    assert "please" in transcript
+    assert "enter the first three letters of your party" in transcript
     assert answer
 
 
@@ -168,7 +168,7 @@ def test_a_corpus_is_transcribed(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "1 records, 0 of errors" in done.stdout, done.stderr
     record = json.loads((tmp_path / "out" / "transcripts.jsonl").read_text(encoding="utf-8"))
-    assert "please" in record["text"]
+    assert "enter the first three letters of your party" in record["text"]
 
 
 def test_a_page_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             exec(compile("".join(cell["source"]), "first_steps.ipynb", "exec"), names)
     out = capsys.readouterr().out
     assert "304 audio tokens" in out
-    assert "please" in out
+    assert "enter the first three letters of your party" in out
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import torch
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
-from recipes.nano.nano_model.counting import number_code
 from recipes.nano.nano_model.layout import (
     ANSWER,
     AUDIO,
@@ -35,7 +34,7 @@ from recipes.nano.nano_model.layout import (
 )
 from recipes.nano.nano_model.training import lengths
 from recipes.nano.nano_model.training.answering import answer
-from recipes.nano.nano_model.training.forward import FastModel, Side, Text, numbers, rounded, visible
+from recipes.nano.nano_model.training.forward import FastModel, Side, Text, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
 from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
 from recipes.nano.nano_model.training.parts import (
@@ -133,12 +132,6 @@ def test_prompts_end_where_the_last_answer_starts(nano, batch):
         length = int(prompts.attention_mask[row].sum())
         assert batch.labels[row, length] != -100
         assert batch.labels[row, length - 1] == -100
-
-
-def test_clips_are_numbered_row_by_row():
-    begins, rows = torch.tensor([1.0, 0.03, 0.98, 0, 1, -0.02, 1.02]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
-    counts = torch.tensor([1.0, 1, 2, 2, 1, 1, 2])
-    torch.testing.assert_close(numbers(begins, rows), number_code(counts))
 
 
 def test_a_token_sees_what_is_not_after_it():

@@ -7,7 +7,6 @@ from the projector's rows at once. Everything else equals the model's own forwar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ from torch.nn import functional as F
 
 from audioflamingo.training.batches import Batch
 
-from ..counting import BEGIN_SIZE, number_code
-from ..layout import BEGIN, CLIP, EPS, STREAM_FACTOR, float8_factor, rms_norm
+from ..counting import COUNTING_HEAD
+from ..layout import CLIP, STREAM_FACTOR, float8_factor, rms_norm
 from . import lengths
 from .teacher import SHARE, Soft
 
@@ -100,14 +99,6 @@ class Text:
     def gather(self, x: Tensor) -> Tensor:
         """Back: (B, H, T, E) to (U, H * E)."""
         return self.side.gather(x).index_select(0, self.first)
-
-
-def numbers(begins: Tensor, rows: Tensor) -> Tensor:
-    """What layer 0 adds to CLIP of audio tokens (N,), out of their BEGIN (N,) and rows (N,), which do not fall."""
-    flags = (begins / BEGIN_SIZE).round().clamp(min=0)
-    in_row = flags.new_zeros(int(rows[-1]) + 1).index_add(0, rows, flags)
-    before = in_row.cumsum(0) - in_row
-    return number_code(flags.cumsum(0) - before[rows])
 
 
 def visible(queries: Side, keys: Side) -> Tensor:
@@ -206,10 +197,9 @@ class FastModel:
         heard = None
         if audio_rows is not None and len(audio.rows):
             heard = self.model.model.multi_modal_projector(audio_rows.float())
-            scale = math.sqrt(self.eps / EPS)  # of the stream, in weights that are shipped
-            heard[:, CLIP] += scale * numbers(heard[:, BEGIN] / scale, audio.rows)
-            heard = rms_norm(heard, self.eps)
             turned = self.rotary(audio.positions)
+            heard[:, CLIP] += self.numbers(heard, audio, turned, x, text, turns)
+            heard = rms_norm(heard, self.eps)
             masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):
             before = None
@@ -226,6 +216,40 @@ class FastModel:
                 excesses.append(lengths.excess(x, number))
         normed = rms_norm(x, self.eps) * self.language_model.norm.weight
         return normed.index_select(0, text.copies), side
+
+    @torch.no_grad()
+    def numbers(
+        self,
+        heard: Tensor,
+        audio: Side,
+        turned: tuple[Tensor, Tensor],
+        x: Tensor,
+        text: Text,
+        turns: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """What layer 0 adds to CLIP of audio tokens (A,): the number of their clip, by its counting head alone.
+
+        Args:
+            heard, audio, turned: the projector's rows (A, D), their places and rotary.
+            x, text, turns: the same of text, (U, D).
+        """
+        layer, heads = self.language_model.layers[0], self.heads
+        gain = layer.input_layernorm.weight
+        own, other = rms_norm(heard, self.eps) * gain, rms_norm(x, self.eps) * gain
+        parts = {"q": [audio.spread(self.rotate(project(layer, "q", own), turned), heads)]}
+        parts["k"] = [
+            text.spread(self.rotate(project(layer, "k", other), turns), heads),
+            audio.spread(self.rotate(project(layer, "k", own), turned), heads),
+        ]
+        parts["v"] = [
+            text.spread(project(layer, "v", other), heads), audio.spread(project(layer, "v", own), heads),
+        ]  # fmt: skip
+        one = slice(COUNTING_HEAD, COUNTING_HEAD + 1)
+        query, key, value = (torch.cat(parts[part], 2)[:, one] for part in "qkv")
+        mask = torch.cat([visible(audio, text.side), visible(audio, audio)], -1)
+        shares = audio.gather(F.scaled_dot_product_attention(query, key, value, mask))
+        place = slice(COUNTING_HEAD * self.head, (COUNTING_HEAD + 1) * self.head)
+        return shares @ layer.self_attn.o_proj.weight[CLIP, place]
 
     def layer(
         self,
