@@ -23,6 +23,7 @@ from tests.e2e.conftest import DATA
 from tests.support.server_runs import RunningServer, running_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SAID = "enter the first three letters of your party"  # in the recording
 SPEECH, MONKEYS = str(DATA / "directory_prompt.flac"), str(DATA / "monkeys.ogg")
 TESTED = {
     *(
@@ -95,7 +96,7 @@ def test_a_question_is_answered(run: Run) -> None:
 
 
 def test_words_are_streamed(run: Run) -> None:
-    assert "enter the first three letters of your party" in run("stream", SPEECH)
+    assert SAID in run("stream", SPEECH)
 
 
 def test_a_chat_reads_its_clip_once(run: Run) -> None:
@@ -127,12 +128,12 @@ def test_the_microphone_is_heard(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         return waveform[:num_samples, None]
 
     monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(rec=record))
-    assert "enter the first three letters of your party" in run("microphone", 12)
+    assert SAID in run("microphone", 12)
 
 
 def test_a_client_asks_a_server(run: Run, server: RunningServer) -> None:
     transcript, answer = run("client", SPEECH, OPENAI_BASE_URL=f"{server.url}/v1").splitlines()
-    assert "enter the first three letters of your party" in transcript
+    assert SAID in transcript
     assert answer
 
 
@@ -168,7 +169,7 @@ def test_a_corpus_is_transcribed(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "1 records, 0 of errors" in done.stdout, done.stderr
     record = json.loads((tmp_path / "out" / "transcripts.jsonl").read_text(encoding="utf-8"))
-    assert "enter the first three letters of your party" in record["text"]
+    assert SAID in record["text"]
 
 
 def test_a_page_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             exec(compile("".join(cell["source"]), "first_steps.ipynb", "exec"), names)
     out = capsys.readouterr().out
     assert "304 audio tokens" in out
-    assert "enter the first three letters of your party" in out
+    assert SAID in out
 
 
 @pytest.fixture

@@ -115,10 +115,10 @@ def rounded(x: Tensor, noise: float) -> Tensor:
     return x + (torch.rand_like(x) - 0.5) * step
 
 
-def project(layer: Any, part: str, x: Tensor) -> Tensor:
-    """The q, k or v projection of a layer."""
+def project(layer: Any, part: str, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    """The q, k or v projection of a layer, or those of its rows that make some heads."""
     projection = getattr(layer.self_attn, f"{part}_proj")
-    return F.linear(x, projection.weight, projection.bias)
+    return F.linear(x, projection.weight[rows], projection.bias[rows])
 
 
 def taught(losses: Tensor, logits: Tensor, soft: Soft) -> Tensor:
@@ -168,7 +168,7 @@ class FastModel:
 
     def rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Turns packed heads (N, H * E)."""
-        x = x.unflatten(-1, (self.heads, self.head))
+        x = x.unflatten(-1, (-1, self.head))
         first, second = x.chunk(2, -1)
         return (x * rotary[0] + torch.cat([-second, first], -1) * rotary[1]).flatten(1)
 
@@ -233,23 +233,24 @@ class FastModel:
             heard, audio, turned: the projector's rows (A, D), their places and rotary.
             x, text, turns: the same of text, (U, D).
         """
-        layer, heads = self.language_model.layers[0], self.heads
+        layer, rows = (
+            self.language_model.layers[0],
+            slice(COUNTING_HEAD * self.head, (COUNTING_HEAD + 1) * self.head),
+        )
         gain = layer.input_layernorm.weight
         own, other = rms_norm(heard, self.eps) * gain, rms_norm(x, self.eps) * gain
-        parts = {"q": [audio.spread(self.rotate(project(layer, "q", own), turned), heads)]}
-        parts["k"] = [
-            text.spread(self.rotate(project(layer, "k", other), turns), heads),
-            audio.spread(self.rotate(project(layer, "k", own), turned), heads),
-        ]
-        parts["v"] = [
-            text.spread(project(layer, "v", other), heads), audio.spread(project(layer, "v", own), heads),
-        ]  # fmt: skip
-        one = slice(COUNTING_HEAD, COUNTING_HEAD + 1)
-        query, key, value = (torch.cat(parts[part], 2)[:, one] for part in "qkv")
+        query = audio.spread(self.rotate(project(layer, "q", own, rows), turned), 1)
+        keys = (
+            text.spread(self.rotate(project(layer, "k", other, rows), turns), 1),
+            audio.spread(self.rotate(project(layer, "k", own, rows), turned), 1),
+        )
+        values = (
+            text.spread(project(layer, "v", other, rows), 1),
+            audio.spread(project(layer, "v", own, rows), 1),
+        )
         mask = torch.cat([visible(audio, text.side), visible(audio, audio)], -1)
-        shares = audio.gather(F.scaled_dot_product_attention(query, key, value, mask))
-        place = slice(COUNTING_HEAD * self.head, (COUNTING_HEAD + 1) * self.head)
-        return shares @ layer.self_attn.o_proj.weight[CLIP, place]
+        shares = F.scaled_dot_product_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask)
+        return audio.gather(shares) @ layer.self_attn.o_proj.weight[CLIP, rows]
 
     def layer(
         self,
