@@ -21,7 +21,8 @@ from .messages import (
     transcription_answer,
     user,
 )
-from .newcomers import Newcomer
+from .newcomers import KINDS as NEWCOMERS_KINDS
+from .newcomers import WORD_LISTS, Newcomer
 from .templates import read_lists
 
 MUSIC_QUESTIONS = (
@@ -39,7 +40,6 @@ OPEN_WORDING = re.compile(
     r"^(?!.*\b(sound|noise|event))(?=.*\b(hear|happen|describe|explain|tell me what|what is (this|it|that)\b))",
     re.IGNORECASE,
 )
-NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 CAPITAL_QUESTIONS = (
     "What is the capital of {country}?",
     "What is the capital city of {country}?",
@@ -53,7 +53,7 @@ CAPITAL_QUESTIONS = (
 def nouns() -> list[str]:
     """Names of things out of the grammar's lists, for options."""
     lists = read_lists()
-    return [name for key in NOUN_LISTS for name in lists[key] if "{" not in name]
+    return [name for key in WORD_LISTS for name in lists[key] if "{" not in name]
 
 
 class Maker:
@@ -82,6 +82,9 @@ class Maker:
         self.rng = random.Random(seed)
         self.labels: dict[str, Label] = read_labels()
         self.prompts = Prompts(split)
+        self.asked = Newcomer(
+            self.prompts, self.rng, {name: label.phrase for name, label in self.labels.items()}
+        )
         self.things = sorted({*(label.choice for label in self.labels.values()), *INSTRUMENTS, *nouns()})
         self.count = 0
 
@@ -194,7 +197,6 @@ class Maker:
 
     def newcomer(self, kind: str) -> dict[str, Any]:
         """What a newcomer asks about a clip: mostly of speech."""
-        asked = Newcomer(self.prompts, self.rng, {name: label.phrase for name, label in self.labels.items()})
         while True:
             if kind == "music" and self.rng.random() < 0.5:
                 groups = {**self.instruments, "music": self.by_label["music"]}
@@ -207,7 +209,7 @@ class Maker:
                 )
             else:
                 clip = self.rng.choice(self.spoken)
-            pair = asked.pair(kind, clip)
+            pair = self.asked.pair(kind, clip)
             if pair and (not pair[1].startswith("No n") or self.rng.random() < 0.3):
                 break
         messages = [user(pair[0], [clip], self.audio_first()), assistant(pair[1])]
@@ -220,8 +222,9 @@ class Maker:
             self._about_sound,
             self._about_speech,
             self._about_instrument,
+            self._about_words,
         ]
-        return self.rng.choices(kinds, (5, 3, 2))[0]()
+        return self.rng.choices(kinds, (5, 3, 2, 6 if self.split == "train" else 0))[0]()
 
     def _about_sound(self) -> dict[str, Any]:
         clip = self.sound_clip(but=("speech",))
@@ -249,6 +252,20 @@ class Maker:
         )
         first = user(turns[0][0]["content"][0]["text"], [clip], self.audio_first())
         messages = [first, turns[0][1], *turns[1]]
+        return self.row("follow_up", [clip], messages, label="speech", text=clip.text)
+
+    def _about_words(self) -> dict[str, Any]:
+        """Of all speech, for training: newcomers' questions in front of a transcript, or behind one."""
+        clip = self.rng.choice(self.spoken)
+        pairs = [self.asked.pair(kind, clip) for kind in self.rng.sample(NEWCOMERS_KINDS, 2)]
+        pairs = [pair for pair in pairs if pair][: self.rng.choice((1, 1, 2))]
+        question = DEFAULT_PROMPT if self.rng.random() < 0.5 else self.ask("transcribe")
+        place = len(pairs) if self.rng.random() < 0.7 else 0
+        pairs.insert(place, (question, transcription_answer(clip.original)))
+        first, *others = pairs
+        messages = [user(first[0], [clip], self.audio_first()), assistant(first[1])]
+        for text, answer in others:
+            messages += [user(text, []), assistant(answer)]
         return self.row("follow_up", [clip], messages, label="speech", text=clip.text)
 
     def _about_instrument(self) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from .writing import written
 DRAWN = {
     "train": {
         "is_speech": 3000,
-        "follow_up": 6000,
+        "follow_up": 9000,
         "compare": 7000,
-        "describe_both": 3000,
+        "describe_both": 6000,
         "longer": 800,
         "count": 2000,
         "options": 6000,
@@ -49,12 +49,19 @@ DRAWN = {
     },
 }
 NEWCOMERS = {"train": 1500, "valid": 6, "test": 25}  # of each kind of newcomers' questions
+OFTEN_ASKED = (
+    "describe",
+    "first_words",
+    "last_words",
+    "duration",
+    "word",
+)  # twice as often in training: hard
 PASSES = {
     "train": 3,
     "valid": 1,
     "test": 1,
 }  # how often each sound or instrument is asked about, freely and by choice
-SPEECH_LIKE_OTHERS = {"train": 300, "valid": 15, "test": 40}  # speech clips among the sounds
+SPEECH_LIKE_OTHERS = {"train": 600, "valid": 15, "test": 40}  # speech clips among the sounds
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
 LONG_S = 9.0  # longer clips have a file of their own: they cost much and are needed less often
@@ -179,7 +186,8 @@ def split_files(data_dir: Path, split: str) -> Iterator[tuple[str, list[dict[str
         yield kind, list(about_rows(maker, kind))
     for kind in DRAWN[split]:
         yield kind, list(drawn_rows(maker, kind))
-    yield "newcomer", [maker.newcomer(kind) for kind in NEWCOMER_KINDS for _ in range(NEWCOMERS[split])]
+    kinds = (*NEWCOMER_KINDS, *(OFTEN_ASKED if split == "train" else ()))
+    yield "newcomer", [maker.newcomer(kind) for kind in kinds for _ in range(NEWCOMERS[split])]
     yield "text", maker.text_only() * (3 if split == "train" else 1)
     if split == "train":
         yield "sentences", list(sentence_rows(data_dir, maker))

@@ -21,11 +21,19 @@ SURE_SHIFT = {"woman": (0.93, 1.3), "man": (0.7, 1.08)}  # a voice shifted furth
 SCALE_NAMES = {name for _, name in SCALES}
 NUMBER_WORDS = {*ONES, *TENS[1:], *SCALE_NAMES} - {"one"}
 NO_SPEECH = "There is no speech in this clip."
+# As many tokens in front of the quote as in a transcript's answer: by them the model knows where its words begin.
+DESCRIPTIONS = {
+    "woman": 'A woman is speaking, she says "{text}".',
+    "man": 'A man is speaking, he says "{text}".',
+    "": 'Someone is speaking, and they say "{text}".',
+}
+NO_SUMMARY = 'I cannot summarize these words: "{text}".'
 KINDS = (
     "describe", "summarize", "language", "gender", "feeling", "last_words", "first_words", "duration", "music",
     "number", "name", "word", "speakers",
 )  # fmt: skip
 WORDS_QUOTED = 3
+WORD_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 EDGE_S = 12.0  # of questions about a clip's words: longer ones are left out
 
 
@@ -64,7 +72,10 @@ class Newcomer:
 
     def __init__(self, prompts: Prompts, rng: random.Random, phrases: dict[str, str]) -> None:
         self.prompts, self.rng, self.phrases = prompts, rng, phrases
-        self.names = set(read_lists()["first"])
+        lists = read_lists()
+        self.names = set(lists["first"])
+        things = {name for key in WORD_LISTS for name in lists[key] if re.fullmatch("[a-z]{4,}", name)}
+        self.other_words = sorted(things | set(OTHER_WORDS.split()))
 
     def pair(self, kind: str, clip: Clip) -> tuple[str, str] | None:
         """(question, answer) of a kind about a clip; None where the clip does not suit it."""
@@ -75,23 +86,19 @@ class Newcomer:
         return (self.prompts.draw(kind, self.rng), answer) if answer else None
 
     def _about_other(self, kind: str, clip: Clip) -> str | None:
-        if kind in ("describe", "music", "duration", "summarize"):
-            if kind == "describe":
-                return (
-                    "Nothing can be heard." if clip.label == "silence" else f"This is {self._phrase(clip)}."
-                )
-            return getattr(self, f"_{kind}")(clip)
-        return NO_SPEECH
+        if kind == "describe":
+            return "Nothing can be heard." if clip.label == "silence" else f"This is {self._phrase(clip)}."
+        return getattr(self, f"_{kind}")(clip) if kind in ("music", "duration") else NO_SPEECH
 
     def _phrase(self, clip: Clip) -> str:
         phrase = self.phrases.get(clip.label, f"music played on the {clip.label}")
         return phrase if clip.label not in self.phrases or clip.label == "music" else f"the sound of {phrase}"
 
     def _describe(self, clip: Clip) -> str:
-        return f"A {clip.voice} is speaking." if clip.voice else "Someone is speaking."
+        return DESCRIPTIONS[clip.voice].format(text=clip.original)
 
     def _summarize(self, clip: Clip) -> str:
-        return "I cannot summarize it, but I can transcribe it."
+        return NO_SUMMARY.format(text=clip.original)
 
     def _language(self, clip: Clip) -> str:
         return "The language is English."
@@ -144,7 +151,7 @@ class Newcomer:
         if not words or clip.duration_s > EDGE_S:
             return None
         said = self.rng.random() < 0.5
-        word = self.rng.choice(words) if said else self.rng.choice(OTHER_WORDS.split())
+        word = self.rng.choice(words) if said else self.rng.choice(self.other_words)
         said = word in clip.text.split()
         answer = f"Yes, {word} is said." if said else f"No, {word} is not said."
         return self.prompts.draw("word", self.rng).format(word=word), answer

@@ -10,7 +10,9 @@ import struct
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+from audioflamingo.hub import BUILT_IN_FOLDER
 from recipes.nano.nano_data import (
     conversations,
     instruments,
@@ -28,6 +30,7 @@ from recipes.nano.nano_data import (
     words,
     writing,
 )
+from recipes.nano.nano_model import vocabulary
 
 
 def make_clips(label: str, count: int = 3, text: str = "", original: str = "") -> list[messages.Clip]:
@@ -585,7 +588,8 @@ def test_every_question_of_newcomers_has_an_answer(kind):
     text, original = "please call mary at the twenty three", "Please call Mary at the twenty three."
     clip = messages.Clip("audio/a.flac", 6.6, "speech", text, original, "woman")
     expected = {
-        "describe": "A woman is speaking.",
+        "describe": 'A woman is speaking, she says "Please call Mary at the twenty three.".',
+        "summarize": 'I cannot summarize these words: "Please call Mary at the twenty three.".',
         "gender": "The speaker is a woman.",
         "last_words": "The last words are: the twenty three.",
         "first_words": "The first words are: Please call Mary.",
@@ -607,6 +611,37 @@ def test_questions_about_speech_are_answered_where_there_is_none():
     asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), phrases)
     rain, piano = messages.Clip("a.flac", 3.0, "rain"), messages.Clip("b.flac", 3.0, "piano")
     assert asked.pair("gender", rain)[1] == newcomers.NO_SPEECH
+    assert asked.pair("summarize", rain)[1] == newcomers.NO_SPEECH
     assert asked.pair("describe", rain)[1] == "This is the sound of rain or noise."
     assert asked.pair("music", piano)[1] == "Yes, there is music."
     assert asked.pair("describe", piano)[1] == "This is music played on the piano."
+
+
+def test_whatever_quotes_a_clip_opens_its_quote_where_a_transcript_does():
+    """Layer 0 counts positions from `assistant`: one token more in front of the quote, and every word has another's."""
+    tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
+    openings = [messages.TRANSCRIPTION, *newcomers.DESCRIPTIONS.values(), newcomers.NO_SUMMARY]
+    places = {tokenizer.encode(f"assistant\n{text}").tokens.index(vocabulary.QUOTE) for text in openings}
+    assert len(places) == 1
+    assert {text[-8:] for text in openings} == {'{text}".'}
+
+
+def test_later_turns_transcribe_all_speech_and_ask_about_it_in_training_only():
+    maker = make_maker()
+    maker.spoken = [
+        messages.Clip(f"audio/{n}.flac", 3.0, "speech", f"good day {n}", f"Good day {n}.") for n in range(40)
+    ]
+    rows = [maker.follow_up() for _ in range(400)]
+    ends = [row for row in rows if row["messages"][-1]["content"][0]["text"].startswith("The spoken content")]
+    assert len({row["audio"][0] for row in ends if "good day" in row.get("text", "")}) > 30
+    assert all(len(row["audio"]) == 1 and len(row["messages"]) >= 4 for row in rows if "text" in row)
+    test = make_maker("test")
+    assert not any("good day" in test.follow_up().get("text", "") for _ in range(100))
+
+
+def test_a_word_that_is_not_said_may_be_any_of_many():
+    asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), {})
+    clip = messages.Clip("a.flac", 3.0, "speech", "please call mary", "Please call Mary.")
+    answers = {asked.pair("word", clip)[1] for _ in range(300)}
+    assert len({answer for answer in answers if answer.startswith("No, ")}) > 80
+    assert {"Yes, please is said.", "Yes, call is said.", "Yes, mary is said."} <= answers

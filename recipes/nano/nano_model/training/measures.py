@@ -18,6 +18,7 @@ from audioflamingo.evaluation.scoring import chosen_option, normalize, options_o
 from audioflamingo.processor.conversation import strip_framing
 from audioflamingo.training.batches import Batch, BatchEncoder
 
+from ..vocabulary import QUOTED
 from .answering import answer
 from .clips import encode_as_they_are
 from .forward import FastModel
@@ -25,6 +26,7 @@ from .forward import FastModel
 ROWS_AT_ONCE = 24
 MAX_NEW_TOKENS = 200
 ABOUT = 0.2  # how far an answered length may be off, and a second at least
+WRONG = 0.2  # of the words that are quoted in a description
 
 ONES = """
 one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -66,6 +68,8 @@ def score(row: DataRow, found: str, asked: str = "") -> Item:
         is_right = chosen_option(found, options) == chosen_option(reference, options)
     elif asked == "duration":
         is_right = is_about(found, row.duration_s)
+    elif QUOTED in reference:
+        is_right = says_the_same(reference, found)
     else:
         is_right = normalize(found) == normalize(reference)
     return Item(row.id, question, reference, found, is_right, errors, words, asked)
@@ -77,6 +81,13 @@ def is_about(found: str, duration_s: float) -> bool:
     if not match or match[1] not in SPOKEN:
         return False
     return abs(SPOKEN[match[1]] - duration_s) <= max(1.0, ABOUT * duration_s)
+
+
+def says_the_same(reference: str, found: str) -> bool:
+    """Whether an answer with somebody's words opens as it should, and at most a word in five is wrong, or one."""
+    (opening, _, said), (found_opening, _, heard) = (text.partition(QUOTED) for text in (reference, found))
+    errors, words = word_errors(normalize(said), normalize(heard))
+    return normalize(opening) == normalize(found_opening) and errors <= max(1.0, WRONG * words)
 
 
 def prompts_of(batch: Batch) -> Batch:

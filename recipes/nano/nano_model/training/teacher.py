@@ -31,7 +31,7 @@ from audioflamingo.files import replacing
 
 from ..assemble import SPECIAL, Tokens, openings, whisper_rows
 from ..layout import STATE
-from ..vocabulary import ANSWER, CLOSE, QUOTE
+from ..vocabulary import ANSWER, CLOSE, QUOTE, QUOTED
 from ..whisper import NO_TIMESTAMPS, START, Whisper
 
 SILENCE_S = 3.0  # behind a clip
@@ -56,11 +56,12 @@ class Soft:
 
 
 def transcript_of(row: DataRow) -> str | None:
-    """The transcript that a row about a single clip ends with; None if it ends otherwise."""
+    """The transcript, after whatever opening, that a row about a single clip ends with; None if it ends otherwise."""
     text = text_of(row.messages[-1])
-    if len(row.audio) != 1 or not text.startswith(ANSWER) or not text.endswith(CLOSE):
+    _, quote, words = text.partition(QUOTED)
+    if len(row.audio) != 1 or not quote or not words.endswith(CLOSE):
         return None
-    return text[len(ANSWER) : -len(CLOSE)] or None
+    return words[: -len(CLOSE)] or None
 
 
 class Teacher:
