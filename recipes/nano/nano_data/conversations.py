@@ -257,8 +257,8 @@ class Maker:
     def _about_words(self) -> dict[str, Any]:
         """Of all speech, for training: newcomers' questions in front of a transcript, or behind one."""
         clip = self.rng.choice(self.spoken)
-        pairs = [self.asked.pair(kind, clip) for kind in self.rng.sample(NEWCOMERS_KINDS, 2)]
-        pairs = [pair for pair in pairs if pair][: self.rng.choice((1, 1, 2))]
+        asked = [self.asked.pair(kind, clip) for kind in self.rng.sample(NEWCOMERS_KINDS, 2)]
+        pairs = [pair for pair in asked if pair][: self.rng.choice((1, 1, 2))]
         question = DEFAULT_PROMPT if self.rng.random() < 0.5 else self.ask("transcribe")
         place = len(pairs) if self.rng.random() < 0.7 else 0
         pairs.insert(place, (question, transcription_answer(clip.original)))
