@@ -23,11 +23,12 @@ NUMBER_WORDS = {*ONES, *TENS[1:], *SCALE_NAMES} - {"one"}
 NO_SPEECH = "There is no speech in this clip."
 # As many tokens in front of the quote as in a transcript's answer: by them the model knows where its words begin.
 DESCRIPTIONS = {
-    "woman": 'A woman is speaking, she says "{text}".',
-    "man": 'A man is speaking, he says "{text}".',
+    "woman": 'A woman is speaking and she says "{text}".',
+    "man": 'A man is speaking and he says "{text}".',
     "": 'Someone is speaking, and they say "{text}".',
 }
 NO_SUMMARY = 'I cannot summarize these words: "{text}".'
+LOOK_FOR_IT = 'Look for it in these words: "{text}".'  # a model of this size cannot repeat a question's word
 KINDS = (
     "describe", "summarize", "language", "gender", "feeling", "last_words", "first_words", "duration", "music",
     "number", "name", "word", "speakers",
@@ -150,11 +151,8 @@ class Newcomer:
         words = [word for word in clip.text.split() if len(word) > 3]
         if not words or clip.duration_s > EDGE_S:
             return None
-        said = self.rng.random() < 0.5
-        word = self.rng.choice(words) if said else self.rng.choice(self.other_words)
-        said = word in clip.text.split()
-        answer = f"Yes, {word} is said." if said else f"No, {word} is not said."
-        return self.prompts.draw("word", self.rng).format(word=word), answer
+        word = self.rng.choice(words if self.rng.random() < 0.5 else self.other_words)
+        return self.prompts.draw("word", self.rng).format(word=word), LOOK_FOR_IT.format(text=clip.original)
 
 
 OTHER_WORDS = """

@@ -4,7 +4,9 @@ Whisper's encoder adds positions to its frames, so the first token of a clip (of
 all others by one direction. The projector marks it with BEGIN. In layer 0 one head has each audio token look at the
 beginnings so far and at `system`, with equal scores: of n + 1 equal shares n are beginnings, and that share, in CLIP,
 is the clip's number. It is nought in the first clip, so a conversation of one clip is heard as if there were no
-numbers. The cross heads of questions that look near prefer the last clip by it, those that look far the first.
+numbers. The cross heads of questions that look near prefer the last clip by it, those that look far the first. The
+keys of two more heads tell the clips: which one they look for, as an answer names the first and then the second, is
+learned (without such keys it cannot be: of two matrices that are both nought none has a gradient).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ SURE = (0.42, 0.56)  # of the direction: below it no beginning, above it one
 STEEP = 60.0
 ROUNDS, RIDGE, BEGIN_WEIGHT = 6, 1e-3, 5.0  # of the fit
 COUNTING_HEAD, PAIR, SCORE = 0, 30, 13.0  # in layer 0; a score that ten minutes of audio do not outweigh
+NAMING_HEADS, NAMING_PAIR = (0, 2), 3  # of cross layers; a rotary pair that hardly turns
 PREFERENCE, QUERY_SIZE = (
     6.0,
     2.0,
@@ -94,10 +97,13 @@ def count_clips(layer: Layer, system_normed: float) -> None:
 
 
 def prefer_clips(layer: Layer, mark_normed: float) -> None:
-    """Has the near heads of a cross layer look at the last clip and the far ones at the first, for OPEN queries."""
+    """Has the near heads of a cross layer look at the last clip and the far ones at the first, for OPEN queries, and
+    two more at whichever clip a query learns to ask for."""
     step = float(number_code(torch.tensor(2.0)) - number_code(torch.tensor(1.0))) / AUDIO_RMS
     size = PREFERENCE * math.sqrt(HEAD) / QUERY_SIZE / step
     for sign, heads in ((1, NEAR_HEADS), (-1, FAR_HEADS)):
         for head in heads:
             row = kind_rows(head)[1]
             layer.q[row, OPEN], layer.k[row, CLIP] = QUERY_SIZE / mark_normed, sign * size
+    for head in NAMING_HEADS:
+        layer.k[head * HEAD + NAMING_PAIR, CLIP] = size

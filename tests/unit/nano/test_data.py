@@ -588,7 +588,7 @@ def test_every_question_of_newcomers_has_an_answer(kind):
     text, original = "please call mary at the twenty three", "Please call Mary at the twenty three."
     clip = messages.Clip("audio/a.flac", 6.6, "speech", text, original, "woman")
     expected = {
-        "describe": 'A woman is speaking, she says "Please call Mary at the twenty three.".',
+        "describe": 'A woman is speaking and she says "Please call Mary at the twenty three.".',
         "summarize": 'I cannot summarize these words: "Please call Mary at the twenty three.".',
         "gender": "The speaker is a woman.",
         "last_words": "The last words are: the twenty three.",
@@ -620,7 +620,8 @@ def test_questions_about_speech_are_answered_where_there_is_none():
 def test_whatever_quotes_a_clip_opens_its_quote_where_a_transcript_does():
     """Layer 0 counts positions from `assistant`: one token more in front of the quote, and every word has another's."""
     tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
-    openings = [messages.TRANSCRIPTION, *newcomers.DESCRIPTIONS.values(), newcomers.NO_SUMMARY]
+    openings = [messages.TRANSCRIPTION, *newcomers.DESCRIPTIONS.values()]
+    openings += [newcomers.NO_SUMMARY, newcomers.LOOK_FOR_IT]
     places = {tokenizer.encode(f"assistant\n{text}").tokens.index(vocabulary.QUOTE) for text in openings}
     assert len(places) == 1
     assert {text[-8:] for text in openings} == {'{text}".'}
@@ -639,9 +640,11 @@ def test_later_turns_transcribe_all_speech_and_ask_about_it_in_training_only():
     assert not any("good day" in test.follow_up().get("text", "") for _ in range(100))
 
 
-def test_a_word_that_is_not_said_may_be_any_of_many():
+def test_whoever_asks_for_a_word_gets_all_words():
     asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), {})
     clip = messages.Clip("a.flac", 3.0, "speech", "please call mary", "Please call Mary.")
-    answers = {asked.pair("word", clip)[1] for _ in range(300)}
-    assert len({answer for answer in answers if answer.startswith("No, ")}) > 80
-    assert {"Yes, please is said.", "Yes, call is said.", "Yes, mary is said."} <= answers
+    pairs = [asked.pair("word", clip) for _ in range(300)]
+    assert {answer for _, answer in pairs} == {'Look for it in these words: "Please call Mary.".'}
+    assert sum("please" in question for question, _ in pairs) > 20
+    others = set(asked.other_words) - {"please", "call", "mary"}
+    assert len({word for question, _ in pairs for word in others if word in question}) > 50

@@ -432,6 +432,24 @@ def test_some_cross_heads_of_a_question_look_at_the_last_clip_and_some_at_the_fi
         assert of_transcript == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize(("asked", "last"), [(-1, 0.01), (0, 0.5), (1, 0.99)])
+def test_two_cross_heads_look_at_the_clip_that_a_query_asks_for(asked, last):
+    layer = at.Layer()
+    counting.prefer_clips(layer, 3.0)
+    x = torch.zeros(300, at.WIDTH)
+    x[:, : at.STATE], x[:, at.AUDIO], x[150:, at.CLIP] = torch.randn(300, at.STATE), at.AUDIO_FLAG, 1.0
+    rows = [head * at.HEAD + counting.NAMING_PAIR for head in counting.NAMING_HEADS]
+    assert not layer.q[rows].any()
+    layer.q[rows, 7] = (
+        asked * counting.QUERY_SIZE
+    )  # as training finds a direction of the state that names a clip
+    query = torch.zeros(1, at.WIDTH)
+    query[0, 7] = 1.0
+    shares = scores_of(layer, query, at.rms_norm(x)).softmax(-1)
+    for head in counting.NAMING_HEADS:
+        assert shares[head, 0, 150:].sum() == pytest.approx(last, abs=0.02)
+
+
 def test_free_neurons_write_nothing_and_are_shut_for_transcripts():
     layer = at.Layer()
     answers.free_neurons(layer, 3.0, 1.0)

@@ -35,7 +35,7 @@ TRANSCRIPT = 'The spoken content of the audio is "Good morning.".'
 
 def test_only_a_transcript_of_a_single_clip_is_taught():
     assert transcript_of(row(TRANSCRIPT)) == "Good morning."
-    assert transcript_of(row('A woman is speaking, she says "Good morning.".')) == "Good morning."
+    assert transcript_of(row('A woman is speaking and she says "Good morning.".')) == "Good morning."
     assert transcript_of(row(TRANSCRIPT, ("a.flac", "b.flac"))) is None
     assert transcript_of(row('The spoken content of the audio is "".')) is None
     assert transcript_of(row("This is the sound of rain.")) is None

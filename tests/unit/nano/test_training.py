@@ -283,10 +283,12 @@ def test_scores():
     assert score(choice, "(B) wind").is_right
     assert not score(choice, "rain").is_right
     assert score(make_row("Is it speech?", "Yes, someone is speaking."), "yes someone is speaking").is_right
-    described = make_row("Describe it.", 'A man is speaking, he says "Go on, please, to the end of it.".')
-    assert score(described, 'A man is speaking, he says "go on, please, to the end of id".').is_right
-    assert not score(described, 'A man is speaking, he says "to the end".').is_right
-    assert not score(described, 'A woman is speaking, she says "Go on, please, to the end of it.".').is_right
+    described = make_row("Describe it.", 'A man is speaking and he says "Go on, please, to the end of it.".')
+    assert score(described, 'A man is speaking and he says "go on, please, to the end of id".').is_right
+    assert not score(described, 'A man is speaking and he says "to the end".').is_right
+    assert not score(
+        described, 'A woman is speaking and she says "Go on, please, to the end of it.".'
+    ).is_right
     assert not score(described, "").is_right
     assert is_about("It lasts about ten seconds.", 11.5)
     assert not is_about("It lasts about ten seconds.", 14.0)
