@@ -132,17 +132,14 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | N
         by_label.setdefault(label, []).append(dataclasses.replace(clip, label=label))
     for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
         (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
-    speech = [
-        clip
-        for name in SPEECH_SPLITS[split]
-        for clip in speech_clips(data_dir, name)
-        if clip.duration_s < LONG_S
-    ]
+    spoken = [clip for name in SPEECH_SPLITS[split] for clip in speech_clips(data_dir, name)]
+    speech = [clip for clip in spoken if clip.duration_s < LONG_S]
     rng.shuffle(speech)
     if speech:
         by_label["speech"] = speech[: SPEECH_LIKE_OTHERS[split]]
     quiet = clips_of(data_dir, "silence", split)
-    return Maker(split, by_label, instruments, quiet, f"{split}/{timbre}", speech)
+    asked_about = spoken if split == "train" else speech
+    return Maker(split, by_label, instruments, quiet, f"{split}/{timbre}", asked_about)
 
 
 def quiet_rows(maker: Maker, count: int) -> Iterator[dict[str, Any]]:

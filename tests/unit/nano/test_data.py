@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from audioflamingo.hub import BUILT_IN_FOLDER
 from recipes.nano.nano_data import (
     conversations,
+    corpus,
     instruments,
     messages,
     midi,
@@ -648,3 +649,18 @@ def test_whoever_asks_for_a_word_gets_all_words():
     assert sum("please" in question for question, _ in pairs) > 20
     others = set(asked.other_words) - {"please", "call", "mary"}
     assert len({word for question, _ in pairs for word in others if word in question}) > 50
+
+
+@pytest.mark.parametrize(
+    ("split", "folder", "lengths"), [("train", "train", {3.0, 20.0}), ("test", "test_sentences", {3.0})]
+)
+def test_newcomers_ask_about_long_clips_in_training(tmp_path, split, folder, lengths):
+    shard = tmp_path / "audio" / "speech" / folder / "hibari" / "0000"
+    rows = [
+        {"file": f"{seconds}.flac", "duration_s": seconds, "text": "good day", "original": "Good day."}
+        for seconds in (3.0, 20.0)
+    ]
+    store.write_jsonl(shard / store.INDEX_NAME, rows)
+    maker = corpus.make_maker(tmp_path, split)
+    assert {clip.duration_s for clip in maker.spoken} == lengths
+    assert {clip.duration_s for clip in maker.by_label["speech"]} == {3.0}
