@@ -22,8 +22,8 @@ from .messages import (
     user,
 )
 from .newcomers import KINDS as NEWCOMERS_KINDS
-from .newcomers import WORD_LISTS, Newcomer
-from .templates import read_lists
+from .newcomers import Newcomer
+from .templates import nouns
 
 MUSIC_QUESTIONS = (
     "This track feels really peaceful and introspective. "
@@ -48,12 +48,6 @@ CAPITAL_QUESTIONS = (
     "Tell me the capital of {country}.",
     "Do you know the capital of {country}?",
 )
-
-
-def nouns() -> list[str]:
-    """Names of things out of the grammar's lists, for options."""
-    lists = read_lists()
-    return [name for key in WORD_LISTS for name in lists[key] if "{" not in name]
 
 
 class Maker:
@@ -243,16 +237,14 @@ class Maker:
 
     def _about_speech(self) -> dict[str, Any]:
         clip = self.rng.choice(self.by_label["speech"])
-        transcript = [user(DEFAULT_PROMPT, []), assistant(transcription_answer(clip.original))]
-        kind = [user(self.ask_about_sound("speech"), []), assistant(self.sound_answer("speech"))]
-        why = [user(self.ask("why"), []), assistant(self.labels["speech"].reason)]
-        check = [user(self.ask("is_speech"), []), assistant("Yes, someone is speaking.")]
-        turns = self.rng.choice(
+        transcript = (DEFAULT_PROMPT, transcription_answer(clip.original))
+        kind = (self.ask_about_sound("speech"), self.sound_answer("speech"))
+        why = (self.ask("why"), self.labels["speech"].reason)
+        check = (self.ask("is_speech"), "Yes, someone is speaking.")
+        pairs = self.rng.choice(
             ([transcript, kind], [transcript, check], [kind, why], [kind, transcript], [check, transcript])
         )
-        first = user(turns[0][0]["content"][0]["text"], [clip], self.audio_first())
-        messages = [first, turns[0][1], *turns[1]]
-        return self.row("follow_up", [clip], messages, label="speech", text=clip.text)
+        return self._spoken_of(clip, pairs)
 
     def _about_words(self) -> dict[str, Any]:
         """Of all speech, for training: newcomers' questions in front of a transcript, or behind one."""
@@ -262,10 +254,12 @@ class Maker:
         question = DEFAULT_PROMPT if self.rng.random() < 0.5 else self.ask("transcribe")
         place = len(pairs) if self.rng.random() < 0.7 else 0
         pairs.insert(place, (question, transcription_answer(clip.original)))
-        first, *others = pairs
-        messages = [user(first[0], [clip], self.audio_first()), assistant(first[1])]
-        for text, answer in others:
-            messages += [user(text, []), assistant(answer)]
+        return self._spoken_of(clip, pairs)
+
+    def _spoken_of(self, clip: Clip, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+        """A row of questions and answers about a clip of speech."""
+        messages = [part for question, answer in pairs for part in (user(question, []), assistant(answer))]
+        messages[0] = user(pairs[0][0], [clip], self.audio_first())
         return self.row("follow_up", [clip], messages, label="speech", text=clip.text)
 
     def _about_instrument(self) -> dict[str, Any]:

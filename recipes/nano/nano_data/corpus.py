@@ -49,13 +49,8 @@ DRAWN = {
     },
 }
 NEWCOMERS = {"train": 1500, "valid": 6, "test": 25}  # of each kind of newcomers' questions
-OFTEN_ASKED = (
-    "describe",
-    "first_words",
-    "last_words",
-    "duration",
-    "word",
-)  # twice as often in training: hard
+# Twice as often in training: hard.
+OFTEN_ASKED = ("describe", "first_words", "last_words", "duration", "word")
 PASSES = {
     "train": 3,
     "valid": 1,

@@ -8,7 +8,7 @@ from typing import Any
 
 from .messages import Clip, Prompts
 from .normalise import ONES, SCALES, TENS, number_words
-from .templates import read_lists
+from .templates import nouns, read_lists
 
 WOMEN = {
     "hibari": ("heart",),
@@ -34,7 +34,6 @@ KINDS = (
     "number", "name", "word", "speakers",
 )  # fmt: skip
 WORDS_QUOTED = 3
-WORD_LISTS = ("animal", "food", "object", "job", "vehicle")  # of the grammar
 EDGE_S = 12.0  # of questions about a clip's words: longer ones are left out
 
 
@@ -73,9 +72,8 @@ class Newcomer:
 
     def __init__(self, prompts: Prompts, rng: random.Random, phrases: dict[str, str]) -> None:
         self.prompts, self.rng, self.phrases = prompts, rng, phrases
-        lists = read_lists()
-        self.names = set(lists["first"])
-        things = {name for key in WORD_LISTS for name in lists[key] if re.fullmatch("[a-z]{4,}", name)}
+        self.names = set(read_lists()["first"])
+        things = {name for name in nouns() if re.fullmatch("[a-z]{4,}", name)}
         self.other_words = sorted(things | set(OTHER_WORDS.split()))
 
     def pair(self, kind: str, clip: Clip) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from .normalise import ONES, normalise, number_words, ordinal_words, year_words
 
 GRAMMAR_DIR = Path(__file__).resolve().parent.parent / "grammar"
+NOUN_LISTS = ("animal", "food", "object", "job", "vehicle")
 
 _SLOT = re.compile(r"\{([a-z0-9]+)(?::([0-9]+)(?:-([0-9]+))?)?(\^?)\}")
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
@@ -148,6 +149,12 @@ def _tidy(sentence: str) -> str:
     for search, replacement in _NOUN_CHANGES:
         sentence = re.sub(search, replacement, sentence)
     return as_sentence(sentence)
+
+
+def nouns() -> list[str]:
+    """Names of things."""
+    lists = read_lists()
+    return [name for key in NOUN_LISTS for name in lists[key] if "{" not in name]
 
 
 def as_sentence(text: str) -> str:

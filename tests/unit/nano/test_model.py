@@ -440,9 +440,8 @@ def test_two_cross_heads_look_at_the_clip_that_a_query_asks_for(asked, last):
     x[:, : at.STATE], x[:, at.AUDIO], x[150:, at.CLIP] = torch.randn(300, at.STATE), at.AUDIO_FLAG, 1.0
     rows = [head * at.HEAD + counting.NAMING_PAIR for head in counting.NAMING_HEADS]
     assert not layer.q[rows].any()
-    layer.q[rows, 7] = (
-        asked * counting.QUERY_SIZE
-    )  # as training finds a direction of the state that names a clip
+    # As training finds a direction of the state that names a clip.
+    layer.q[rows, 7] = asked * counting.QUERY_SIZE
     query = torch.zeros(1, at.WIDTH)
     query[0, 7] = 1.0
     shares = scores_of(layer, query, at.rms_norm(x)).softmax(-1)
