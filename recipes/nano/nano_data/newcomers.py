@@ -28,13 +28,15 @@ DESCRIPTIONS = {
     "": 'Someone is speaking, and they say "{text}".',
 }
 NO_SUMMARY = 'I cannot summarize these words: "{text}".'
-LOOK_FOR_IT = 'Look for it in these words: "{text}".'  # a model of this size cannot repeat a question's word
+# A model of this size cannot repeat a question's word, nor say a part of what it hears: it quotes all of it.
+LOOK_FOR_IT = 'Look for it in these words: "{text}".'
+LAST_WORDS = 'It ends with the last words of "{text}".'
+FIRST_WORDS = 'It starts with the first words of "{text}".'
 KINDS = (
     "describe", "summarize", "language", "gender", "feeling", "last_words", "first_words", "duration", "music",
     "number", "name", "word", "speakers",
 )  # fmt: skip
-WORDS_QUOTED = 3
-EDGE_S = 12.0  # of questions about a clip's words: longer ones are left out
+EDGE_S = 12.0  # of questions about one of a clip's words: longer ones are left out
 
 
 def voice_of(voice: dict[str, Any] | None) -> str:
@@ -85,7 +87,7 @@ class Newcomer:
         return (self.prompts.draw(kind, self.rng), answer) if answer else None
 
     def _about_other(self, kind: str, clip: Clip) -> str | None:
-        if kind == "describe":
+        if kind in ("describe", "summarize"):
             return "Nothing can be heard." if clip.label == "silence" else f"This is {self._phrase(clip)}."
         return getattr(self, f"_{kind}")(clip) if kind in ("music", "duration") else NO_SPEECH
 
@@ -111,17 +113,11 @@ class Newcomer:
     def _speakers(self, clip: Clip) -> str:
         return "One person is speaking."
 
-    def _words(self, clip: Clip) -> list[str] | None:
-        words = clip.original.split()
-        return words if len(words) >= 2 and clip.duration_s <= EDGE_S else None
+    def _last_words(self, clip: Clip) -> str:
+        return LAST_WORDS.format(text=clip.original)
 
-    def _last_words(self, clip: Clip) -> str | None:
-        words = self._words(clip)
-        return f"The last words are: {_plain(words[-WORDS_QUOTED:])}." if words else None
-
-    def _first_words(self, clip: Clip) -> str | None:
-        words = self._words(clip)
-        return f"The first words are: {_plain(words[:WORDS_QUOTED])}." if words else None
+    def _first_words(self, clip: Clip) -> str:
+        return FIRST_WORDS.format(text=clip.original)
 
     def _duration(self, clip: Clip) -> str:
         seconds = max(1, round(clip.duration_s))
@@ -157,8 +153,3 @@ OTHER_WORDS = """
 garden window morning friend number yellow winter doctor kitchen pound letter tomorrow water evening station animal
 little press record coffee mother school music silver extension directory mailbox weather
 """
-
-
-def _plain(words: list[str]) -> str:
-    """Words without the punctuation around them."""
-    return " ".join(word.strip(".,;:!?()") for word in words)

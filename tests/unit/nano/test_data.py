@@ -592,8 +592,8 @@ def test_every_question_of_newcomers_has_an_answer(kind):
         "describe": 'A woman is speaking and she says "Please call Mary at the twenty three.".',
         "summarize": 'I cannot summarize these words: "Please call Mary at the twenty three.".',
         "gender": "The speaker is a woman.",
-        "last_words": "The last words are: the twenty three.",
-        "first_words": "The first words are: Please call Mary.",
+        "last_words": 'It ends with the last words of "Please call Mary at the twenty three.".',
+        "first_words": 'It starts with the first words of "Please call Mary at the twenty three.".',
         "duration": "It lasts about seven seconds.",
         "music": "No, there is no music.",
         "number": "The number is twenty three.",
@@ -612,7 +612,8 @@ def test_questions_about_speech_are_answered_where_there_is_none():
     asked = newcomers.Newcomer(messages.Prompts("train"), random.Random(0), phrases)
     rain, piano = messages.Clip("a.flac", 3.0, "rain"), messages.Clip("b.flac", 3.0, "piano")
     assert asked.pair("gender", rain)[1] == newcomers.NO_SPEECH
-    assert asked.pair("summarize", rain)[1] == newcomers.NO_SPEECH
+    assert asked.pair("summarize", rain)[1] == asked.pair("describe", rain)[1]
+    assert asked.pair("last_words", rain)[1] == newcomers.NO_SPEECH
     assert asked.pair("describe", rain)[1] == "This is the sound of rain or noise."
     assert asked.pair("music", piano)[1] == "Yes, there is music."
     assert asked.pair("describe", piano)[1] == "This is music played on the piano."
@@ -622,7 +623,7 @@ def test_whatever_quotes_a_clip_opens_its_quote_where_a_transcript_does():
     """Layer 0 counts positions from `assistant`: one token more in front of the quote, and every word has another's."""
     tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
     openings = [messages.TRANSCRIPTION, *newcomers.DESCRIPTIONS.values()]
-    openings += [newcomers.NO_SUMMARY, newcomers.LOOK_FOR_IT]
+    openings += [newcomers.NO_SUMMARY, newcomers.LOOK_FOR_IT, newcomers.LAST_WORDS, newcomers.FIRST_WORDS]
     places = {tokenizer.encode(f"assistant\n{text}").tokens.index(vocabulary.QUOTE) for text in openings}
     assert len(places) == 1
     assert {text[-8:] for text in openings} == {'{text}".'}

@@ -289,6 +289,9 @@ def test_scores():
     assert not score(
         described, 'A woman is speaking and she says "Go on, please, to the end of it.".'
     ).is_right
+    unsure = make_row("Describe it.", 'Someone is speaking, and they say "Go on, please.".')
+    assert score(unsure, 'A woman is speaking and she says "Go on, please.".').is_right
+    assert not score(unsure, 'Look for it in these words: "Go on, please.".').is_right
     assert not score(described, "").is_right
     assert is_about("It lasts about ten seconds.", 11.5)
     assert not is_about("It lasts about ten seconds.", 14.0)

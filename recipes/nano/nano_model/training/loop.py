@@ -18,9 +18,12 @@ from audioflamingo.training.batches import Batch
 from ..vocabulary import QUOTE
 from .batches import Mixture
 from .forward import FastModel
+from .optimizer import EigenAdam
 from .parts import SharedWeights, keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
 from .teacher import Lessons
+
+BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         groups = parameter_groups(fast.model)
         self.trained = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
-        )
+        self.optimizers = (
+            torch.optim.AdamW(
+                [group for group in groups if not group["turned"]],
+                lr=0.0, betas=BETAS, eps=1e-9, weight_decay=0.0, fused=True,
+            ),
+            EigenAdam([group for group in groups if group["turned"]], betas=BETAS),
+        )  # fmt: skip
         self.shared = SharedWeights(fast.model, plan.shared_share, plan.self_share)
         self.mean = [p.detach().clone() for p in self.trained]
         self.step, self.pool, self.seconds = 0, 0, 0.0
@@ -90,13 +97,15 @@ class Run:
             for parameter, value in zip(self.trained, state["trained"], strict=True):
                 parameter.copy_(value)
         self.mean = state["mean"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.pool, self.seconds = state["step"], state["pool"], state["seconds"]
 
     def save(self) -> None:
         """Writes the state, and the mean of the weights in float16 as `model/`."""
         temporary = self.folder / f".state.{os.getpid()}.pt"
-        state = {"trained": self.trained, "mean": self.mean, "optimizer": self.optimizer.state_dict()}
+        state = {"trained": self.trained, "mean": self.mean}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         torch.save(state | {"step": self.step, "pool": self.pool, "seconds": self.seconds}, temporary)
         os.replace(temporary, self.folder / "state.pt")
         kept = [p.detach().clone() for p in self.trained]
@@ -142,16 +151,18 @@ class Run:
 
     def _step(self, batch: Batch, rows: list[DataRow], lessons: Lessons | None) -> dict[str, float]:
         rate = rate_at(self.plan, self.step, self.seconds / (self.plan.minutes * 60))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.zero_grad(set_to_none=True)
         teach = None if lessons is None else partial(lessons.soft, rows, self.quote)
         loss, figures = self.fast.loss(batch, self.plan.smoothing, teach)
         loss.backward()
         keep_exact_gradients(self.fast.model)
         figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))
         with self.shared.held_back():
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         keep_sinks_silent(self.fast.model)
         self.step += 1
         if self.step % 4 == 0:

@@ -27,6 +27,7 @@ ROWS_AT_ONCE = 24
 MAX_NEW_TOKENS = 200
 ABOUT = 0.2  # how far an answered length may be off, and a second at least
 WRONG = 0.2  # of the words that are quoted in a description
+SOMEBODY = re.compile(r"(a man|a woman|someone) is speaking and (he|she|they) says?")
 
 ONES = """
 one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -84,10 +85,15 @@ def is_about(found: str, duration_s: float) -> bool:
 
 
 def says_the_same(reference: str, found: str) -> bool:
-    """Whether an answer with somebody's words opens as it should, and at most a word in five is wrong, or one."""
+    """Whether an answer with somebody's words opens as it should, and at most a word in five is wrong, or one.
+
+    Where the reference does not know whether a man or a woman speaks, either may be said.
+    """
     (opening, _, said), (found_opening, _, heard) = (text.partition(QUOTED) for text in (reference, found))
     errors, words = word_errors(normalize(said), normalize(heard))
-    return normalize(opening) == normalize(found_opening) and errors <= max(1.0, WRONG * words)
+    expected, opened = normalize(opening), normalize(found_opening)
+    is_same = expected == opened or (expected.startswith("someone") and bool(SOMEBODY.fullmatch(opened)))
+    return is_same and errors <= max(1.0, WRONG * words)
 
 
 def prompts_of(batch: Batch) -> Batch:

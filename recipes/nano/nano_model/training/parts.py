@@ -30,6 +30,7 @@ FACTORS = (  # the first pattern that a parameter's name matches decides; 0 is f
     (r"norm\.weight", 0.1),
 )
 OF_ANSWERS = re.compile(r"layers\.[1357]\.mlp")  # which transcripts do not open
+TURNED = re.compile(r"layers\.[1357]\.mlp\.(gate|up)_proj|self_attn\.[qkv]_proj\.weight")  # see `optimizer`
 SELF_ATTENTION = re.compile(r"layers\.[1357]\.self_attn")
 MARKS = [HEADER, OPEN, ANSWER, CLIP]  # of what is no transcript, and of clips behind the first
 FLAG_ROWS = list(range(STATE, CODES[0]))  # of what writes into the stream
@@ -41,14 +42,17 @@ def factor_of(name: str, factors: tuple[tuple[str, float], ...] = FACTORS) -> fl
 
 
 def parameter_groups(model: Any, factors: tuple[tuple[str, float], ...] = FACTORS) -> list[dict[str, Any]]:
-    """Optimizer groups with their `factor`; everything else is frozen."""
-    groups: dict[float, list[torch.nn.Parameter]] = {}
+    """Optimizer groups with their `factor`, and whether steps are `turned`; everything else is frozen."""
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         factor = factor_of(name, factors)
         parameter.requires_grad_(factor > 0)
         if factor > 0:
-            groups.setdefault(factor, []).append(parameter)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+            groups.setdefault((factor, bool(TURNED.search(name))), []).append(parameter)
+    return [
+        {"params": members, "factor": factor, "turned": is_turned}
+        for (factor, is_turned), members in groups.items()
+    ]
 
 
 def keep_exact_gradients(model: Any) -> None:
