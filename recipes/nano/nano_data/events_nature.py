@@ -202,6 +202,14 @@ def waves(rng: Rng, d: float) -> Any:
     return band(noise(rng, d, 0.8), 150, 6000) * (0.1 + swell)
 
 
+def flush(rng: Rng, d: float) -> Any:
+    swell = np.minimum(1, seconds(d) / rng.uniform(0.1, 0.8)) * np.exp(-seconds(d) / rng.uniform(1.5, 6))
+    gurgle = tone(slow(rng, d, 18, 150, rng.uniform(400, 900)), d) * slow(rng, d, 14, 0, 1)
+    return (band(noise(rng, d, 0.5), 200, rng.uniform(3000, 7000)) + rng.uniform(0.2, 1) * gurgle) * (
+        0.1 + swell
+    )
+
+
 def pouring(rng: Rng, d: float) -> Any:
     rise = np.linspace(1, rng.uniform(1.5, 3), int(d * RATE))
     glug = tone(rng.uniform(250, 600) * rise * slow(rng, d, 14, 0.9, 1.1), d) * slow(rng, d, 16, 0, 1)
@@ -224,6 +232,11 @@ def fire_big(rng: Rng, d: float) -> Any:
         bank(rng, lambda: hit(rng, 500, 6000, 0.003) * rng.exponential(0.5)),
     )
     return crackle + rng.uniform(0.3, 0.9) * band(noise(rng, d, 1.3), 50, 1200) * slow(rng, d, 7, 0.3, 1)
+
+
+def furnace(rng: Rng, d: float) -> Any:
+    roar = band(noise(rng, d, rng.uniform(0.8, 1.8)), 40, rng.uniform(600, 3000)) * slow(rng, d, 9, 0.6, 1)
+    return roar + rng.uniform(0.02, 0.3) * fire_small(rng, d)
 
 
 def fire_sparks(rng: Rng, d: float) -> Any:

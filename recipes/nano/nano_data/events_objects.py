@@ -49,6 +49,20 @@ def buzzer(rng: Rng, d: float) -> Any:
     return gated(rng, buzz(rng.uniform(150, 600), d, tilt=0.3), rng.uniform(0.25, 1.2), rng.uniform(0.1, 0.6))
 
 
+def alarm_clock(rng: Rng, d: float) -> Any:
+    beep, gap, count = rng.uniform(0.04, 0.12), rng.uniform(0.04, 0.1), rng.integers(1, 6)
+    sound = buzz(rng.uniform(700, 3000), d, tilt=rng.uniform(1, 4))
+    groups = gated(rng, np.ones_like(sound), count * (beep + gap), rng.uniform(0.25, 0.9))
+    return gated(rng, sound, beep, gap) * groups
+
+
+def horn(rng: Rng, d: float) -> Any:
+    base = rng.uniform(180, 520)
+    parts = [base * factor for factor in (1, rng.uniform(1.15, 1.35), rng.uniform(1.4, 1.7))]
+    sound = sum(buzz(part, d, tilt=rng.uniform(0.3, 1.2)) for part in parts[: rng.integers(1, 4)])
+    return gated(rng, sound, rng.uniform(0.4, 2.5), rng.uniform(0.2, 1.0))
+
+
 def siren_two_tone(rng: Rng, d: float) -> Any:
     low = rng.uniform(380, 600)
     high = low * rng.uniform(1.2, 1.5)
@@ -174,6 +188,26 @@ def propeller(rng: Rng, d: float) -> Any:
     )
 
 
+def _passing(rng: Rng, d: float) -> tuple[Any, Any]:
+    """How loud something is that flies by (N,), and how its pitch falls meanwhile."""
+    away = (seconds(d) - rng.uniform(0.2, 0.8) * d) * rng.uniform(0.4, 1.5)
+    return 1 / (1 + away**2), 1 - rng.uniform(0.03, 0.15) * away / np.sqrt(1 + away**2)
+
+
+def aeroplane(rng: Rng, d: float) -> Any:
+    loud, pitch = _passing(rng, d)
+    drone = buzz(rng.uniform(70, 180) * pitch * slow(rng, d, 4, 0.99, 1.01), d, rng.uniform(0.3, 1), 4000)
+    return (
+        band(drone, 60, rng.uniform(1000, 4000)) + rng.uniform(0.2, 1) * band(noise(rng, d, 1), 60, 3000)
+    ) * loud
+
+
+def jet(rng: Rng, d: float) -> Any:
+    loud, pitch = _passing(rng, d)
+    whine = tone(rng.uniform(900, 4000) * pitch, d) * rng.uniform(0, 0.3)
+    return (whine + band(noise(rng, d, rng.uniform(0.6, 1.4)), 40, rng.uniform(2000, 7000))) * loud
+
+
 def machine(rng: Rng, d: float) -> Any:
     hum = buzz(rng.uniform(80, 400) * slow(rng, d, 0.5, 0.98, 1.02), d, rng.uniform(0.5, 1.2))
     return hum + rng.uniform(0.5, 2) * band(noise(rng, d, 0.5), 500, 6000)
@@ -236,6 +270,14 @@ def door_bell(rng: Rng, d: float) -> Any:
         return ring(rng, note * np.array([1, 2.01, 3.03, 5.1]), rng.uniform(0.6, 1.2), 2.5)
 
     return scatter(d, beats(rng, d, rng.uniform(0.5, 0.8), 0.03), strike)
+
+
+def ding(rng: Rng, d: float) -> Any:
+    partials = (
+        rng.uniform(700, 3200) * np.array([1, rng.uniform(2, 3), rng.uniform(3.5, 5.5)])[: rng.integers(1, 4)]
+    )
+    decay = rng.uniform(0.08, 0.8)
+    return scatter(d, beats(rng, d, rng.uniform(0.8, 2.5), 0.1), lambda: ring(rng, partials, decay, 2.5))
 
 
 def wind_chime(rng: Rng, d: float) -> Any:

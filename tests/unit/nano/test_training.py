@@ -283,6 +283,9 @@ def test_scores():
     assert score(choice, "(B) wind").is_right
     assert not score(choice, "rain").is_right
     assert score(make_row("Is it speech?", "Yes, someone is speaking."), "yes someone is speaking").is_right
+    no = make_row("Is it speech?", "No, there is no speech in this clip.")
+    assert score(no, "There is no speech in this clip.").is_right
+    assert not score(no, "Yes, there is speech in this clip.").is_right
     described = make_row("Describe it.", 'A man is speaking and he says "Go on, please, to the end of it.".')
     assert score(described, 'A man is speaking and he says "go on, please, to the end of id".').is_right
     assert not score(described, 'A man is speaking and he says "to the end".').is_right

@@ -27,6 +27,7 @@ ROWS_AT_ONCE = 24
 MAX_NEW_TOKENS = 200
 ABOUT = 0.2  # how far an answered length may be off, and a second at least
 WRONG = 0.2  # of the words that are quoted in a description
+YES_OR_NO = re.compile(r"^(Yes|No), ")  # the rest says it all
 SOMEBODY = re.compile(r"(a man|a woman|someone) is speaking and (he|she|they) says?")
 
 ONES = """
@@ -72,7 +73,7 @@ def score(row: DataRow, found: str, asked: str = "") -> Item:
     elif QUOTED in reference:
         is_right = says_the_same(reference, found)
     else:
-        is_right = normalize(found) == normalize(reference)
+        is_right = normalize(found) in (normalize(reference), normalize(YES_OR_NO.sub("", reference)))
     return Item(row.id, question, reference, found, is_right, errors, words, asked)
 
 
