@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nano_data import setup, steps
+from nano_data import setup, splits, steps
 from nano_data.store import write_atomic
 
 STEPS: dict[str, Callable[[steps.Build], str]] = {
@@ -45,6 +45,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hours-scale", type=float, default=1.0, help="factor of the planned hours of training speech"
     )
+    parser.add_argument(
+        "--draw",
+        help="a name: make other tests out of what is held out, in DATA_DIR/NAME (encoder and training data stay)",
+    )
     return parser.parse_args()
 
 
@@ -52,7 +56,10 @@ def main() -> None:
     arguments = parse_arguments()
     data_dir = arguments.data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    wanted = arguments.steps or ["setup", *STEPS]
+    wanted = arguments.steps or [
+        "setup",
+        *(name for name in STEPS if name != "encoder" or not arguments.draw),
+    ]
     if "setup" in wanted and not setup.is_inside(arguments.env_dir or data_dir / "env"):
         start = time.perf_counter()
         setup.install_debian_packages()
@@ -60,7 +67,11 @@ def main() -> None:
         setup.ensure_environment(arguments.env_dir or data_dir / "env")
         print(f"[setup] done in {time.perf_counter() - start:.0f} s", flush=True)
     setup.restart_in(setup.ensure_environment(arguments.env_dir or data_dir / "env"))
-    build = steps.Build(data_dir, arguments.workers, arguments.hours_scale, arguments.engines)
+    unpacked = setup.unpacked_dir(data_dir)
+    if arguments.draw:
+        os.environ[splits.DRAW_VARIABLE] = arguments.draw
+        data_dir = data_dir / arguments.draw
+    build = steps.Build(data_dir, unpacked, arguments.workers, arguments.hours_scale, arguments.engines)
     for name, step in STEPS.items():
         if name in wanted:
             start = time.perf_counter()

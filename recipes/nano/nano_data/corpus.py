@@ -15,6 +15,7 @@ from .newcomers import KINDS as NEWCOMER_KINDS
 from .newcomers import voice_of
 from .sounds import KINDS_SPLIT
 from .speech import WORDS_SET
+from .splits import draw
 from .store import read_jsonl, read_shards
 from .writing import written
 
@@ -118,7 +119,7 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | N
 
     `timbre`: with the instruments of the held-out sound font. `sounds`: with the sounds of another split.
     """
-    rng = random.Random(f"corpus/{split}")
+    rng = random.Random(f"corpus/{split}{draw()}")
     by_label: dict[str, list[Clip]] = {}
     instruments: dict[str, list[Clip]] = {}
     classes = read_classes()
@@ -134,7 +135,7 @@ def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | N
         by_label["speech"] = speech[: SPEECH_LIKE_OTHERS[split]]
     quiet = clips_of(data_dir, "silence", split)
     asked_about = spoken if split == "train" else speech
-    return Maker(split, by_label, instruments, quiet, f"{split}/{timbre}", asked_about)
+    return Maker(split, by_label, instruments, quiet, f"{split}/{timbre}{draw()}", asked_about)
 
 
 def quiet_rows(maker: Maker, count: int) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .midi import Note, Program, write_midi
-from .splits import seed_for
+from .splits import made_now, seed_for
 from .store import SAMPLING_RATE, make_shard, write_clip
 
 # General MIDI programs (from 0) and the range of keys; drums are channel 9 and have kits instead
@@ -185,7 +185,8 @@ def font_path(name: str, unpacked: Path) -> Path:
 def shards(data_dir: Path) -> list[tuple[Path, str, str, list[str]]]:
     """All (folder, split, sound font, labels of the clips)."""
     result = []
-    for split, (count, fonts) in CLIPS.items():
+    for split in made_now(CLIPS):
+        count, fonts = CLIPS[split]
         for font in fonts:
             labels = [label for label in INSTRUMENTS for _ in range(count // len(fonts))]
             labels += ["music"] * (MUSIC_CLIPS[split] // len(fonts))

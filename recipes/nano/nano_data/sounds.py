@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .setup import RECIPE_DIR
-from .splits import bucket, seed_for
+from .splits import bucket, made_now, seed_for
 from .store import SAMPLING_RATE, make_shard, write_clip
 
 KINDS_SPLIT = "test_kinds"
@@ -163,7 +163,8 @@ def sound_labels() -> list[str]:
 def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
     """All (folder, label, split, numbers), class by class in turn; music's synthesis is in `instruments`."""
     result = []
-    for split, count in CLIPS_PER_CLASS.items():
+    for split in made_now(CLIPS_PER_CLASS):
+        count = CLIPS_PER_CLASS[split]
         for label in sound_labels():
             if split == KINDS_SPLIT and label == "music":
                 continue

@@ -19,16 +19,18 @@ SINGLE_WORDS = 6000  # rows to say alone
 
 @dataclass(frozen=True)
 class Build:
-    """What the command line asked for."""
+    """What the command line asked for.
+
+    Attributes:
+        data_dir: what is made.
+        unpacked: where the data packages are unpacked.
+    """
 
     data_dir: Path
+    unpacked: Path
     workers: int
     hours_scale: float
     engines: list[str] | None
-
-    @property
-    def unpacked(self) -> Path:
-        return setup.unpacked_dir(self.data_dir)
 
 
 def text_file(build: Build, split: str) -> Path:
@@ -56,7 +58,12 @@ def make_speech(build: Build) -> str:
     """audio/speech/SET/ENGINE/SHARD: the clips of every speech set, small sets first."""
     texts = {split: list(read_jsonl(text_file(build, split))) for split in splits.SPLITS}
     single = words.word_rows(texts["train"], SINGLE_WORDS)
-    wanted = [item for item in speech.SPEECH_SETS if build.engines is None or item.engine in build.engines]
+    made_now = splits.made_now({item.name for item in speech.SPEECH_SETS})
+    wanted = [
+        item
+        for item in speech.SPEECH_SETS
+        if item.name in made_now and (build.engines is None or item.engine in build.engines)
+    ]
     made = 0
     for item in sorted(wanted, key=lambda one: one.split == "train"):
         if item.split == "train":
@@ -100,6 +107,14 @@ def _run_shards(lines: Iterable[str]) -> str:
 
 def make_conversations(build: Build) -> str:
     """train*.jsonl, valid.jsonl and test_*.jsonl over the clips that are complete now; made anew."""
+    counts = {} if splits.draw() else _make_training_files(build)
+    for name, rows in corpus.test_files(build.data_dir):
+        counts[name] = write_jsonl(build.data_dir / f"{name}.jsonl", corpus.numbered(name, rows))
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _make_training_files(build: Build) -> dict[str, int]:
+    """Rows by file."""
     counts: dict[str, int] = {}
     everything = []
     for kind, rows in corpus.split_files(build.data_dir, "train"):
@@ -114,9 +129,7 @@ def make_conversations(build: Build) -> str:
         for row in corpus.numbered(f"valid_{kind}", rows)
     ]
     counts["valid"] = write_jsonl(build.data_dir / "valid.jsonl", valid)
-    for name, rows in corpus.test_files(build.data_dir):
-        counts[name] = write_jsonl(build.data_dir / f"{name}.jsonl", corpus.numbered(name, rows))
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    return counts
 
 
 def make_manifest(build: Build) -> str:

@@ -559,6 +559,26 @@ def test_what_is_written_is_what_is_scored():
         assert normalise.normalise(writing.written(text)) == text
 
 
+def test_a_draw_has_other_tests_of_what_is_held_out_and_nothing_else(monkeypatch, tmp_path):
+    rows = [
+        {"id": str(n), "split": "test", "source": "x", "original": f"S {n}.", "text": f"sentence number {n}"}
+        for n in range(300)
+    ]
+    wanted = speech.SpeechSet("test_sentences", "hibari", "test", 0.1, kinds=("single",))
+    usual, usual_shards = speech.plan_clips(wanted, rows), sounds.shards(tmp_path)
+    usual_seed = splits.seed_for("sound", "rain", "test", 0)
+    monkeypatch.setenv(splits.DRAW_VARIABLE, "second")
+    assert splits.seed_for("sound", "rain", "test", 0) != usual_seed
+    other = speech.plan_clips(wanted, rows)
+    assert [clip.rows for clip in other] != [clip.rows for clip in usual]
+    made = [shard for shard in usual_shards if shard[2].startswith("test")]
+    assert sounds.shards(tmp_path) == made
+    assert made
+    assert {shard[1] for shard in instruments.shards(tmp_path)} == {"test", "test_timbre"}
+    assert splits.made_now(["train", "train_words", "valid", "test_long"]) == ["test_long"]
+    assert splits.text_split("sentence number 1") == "train"
+
+
 def test_each_fifth_pattern_of_a_kind_is_for_the_tests():
     patterns = [str(number) for number in range(11)]
     held_out = set(messages.patterns_of(patterns, "test"))
