@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import corpus, encoder, human, instruments, quiet, setup, sounds, speech, splits, text_sources, words
+from . import corpus, encoder, human, instruments, quiet, sounds, speech, splits, text_sources, words
 from .store import INDEX_NAME, read_jsonl, read_shards, sha256_of, write_atomic, write_jsonl
 
 SENTENCES_PER_PATTERN = 160
