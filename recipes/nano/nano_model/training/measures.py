@@ -73,7 +73,10 @@ def score(row: DataRow, found: str, asked: str = "") -> Item:
     elif QUOTED in reference:
         is_right = says_the_same(reference, found)
     else:
-        is_right = normalize(found) in (normalize(reference), normalize(YES_OR_NO.sub("", reference)))
+        (said, rest), (wanted, wanted_rest) = (
+            (normalize(text), normalize(YES_OR_NO.sub("", text))) for text in (found, reference)
+        )
+        is_right = said in (wanted, wanted_rest) or rest == wanted
     return Item(row.id, question, reference, found, is_right, errors, words, asked)
 
 
