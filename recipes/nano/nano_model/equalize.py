@@ -22,6 +22,7 @@ from .layout import AUDIO, SINK, START
 POWERS = (0.0, 0.25, 0.5, 0.75)  # of the largest input; the rest is the largest weight's
 SHUT_FACTOR = 64.0  # of the flags of audio and sinks before MLPs; float16 bears it
 MOST = 8  # of the factors' exponents
+LARGEST = 2.0**13  # of what neurons may become: float16 ends at 2 ** 16, and other inputs may give more
 TOKENS = 4000  # that factors are chosen by
 
 
@@ -35,6 +36,7 @@ class Channel:
         readers: matrices whose inputs are the channels.
         is_shut: nothing comes of audio and sinks behind it.
         is_masked: it is read by queries and keys, which tell kinds of tokens apart.
+        writer: the matrix whose outputs grow with the factors.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Channel:
     readers: list[nn.Linear]
     is_shut: bool = False
     is_masked: bool = False
+    writer: nn.Linear | None = None
 
     @torch.no_grad()
     def multiply(self, factors: Tensor) -> None:
@@ -62,7 +65,7 @@ def equalize(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, tuple[fl
     Returns:
         Relative squared error before and after, by the channels' name.
     """
-    seen = _inputs_of(model, inputs)
+    seen, largest = _inputs_of(model, inputs)
     report = {}
     for channels in _channels(model):
         x = seen[channels.name]
@@ -75,6 +78,8 @@ def equalize(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, tuple[fl
         if channels.is_masked:
             for factors in tried:
                 factors[START] = _start_factor(channels.readers)
+        if channels.writer is not None:
+            tried = [_bounded(factors, largest[channels.name]) for factors in tried]
         errors = [_error(x * factors, channels.readers, factors) for factors in tried]
         least = min(range(len(tried)), key=errors.__getitem__)
         channels.multiply(tried[least])
@@ -83,32 +88,43 @@ def equalize(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, tuple[fl
 
 
 def _channels(model: Any) -> Iterator[Channel]:
+    """Of all layers but the first, which is never quantized."""
     language_model = model.model.language_model
-    for number, layer in enumerate(language_model.layers):
+    for number, layer in enumerate(language_model.layers[1:], start=1):
         heads, mlp = layer.self_attn, layer.mlp
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         yield Channel(
             f"{number}.attention",
             [norms[0]],
             [heads.q_proj, heads.k_proj, heads.v_proj],
-            is_masked=number > 0,
+            is_masked=True,
         )
         yield Channel(f"{number}.values", [heads.v_proj.weight, heads.v_proj.bias], [heads.o_proj])
-        yield Channel(f"{number}.mlp", [norms[1]], [mlp.gate_proj, mlp.up_proj], is_shut=number > 0)
-        yield Channel(f"{number}.neurons", [mlp.up_proj.weight], [mlp.down_proj])
+        yield Channel(f"{number}.mlp", [norms[1]], [mlp.gate_proj, mlp.up_proj], is_shut=True)
+        yield Channel(f"{number}.neurons", [mlp.up_proj.weight], [mlp.down_proj], writer=mlp.up_proj)
     yield Channel("output", [language_model.norm.weight], [model.lm_head])
 
 
-def _inputs_of(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """What the readers of each channel get (N, D)."""
+def _inputs_of(model: Any, inputs: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the readers of each channel get (N, D), and the largest that the channels' writers give (D,)."""
     seen: dict[str, list[Tensor]] = {}
+    largest: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda _module, args: seen.setdefault(name, []).append(args[0].flatten(0, -2).float())
 
-    hooks = [
-        channels.readers[0].register_forward_pre_hook(keep(channels.name)) for channels in _channels(model)
-    ]
+    def measure(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Tensor) -> None:
+            most = output.flatten(0, -2).abs().amax(0)
+            largest[name] = torch.maximum(largest.get(name, most), most)
+
+        return hook
+
+    hooks = []
+    for channels in _channels(model):
+        hooks.append(channels.readers[0].register_forward_pre_hook(keep(channels.name)))
+        if channels.writer is not None:
+            hooks.append(channels.writer.register_forward_hook(measure(channels.name)))
     with torch.inference_mode():
         for each in inputs:
             model(**each)
@@ -116,7 +132,8 @@ def _inputs_of(model: Any, inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor
         hook.remove()
     generator = torch.Generator().manual_seed(0)
     tokens = {name: torch.cat(parts) for name, parts in seen.items()}
-    return {name: x[torch.randperm(len(x), generator=generator)[:TOKENS]] for name, x in tokens.items()}
+    chosen = {name: x[torch.randperm(len(x), generator=generator)[:TOKENS]] for name, x in tokens.items()}
+    return chosen, largest
 
 
 def _factors(x: Tensor, readers: Sequence[nn.Linear], power: float) -> Tensor:
@@ -127,6 +144,12 @@ def _factors(x: Tensor, readers: Sequence[nn.Linear], power: float) -> Tensor:
     largest_weight = (weights / typical).quantile(0.9, 0).clamp(min=1e-3)
     factors = largest_weight ** (1 - power) / largest_input**power
     return torch.exp2((factors / factors.median()).log2().round().clamp(-MOST, MOST))
+
+
+def _bounded(factors: Tensor, largest: Tensor) -> Tensor:
+    """No larger than brings outputs (D,) to `LARGEST`; those that are larger stay as they are."""
+    bound = torch.exp2((LARGEST / largest.clamp(min=1e-6)).log2().floor()).clamp(min=1.0)
+    return torch.minimum(factors, bound)
 
 
 def _start_factor(readers: Sequence[nn.Linear]) -> float:

@@ -596,3 +596,11 @@ def test_the_flag_of_assistant_is_read_by_columns_no_larger_than_those_of_other_
     with torch.no_grad():
         readers[1].weight[0, at.START] = 0.0
     assert equalize._start_factor(readers) == 1
+
+
+def test_neurons_are_made_no_larger_than_float16_bears():
+    """An up of 11,066 whose gate is shut became 2.8 million: infinite in float16."""
+    factors = equalize._bounded(torch.full((4,), 256.0), torch.tensor([0.0, 1.0, 100.0, 11066.0]))
+    assert factors.tolist() == [256, 256, 64, 1]
+    smaller = torch.tensor([0.25, 4.0])
+    assert torch.equal(equalize._bounded(smaller, torch.tensor([2e4, 1.0])), smaller)

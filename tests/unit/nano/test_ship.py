@@ -9,6 +9,7 @@ from audioflamingo.checkpoint.weights import WEIGHTS_FILE
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from recipes.nano.nano_model.layout import QUOTE, START, STATE, WIDTH
 from recipes.nano.ship_model import (
+    check_float16,
     in_float8_at_length,
     load_mean,
     make_fit_float8,
@@ -37,6 +38,16 @@ def test_a_larger_stream_changes_no_answer(tmp_path):
         model.save_pretrained(tmp_path)
         after = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path)(**inputs).logits
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_float16_cannot_hold_is_not_shipped():
+    model, inputs = tiny_model().half(), make_batch([([300], 5)])
+    check_float16(model, [inputs])
+    with torch.no_grad():
+        model.model.language_model.layers[-1].mlp.up_proj.weight.fill_(6e4)
+        model.model.language_model.layers[-1].mlp.gate_proj.weight.fill_(6e4)
+    with pytest.raises(SystemExit, match="not finite"):
+        check_float16(model, [inputs])
 
 
 def test_an_embedding_keeps_its_length_in_float8():
