@@ -18,12 +18,10 @@ from audioflamingo.training.batches import Batch
 from ..vocabulary import QUOTE
 from .batches import Mixture
 from .forward import FastModel
-from .optimizer import EigenAdam
+from .optimizer import BETAS, EPS, EigenAdam
 from .parts import SharedWeights, keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
 from .teacher import Lessons
-
-BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ class Run:
         self.optimizers = (
             torch.optim.AdamW(
                 [group for group in groups if not group["turned"]],
-                lr=0.0, betas=BETAS, eps=1e-9, weight_decay=0.0, fused=True,
+                lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True,
             ),
-            EigenAdam([group for group in groups if group["turned"]], betas=BETAS),
+            EigenAdam([group for group in groups if group["turned"]]),
         )  # fmt: skip
         self.shared = SharedWeights(fast.model, plan.shared_share, plan.self_share)
         self.mean = [p.detach().clone() for p in self.trained]

@@ -73,10 +73,7 @@ def score(row: DataRow, found: str, asked: str = "") -> Item:
     elif QUOTED in reference:
         is_right = says_the_same(reference, found)
     else:
-        (said, rest), (wanted, wanted_rest) = (
-            (normalize(text), normalize(YES_OR_NO.sub("", text))) for text in (found, reference)
-        )
-        is_right = said in (wanted, wanted_rest) or rest == wanted
+        is_right = claims_the_same(reference, found)
     return Item(row.id, question, reference, found, is_right, errors, words, asked)
 
 
@@ -86,6 +83,13 @@ def is_about(found: str, duration_s: float) -> bool:
     if not match or match[1] not in SPOKEN:
         return False
     return abs(SPOKEN[match[1]] - duration_s) <= max(1.0, ABOUT * duration_s)
+
+
+def claims_the_same(reference: str, found: str) -> bool:
+    """Whether two answers are the same in every word, but that one of them may leave out its "Yes," or "No,"."""
+    said, wanted = normalize(found), normalize(reference)
+    said_bare, wanted_bare = (normalize(YES_OR_NO.sub("", text)) for text in (found, reference))
+    return said == wanted or said == wanted_bare or said_bare == wanted
 
 
 def says_the_same(reference: str, found: str) -> bool:

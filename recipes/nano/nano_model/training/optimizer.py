@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..layout import STATE, WIDTH
 
+BETAS, EPS = (0.9, 0.98), 1e-9  # of the trainer's other optimizer, too
 DAMPING = 1e-6  # of the moments' trace: where there is nothing the basis stays as it is
 FLOOR = 0.01  # of a row's root mean square: directions in which there is nothing are not blown up
 
@@ -39,8 +40,8 @@ class EigenAdam(torch.optim.Optimizer):
         self,
         groups: Any,
         lr: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-9,
+        betas: tuple[float, float] = BETAS,
+        eps: float = EPS,
         basis_beta: float = 0.95,
         basis_steps: int = 2,
         turn_steps: int = 20,
