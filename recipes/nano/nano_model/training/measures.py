@@ -89,7 +89,7 @@ def claims_the_same(reference: str, found: str) -> bool:
     """Whether two answers are the same in every word, but that one of them may leave out its "Yes," or "No,"."""
     said, wanted = normalize(found), normalize(reference)
     said_bare, wanted_bare = (normalize(YES_OR_NO.sub("", text)) for text in (found, reference))
-    return said == wanted or said == wanted_bare or said_bare == wanted
+    return said in (wanted, wanted_bare) or said_bare == wanted
 
 
 def says_the_same(reference: str, found: str) -> bool:
