@@ -28,6 +28,7 @@ TESTS = {
     "sound": "sounds, freely",
     "sound_choice": "sounds, choice",
     "kinds": "sounds of unheard kinds, freely",
+    "more": "sounds recorded for other packages, freely",
     "instrument": "instruments, freely",
     "instrument_choice": "instruments, choice",
     "timbre": "new sound font, freely",

@@ -113,17 +113,20 @@ class Maker:
         )
 
     def sound(self, clip: Clip) -> dict[str, Any]:
-        """What a sound is, in free wording."""
+        """What a sound is, in free wording; speech is described where the question is open."""
         prompt = (
             None
             if self.split != "test" and clip.label != "speech" and self.rng.random() < 0.08
             else self.ask_about_sound(clip.label)
         )
-        messages = [user(prompt, [clip], self.audio_first()), assistant(self.sound_answer(clip.label))]
+        messages = [user(prompt, [clip], self.audio_first())]
+        is_open = clip.label == "speech" and OPEN_WORDING.search(prompt or "")
+        answer = self.asked.answer("describe", clip) if is_open else None
+        messages.append(assistant(answer or self.sound_answer(clip.label)))
         return self.row("sound", [clip], messages, label=clip.label)
 
     def ask_about_sound(self, label: str) -> str:
-        """A wording. To an open one ("What do you hear?") the answer about speech is a description (`newcomers`)."""
+        """A wording. Open ones ("What do you hear?"), about speech, are left to `newcomers` in training."""
         while True:
             text = self.ask("sound")
             if label != "speech" or self.split == "test" or not OPEN_WORDING.search(text):

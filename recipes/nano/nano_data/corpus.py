@@ -13,7 +13,7 @@ from .conversations import Maker
 from .messages import Clip, check_conversation, read_classes
 from .newcomers import KINDS as NEWCOMER_KINDS
 from .newcomers import voice_of
-from .sounds import KINDS_SPLIT
+from .sounds import KINDS_SPLIT, MORE_SET
 from .speech import WORDS_SET
 from .splits import draw
 from .store import read_jsonl, read_shards
@@ -50,8 +50,18 @@ DRAWN = {
     },
 }
 NEWCOMERS = {"train": 1500, "valid": 6, "test": 25}  # of each kind of newcomers' questions
-# Twice as often in training: hard.
-OFTEN_ASKED = ("describe", "first_words", "last_words", "duration", "word")
+# Once more in training for each time here: hard, or, to be described, next to questions for a sound in like words.
+OFTEN_ASKED = (
+    "describe",
+    "describe",
+    "summarize",
+    "first_words",
+    "last_words",
+    "duration",
+    "word",
+    "number",
+    "name",
+)
 PASSES = {
     "train": 3,
     "valid": 1,
@@ -60,6 +70,11 @@ PASSES = {
 SPEECH_LIKE_OTHERS = {"train": 600, "valid": 15, "test": 40}  # speech clips among the sounds
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
+SOUNDS = {
+    "train": ("sound/train", f"{MORE_SET}/train"),
+    "valid": ("sound/valid",),
+    "test": ("sound/test",),
+}  # folders
 LONG_S = 9.0  # longer clips have a file of their own: they cost much and are needed less often
 SENTENCES_PER_ROW = 8  # of text without audio
 EXCLUDED_WORDS = 4  # a training clip that says what a human prompt of so many words says is left out
@@ -114,18 +129,21 @@ def sentence_rows(data_dir: Path, maker: Maker) -> Iterator[dict[str, Any]]:
         yield maker.sentences(texts[start : start + SENTENCES_PER_ROW])
 
 
-def make_maker(data_dir: Path, split: str, timbre: bool = False, sounds: str | None = None) -> Maker:
+def make_maker(
+    data_dir: Path, split: str, timbre: bool = False, sounds: tuple[str, ...] | None = None
+) -> Maker:
     """A maker over the clips of a split.
 
-    `timbre`: with the instruments of the held-out sound font. `sounds`: with the sounds of another split.
+    `timbre`: with the instruments of the held-out sound font. `sounds`: with the sounds of these folders.
     """
     rng = random.Random(f"corpus/{split}{draw()}")
     by_label: dict[str, list[Clip]] = {}
     instruments: dict[str, list[Clip]] = {}
     classes = read_classes()
-    for clip in clips_of(data_dir, "sound", sounds or split):
-        label = classes[clip.label]
-        by_label.setdefault(label, []).append(dataclasses.replace(clip, label=label))
+    for folder in sounds or SOUNDS[split]:
+        for clip in clips_of(data_dir, folder):
+            label = classes[clip.label]
+            by_label.setdefault(label, []).append(dataclasses.replace(clip, label=label))
     for clip in clips_of(data_dir, "instrument", "test_timbre" if timbre else split):
         (by_label if clip.label == "music" else instruments).setdefault(clip.label, []).append(clip)
     spoken = [clip for name in SPEECH_SPLITS[split] for clip in speech_clips(data_dir, name)]
@@ -198,9 +216,9 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield f"test_{name}", [maker.transcription(clip) for clip in clips_of(data_dir, name)]
     for kind, rows in split_files(data_dir, "test"):
         yield f"test_{kind}", rows
-    kinds = make_maker(data_dir, "test", sounds=KINDS_SPLIT)
-    sounds = about_rows(kinds, "sound")
-    yield "test_kinds", [row for row in sounds if row["label"] not in ("speech", "music")]
+    for name, folder in (("test_kinds", f"sound/{KINDS_SPLIT}"), ("test_more", f"{MORE_SET}/test")):
+        sounds = about_rows(make_maker(data_dir, "test", sounds=(folder,)), "sound")
+        yield name, [row for row in sounds if row["label"] not in ("speech", "music")]
     timbre = make_maker(data_dir, "test", timbre=True)
     yield "test_timbre", list(about_rows(timbre, "instrument"))
     yield "test_timbre_choice", list(about_rows(timbre, "instrument_choice"))

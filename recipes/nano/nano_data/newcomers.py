@@ -80,11 +80,15 @@ class Newcomer:
 
     def pair(self, kind: str, clip: Clip) -> tuple[str, str] | None:
         """(question, answer) of a kind about a clip; None where the clip does not suit it."""
-        is_speech = clip.label == "speech"
         if kind in ("word",):
-            return self._word(clip) if is_speech else None
-        answer = getattr(self, f"_{kind}")(clip) if is_speech else self._about_other(kind, clip)
+            return self._word(clip) if clip.label == "speech" else None
+        answer = self.answer(kind, clip)
         return (self.prompts.draw(kind, self.rng), answer) if answer else None
+
+    def answer(self, kind: str, clip: Clip) -> str | None:
+        """The answer to any question of a kind but "word"; None where the clip does not suit it."""
+        is_speech = clip.label == "speech"
+        return getattr(self, f"_{kind}")(clip) if is_speech else self._about_other(kind, clip)
 
     def _about_other(self, kind: str, clip: Clip) -> str | None:
         if kind in ("describe", "summarize"):

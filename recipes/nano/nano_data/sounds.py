@@ -1,7 +1,9 @@
-"""Clips of sounds: recordings from packages (`tables/recordings.tsv`) and synthesised events, varied.
+"""Clips of sounds: recordings from packages and synthesised events, varied.
 
-Training and tests never share a recording (nor its numbered siblings). "test" has new sounds of the families of
-synthesis that training has, "test_kinds" those of one more family a class, which training lacks.
+Training and tests never share a recording (nor its numbered siblings). The set "sound" has recordings of
+`tables/recordings.tsv` and synthesis: "test" has new sounds of the families of synthesis that training has,
+"test_kinds" those of one more family a class, which training lacks. The set "sound_more" has recordings only, those
+of `tables/more_recordings.tsv`, from other packages: a set of its own, so that more of them move no clip of "sound".
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from .store import SAMPLING_RATE, make_shard, write_clip
 
 KINDS_SPLIT = "test_kinds"
 CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 500}  # in this order
+MORE_SET = "sound_more"
+MORE_CLIPS_PER_CLASS = {"test": 20, "train": 150}
+CLIPS_PER_RECORDING = 15  # at most, in the set of recordings only
 RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
 SHARD_CLIPS = 50
 TEST_SHARE = 0.25
@@ -42,12 +47,13 @@ class Recording:
         return f"{self.package}/{stem}"
 
 
-def find_recordings(
-    unpacked: Path, table: Path = RECIPE_DIR / "tables" / "recordings.tsv"
-) -> list[Recording]:
-    """Recordings of the table that are there; a file named twice has the later class."""
+MakeClip = Callable[[str, str, int, list[Recording], Path], tuple[Any, str]]
+
+
+def find_recordings(unpacked: Path, table: str = "recordings.tsv") -> list[Recording]:
+    """Recordings of a table that are there; a file named twice has the later class."""
     found: dict[str, Recording] = {}
-    with table.open(encoding="utf-8", newline="") as lines:
+    with (RECIPE_DIR / "tables" / table).open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines, delimiter="\t"):
             for path in sorted(unpacked.glob(row["files"])):
                 if "_desc" not in path.name and path.is_file():
@@ -135,22 +141,43 @@ def make_clip(
 ) -> tuple[Any, str]:
     """One clip (N,) of a class, and where it comes from: a recording's path or "synthesis/FAMILY"."""
     import numpy as np
-    import soxr
 
     from .events import FAMILIES
 
     rng = np.random.default_rng(seed_for("sound", label, split, number))
-    duration_s = float(np.clip(rng.gamma(4, 1.1), 1.2, 12))
+    duration_s = draw_duration(rng)
     families = FAMILIES.get(label, ())
     families = families[-1:] if split == KINDS_SPLIT else families[:-1]
     if recordings and (not families or rng.random() < RECORDED_SHARE):
-        recording = recordings[rng.integers(len(recordings))]
-        waveform = load_recording(unpacked / recording.path)
-        waveform = soxr.resample(waveform, SAMPLING_RATE * rng.uniform(0.85, 1.18), SAMPLING_RATE)
-        return vary(fit(waveform, duration_s, rng), rng), recording.path
+        return play(recordings, duration_s, rng, unpacked)
     family = families[rng.integers(len(families))]
     waveform = np.asarray(family(rng, duration_s), np.float64)
     return vary(waveform, rng), f"synthesis/{family.__name__}"
+
+
+def make_recorded_clip(
+    label: str, split: str, number: int, recordings: list[Recording], unpacked: Path
+) -> tuple[Any, str]:
+    """One clip (N,) of the set of recordings only, and the recording's path."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed_for(MORE_SET, label, split, number))
+    return play(recordings, draw_duration(rng), rng, unpacked)
+
+
+def draw_duration(rng: Any) -> float:
+    """Seconds of a clip."""
+    return float(min(max(rng.gamma(4, 1.1), 1.2), 12))
+
+
+def play(recordings: list[Recording], duration_s: float, rng: Any, unpacked: Path) -> tuple[Any, str]:
+    """One of the recordings, a little faster or slower, as long as wanted and varied (N,); and its path."""
+    import soxr
+
+    recording = recordings[rng.integers(len(recordings))]
+    waveform = load_recording(unpacked / recording.path)
+    waveform = soxr.resample(waveform, SAMPLING_RATE * rng.uniform(0.85, 1.18), SAMPLING_RATE)
+    return vary(fit(waveform, duration_s, rng), rng), recording.path
 
 
 def sound_labels() -> list[str]:
@@ -175,34 +202,59 @@ def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
     return sorted(result, key=lambda shard: (list(CLIPS_PER_CLASS).index(shard[2]), shard[0].name))
 
 
+def more_shards(
+    data_dir: Path, recordings: dict[str, dict[str, list[Recording]]]
+) -> list[tuple[Path, str, str, range]]:
+    """The same for the set of recordings only, where a class has as many clips as its recordings bear."""
+    result = []
+    for split in made_now(MORE_CLIPS_PER_CLASS):
+        for label, chosen in recordings.items():
+            size = min(MORE_CLIPS_PER_CLASS[split], CLIPS_PER_RECORDING * len(chosen[split]))
+            for start in range(0, size, SHARD_CLIPS):
+                folder = data_dir / "audio" / MORE_SET / split / label / f"{start // SHARD_CLIPS:03d}"
+                result.append((folder, label, split, range(start, min(size, start + SHARD_CLIPS))))
+    return result
+
+
 def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
     """Makes the missing shards; yields a line for each."""
     recordings = split_recordings(find_recordings(unpacked))
     for folder, label, split, numbers in shards(data_dir):
         chosen = recordings.get(label, {}).get(RECORDINGS_OF[split], [])
-
-        def fill(
-            working: Path,
-            label: str = label,
-            split: str = split,
-            numbers: range = numbers,
-            chosen: Any = chosen,
-        ) -> Any:
-            rows = []
-            for number in numbers:
-                waveform, origin = make_clip(label, split, number, chosen, unpacked)
-                file = f"{label}-{split}-{number:05d}.flac"
-                duration_s = round(write_clip(working / file, waveform), 3)
-                rows.append(
-                    {
-                        "id": Path(file).stem,
-                        "file": file,
-                        "duration_s": duration_s,
-                        "label": label,
-                        "origin": origin,
-                    }
-                )
-            return rows
-
-        if make_shard(folder, fill):
+        if make_one(folder, make_clip, label, split, numbers, chosen, unpacked):
             yield f"sound/{split}/{label}/{folder.name}"
+    recordings = split_recordings(find_recordings(unpacked, "more_recordings.tsv"))
+    for folder, label, split, numbers in more_shards(data_dir, recordings):
+        if make_one(folder, make_recorded_clip, label, split, numbers, recordings[label][split], unpacked):
+            yield f"{MORE_SET}/{split}/{label}/{folder.name}"
+
+
+def make_one(
+    folder: Path,
+    make: MakeClip,
+    label: str,
+    split: str,
+    numbers: range,
+    recordings: list[Recording],
+    unpacked: Path,
+) -> bool:
+    """Makes a shard if it is missing; whether it was."""
+
+    def fill(working: Path) -> list[dict[str, Any]]:
+        rows = []
+        for number in numbers:
+            waveform, origin = make(label, split, number, recordings, unpacked)
+            file = f"{label}-{split}-{number:05d}.flac"
+            duration_s = round(write_clip(working / file, waveform), 3)
+            rows.append(
+                {
+                    "id": Path(file).stem,
+                    "file": file,
+                    "duration_s": duration_s,
+                    "label": label,
+                    "origin": origin,
+                }
+            )
+        return rows
+
+    return make_shard(folder, fill)

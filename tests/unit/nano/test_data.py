@@ -189,7 +189,10 @@ def test_every_recording_has_a_class_and_a_licence():
     kinds = messages.read_classes()
     assert set(kinds.values()) == set(messages.read_labels())
     assert set(sounds.sound_labels()) | {"speech"} == set(kinds)
-    for row in messages.read_table("recordings.tsv"):
+    tables = [messages.read_table(name) for name in ("recordings.tsv", "more_recordings.tsv")]
+    files = [row["files"] for table in tables for row in table]
+    assert len(set(files)) == len(files)
+    for row in tables[0] + tables[1]:
         assert row["class"] in kinds
         assert row["licence"]
         assert row["package"] in sounds.RECIPE_DIR.joinpath("apt-data-packages.txt").read_text().split()
@@ -363,6 +366,19 @@ def test_open_questions_about_speech_are_left_to_those_who_describe_it():
     assert any("sound" in question for question in questions("train", "speech"))
 
 
+def test_an_open_question_about_speech_has_a_description_for_an_answer():
+    maker = make_maker("test")
+    clip = messages.Clip("a.flac", 2.0, "speech", "come in", "Come in.", "woman")
+    answers = {}
+    for _ in range(400):
+        question, answer = (
+            [p["text"] for p in m["content"] if "text" in p] for m in maker.sound(clip)["messages"]
+        )
+        answers[question[0]] = answer[0]
+    assert answers["What do you hear?"] == 'A woman is speaking and she says "Come in.".'
+    assert answers["Classify the sound."] == "This is speech."
+
+
 def test_options_are_chosen_in_words_too():
     maker = make_maker()
     for _ in range(50):
@@ -488,6 +504,30 @@ def test_a_family_is_held_out_of_all_but_its_own_split(tmp_path):
             origins = {sounds.make_clip(label, split, number, [], tmp_path)[1] for number in range(6)}
             assert (origins == {held_out}) == (split == sounds.KINDS_SPLIT)
             assert split == sounds.KINDS_SPLIT or held_out not in origins
+
+
+def test_more_recordings_make_a_set_of_their_own(monkeypatch, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    table = ["package\tlicence\tclass\tfiles"]
+    for name in ("one", "two", "three", "four"):
+        noise = np.random.default_rng(len(table)).standard_normal(8000) * 0.1
+        soundfile.write(tmp_path / f"{name}.wav", noise, 16000)
+        table.append(f"p\tCC0-1.0\train\t{name}.wav")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "more.tsv").write_text("\n".join(table) + "\n")
+    monkeypatch.setattr(sounds, "RECIPE_DIR", tmp_path)
+    found = sounds.split_recordings(sounds.find_recordings(tmp_path, "more.tsv"))
+    assert [len(found["rain"][split]) for split in ("train", "test")] == [3, 1]
+    shards = sounds.more_shards(tmp_path, found)
+    counts = {split: sum(len(shard[3]) for shard in shards if shard[2] == split) for split in found["rain"]}
+    assert counts == {"train": 3 * sounds.CLIPS_PER_RECORDING, "test": sounds.CLIPS_PER_RECORDING}
+    for split, chosen in found["rain"].items():
+        made = [sounds.make_recorded_clip("rain", split, number, chosen, tmp_path) for number in range(8)]
+        assert {path for _, path in made} <= {recording.path for recording in chosen}
+        assert len({len(waveform) for waveform, _ in made}) > 1
+    monkeypatch.setenv(splits.DRAW_VARIABLE, "second")
+    assert {shard[2] for shard in sounds.more_shards(tmp_path, found)} == {"test"}
 
 
 def test_an_encoder_is_read_from_a_ctranslate2_file() -> None:

@@ -14,6 +14,7 @@ SETS = (
     "speech/train_words",
     "speech/train",
     "sound/train",
+    "sound_more/train",
     "instrument/train",
     "silence/train",
 )  # below audio/
