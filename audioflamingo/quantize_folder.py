@@ -23,7 +23,14 @@ from audioflamingo.checkpoint.pretrained import (
 )
 from audioflamingo.checkpoint.quantizing import QuantizingReader
 from audioflamingo.checkpoint.saving import parse_size, plan_shards, write_checkpoint
-from audioflamingo.checkpoint.weights import check_tensors, find_tensors, hub_name, is_quantized
+from audioflamingo.checkpoint.weights import (
+    FLOAT8,
+    StoredTensor,
+    check_tensors,
+    find_tensors,
+    hub_name,
+    is_quantized,
+)
 from audioflamingo.errors import ArgumentError, AudioFlamingoWarning, CheckpointError
 from audioflamingo.hub import resolve_folder
 from audioflamingo.model import AutoModelForConditionalGeneration, model_class_of
@@ -83,13 +90,13 @@ def quantize_checkpoint(
     measured = None if calibration is None else _measure(source, calibration)
     dtype = stored_dtype(config, source, stored)
     reader = QuantizingReader(model, stored, dtype, measured)
-    names, tensors = _hub_layout(model.state_dict(), dtype)
+    names, tensors = _hub_layout(model.state_dict(), dtype, stored)
     write_checkpoint(
         target,
         plan_shards(tensors, max_shard_bytes),
         config_to_save(quantized_config, dtype),
         read_generation_config(source, config).to_dict(),
-        read=_reporting(lambda name: reader.read(names[name]), tensors, progress),
+        read=_reporting(lambda name: reader.read(names[name]).to(tensors[name].dtype), tensors, progress),
         others=_processor_files(source),
     )
 
@@ -99,14 +106,20 @@ def _measure(source: Path, calibration: Iterable[Mapping[str, Any]]) -> dict[str
     return measure_inputs(model, calibration)
 
 
-def _hub_layout(state: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The model's name of each saved one, and each saved tensor without its values."""
+def _hub_layout(
+    state: Mapping[str, Tensor], dtype: torch.dtype, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The model's name of each saved one, and each saved tensor without its values. What is float8 stays so."""
     names, tensors = {}, {}
     for name, tensor in state.items():
         saved = hub_name(name)
         assert saved is not None
         names[saved] = name
-        tensors[saved] = tensor if is_quantized(name) else tensor.to(dtype)
+        if is_quantized(name):
+            tensors[saved] = tensor
+        else:
+            is_float8 = dtype == torch.float16 and name in stored and stored[name].dtype == FLOAT8
+            tensors[saved] = tensor.to(torch.float8_e4m3fn if is_float8 else dtype)
     return names, tensors
 
 

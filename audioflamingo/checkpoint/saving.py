@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audioflamingo.checkpoint.weights import (
     CONFIG_FILE,
+    FLOAT8,
     FLOAT_DTYPES,
     GENERATION_CONFIG_FILE,
     INDEX_FILE,
@@ -28,13 +29,14 @@ from audioflamingo.checkpoint.weights import (
     WEIGHTS_FILE,
     hub_name,
     is_packed,
+    pack_float8,
     shorten,
 )
 from audioflamingo.errors import ArgumentError, CheckpointError
 from audioflamingo.files import AtomicFolder, to_json
 
 _FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
-_DTYPE_NAMES = {**_FLOAT_NAMES, torch.uint8: PACKED_DTYPE}
+_DTYPE_NAMES = {**_FLOAT_NAMES, torch.uint8: PACKED_DTYPE, torch.float8_e4m3fn: FLOAT8}
 _DATA_ALIGNMENT = (
     64  # bytes: packed integers come first in a file, and kernels read them in lines of this size
 )
@@ -71,7 +73,7 @@ def parse_size(size: int | str) -> int:
 
 
 def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the model's tensors to the hub layout.
+    """Renames the model's tensors to the hub layout; float16 matrices that float8 holds exactly are in it.
 
     Raises:
         CheckpointError: a tensor without values (offloaded), without a name in the layout, or of a dtype that
@@ -92,7 +94,7 @@ def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot save tensors that are not floating point: {shorten(odd)}.")
     named = {hub_name(name): tensor for name, tensor in state.items()}
     assert None not in named  # the caller checked the names
-    return {name: tensor for name, tensor in named.items() if name is not None}
+    return {name: pack_float8(tensor) for name, tensor in named.items() if name is not None}
 
 
 def plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[Shard]:

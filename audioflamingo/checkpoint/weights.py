@@ -91,6 +91,17 @@ def read_tensor(file: Any, key: str) -> torch.Tensor:
     return tensor.half() if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
+def pack_float8(tensor: torch.Tensor) -> torch.Tensor:
+    """A float16 matrix in float8, where that holds every value exactly; any other tensor as it is."""
+    if tensor.dtype != torch.float16 or tensor.ndim < 2:
+        return tensor
+    for rows in (tensor[:1], tensor):  # one row tells it nearly always
+        small = rows.to(torch.float8_e4m3fn)
+        if not torch.equal(small.half(), rows):
+            return tensor
+    return small
+
+
 def hub_name(name: str) -> str | None:
     """Translates a parameter name of the model to the name it is saved under; None if it has none."""
     return _translate(name, ((ours, stored) for stored, ours in HUB_PREFIXES))

@@ -59,6 +59,25 @@ def test_unknown_configuration_keys_survive_and_dtype_is_todays(folder: Path, tm
     assert_equal_state(Model.from_pretrained(tmp_path / "again"), model)
 
 
+def test_float16_matrices_that_float8_holds_are_saved_in_it(tmp_path: Path) -> None:
+    model = tiny_model().half()
+    state = model.state_dict()
+    exact, nearly = "model.language_model.embed_tokens.weight", "lm_head.weight"
+    for name in (exact, nearly):
+        state[name].copy_(state[name].to(torch.float8_e4m3fn))
+    state[nearly][-1, -1] = 1.0625  # between two of float8's values
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / SINGLE)
+    dtypes = {
+        name: tensor.dtype for name, tensor in saved.items() if "embed_tokens" in name or "lm_head" in name
+    }
+    assert sorted(map(str, dtypes.values())) == ["torch.float16", "torch.float8_e4m3fn"]
+    assert all(tensor.dtype == torch.float16 for tensor in saved.values() if tensor.ndim < 2)
+    loaded = Model.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float16
+    assert_equal_state(loaded, model)
+
+
 def test_shared_and_strided_weights_are_saved_whole(tmp_path: Path) -> None:
     model = tiny_model()
     embeddings = model.get_input_embeddings()

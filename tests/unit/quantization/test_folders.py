@@ -21,8 +21,8 @@ from audioflamingo.errors import (
 )
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration as Model
 from audioflamingo.processor import AudioFlamingo3Processor
-from audioflamingo.quantization import QuantizationConfig, read_quantization
-from audioflamingo.quantization.quantize_model import packed_layers
+from audioflamingo.quantization import QuantizationConfig, quantize, read_quantization
+from audioflamingo.quantization.quantize_model import FLOAT_KEY, packed_layers
 from audioflamingo.quantize_folder import quantize_checkpoint
 from tests.support.checkpoint_folders import (
     INDEX,
@@ -94,6 +94,24 @@ def test_shards_and_another_dtype(folders: dict[str, Path], tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_float8_that_is_left_in_float_stays_float8(tmp_path: Path, scheme: str) -> None:
+    model = small_model().half()
+    name = "model.language_model.embed_tokens"
+    weight = model.state_dict()[f"{name}.weight"]
+    weight.copy_(weight.to(torch.float8_e4m3fn))
+    model.config.extra[FLOAT_KEY] = [name]
+    write_tiny_processor(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "plain")
+    quantize_checkpoint(tmp_path / "plain", tmp_path / "small", scheme)
+    stored = find_tensors(tmp_path / "small")
+    assert stored[f"{name}.weight"].dtype == "F8_E4M3"
+    quantize(model, scheme).save_pretrained(tmp_path / "again")
+    found = Model.from_pretrained(tmp_path / "small")
+    assert torch.equal(found.state_dict()[f"{name}.weight"], weight)
+    assert_equal_state(found, Model.from_pretrained(tmp_path / "again"))
+
+
 def test_packed_weights_are_mapped_and_aligned(folders: dict[str, Path]) -> None:
     """Nothing is copied, and kernels can read whole lines of 64 bytes."""
     model = Model.from_pretrained(folders["int4"])
