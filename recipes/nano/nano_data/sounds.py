@@ -23,7 +23,7 @@ from .store import SAMPLING_RATE, make_shard, write_clip
 KINDS_SPLIT = "test_kinds"
 CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 500}  # in this order
 MORE_SET = "sound_more"
-MORE_CLIPS_PER_CLASS = {"test": 20, "train": 150}
+MORE_CLIPS_PER_CLASS = {"test": 20, "train": 250}
 CLIPS_PER_RECORDING = 15  # at most, in the set of recordings only
 RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
 SHARD_CLIPS = 50
@@ -39,6 +39,7 @@ class Recording:
     package: str
     licence: str
     path: str
+    is_training: bool = False  # for training only
 
     @property
     def group(self) -> str:
@@ -58,17 +59,22 @@ def find_recordings(unpacked: Path, table: str = "recordings.tsv") -> list[Recor
             for path in sorted(unpacked.glob(row["files"])):
                 if "_desc" not in path.name and path.is_file():
                     name = path.relative_to(unpacked).as_posix()
-                    found[name] = Recording(row["class"], row["package"], row["licence"], name)
+                    is_training = row.get("split") == "train"
+                    found[name] = Recording(row["class"], row["package"], row["licence"], name, is_training)
     return list(found.values())
 
 
 def split_recordings(recordings: list[Recording]) -> dict[str, dict[str, list[Recording]]]:
-    """label -> {"train": [...], "test": [...]}; a class of fewer than three groups is for training only."""
+    """label -> {"train": [...], "test": [...]}; a class of fewer than three groups is for training only.
+
+    Those for training only count as no groups: more of them move nothing between training and tests.
+    """
     result: dict[str, dict[str, list[Recording]]] = {}
     for label in sorted({recording.label for recording in recordings}):
         members = [recording for recording in recordings if recording.label == label]
         groups = sorted(
-            {recording.group for recording in members}, key=lambda group: bucket("sound:" + group)
+            {recording.group for recording in members if not recording.is_training},
+            key=lambda group: bucket("sound:" + group),
         )
         held_out = set(groups[: max(1, round(len(groups) * TEST_SHARE))]) if len(groups) >= 3 else set()
         result[label] = {

@@ -183,6 +183,10 @@ def test_recordings_share_no_group_between_splits():
     assert len(split["train"]) + len(split["test"]) == len(recordings)
     assert split["test"]
     assert not {r.group for r in split["train"]} & {r.group for r in split["test"]}
+    others = [sounds.Recording("animal", "q", "CC0-1.0", f"x/{n}.ogg", True) for n in "ijklmnopq"]
+    longer = sounds.split_recordings(recordings + others)["animal"]
+    assert longer["test"] == split["test"]
+    assert longer["train"] == split["train"] + others
 
 
 def test_every_recording_has_a_class_and_a_licence():
