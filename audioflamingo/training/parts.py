@@ -20,6 +20,7 @@ from audioflamingo.training.training_config import LoraSettings, StageConfig, Tr
 if TYPE_CHECKING:
     from peft import PeftModel
 
+UNADAPTED_KEY = "unadapted_layers"
 CTC_PART = "ctc"  # the trainer's own head, not a part of the model
 _PREFIXES = {
     "model.audio_tower.": "encoder",
@@ -62,7 +63,8 @@ class Adapter:
 def add_lora(model: AudioFlamingo3WithHead, settings: LoraSettings, base: str | None = None) -> Adapter:
     """Puts LoRA layers into the language model, in place: over float layers and over quantized ones.
 
-    The encoder has layers of the same names, so targets are matched by full path.
+    The encoder has layers of the same names, so targets are matched by full path. Where the settings name no layers,
+    these are all but those that the model's `config.json` lists under `UNADAPTED_KEY`.
 
     Args:
         model: AF3.
@@ -81,7 +83,10 @@ def add_lora(model: AudioFlamingo3WithHead, settings: LoraSettings, base: str | 
             f"lora.target_modules: the language model has no {missing[0]!r}, only {sorted(present)}."
         )
     num_layers = model.config.text_config.num_hidden_layers
-    layers = range(num_layers) if settings.layers_to_transform is None else settings.layers_to_transform
+    layers = settings.layers_to_transform
+    if layers is None:
+        left_out = model.config.extra.get(UNADAPTED_KEY, ())
+        layers = [number for number in range(num_layers) if number not in left_out]
     if not layers or not set(layers) <= set(range(num_layers)):
         raise ConfigError(
             f"lora.layers_to_transform: {list(layers)} must name some of the language model's layers, 0 to "

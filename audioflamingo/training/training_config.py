@@ -166,7 +166,8 @@ class LoraSettings:
     Attributes:
         rank, alpha, dropout: as in peft's `LoraConfig`.
         target_modules: names of the linear layers; only those of the language model are adapted.
-        layers_to_transform: numbers of the language model's layers that are adapted, from 0; None: all.
+        layers_to_transform: numbers of the language model's layers that are adapted, from 0; None: all, but those
+            that a model's `config.json` lists under `unadapted_layers` (in the built-in model the first).
         merge: also fold the adapter into the weights of the saved model.
     """
 

@@ -24,9 +24,10 @@ from nano_model.layout import FLOAT8_MOST, QUOTE, START, STREAM_FACTOR, SYSTEM, 
 from torch import Tensor
 
 from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
-from audioflamingo.checkpoint.weights import WEIGHTS_FILE, hub_name
+from audioflamingo.checkpoint.weights import hub_name
 from audioflamingo.hub import BUILT_IN_FOLDER
 from audioflamingo.quantization.quantize_model import FLOAT_KEY
+from audioflamingo.training.parts import UNADAPTED_KEY
 from audioflamingo.transcription import transcribe
 from audioflamingo.transcription.alignment_heads import HEADS_KEY, SHARE_KEY
 
@@ -44,6 +45,7 @@ FLOAT_MODULES = [  # positions are codes that rounding would mix up; the outputs
     "model.language_model.layers.8.mlp.",  # in 4 bits it costs .04, and "Eightieth" has no end
     *(f"model.language_model.layers.{layer}.self_attn.o_proj" for layer in (3, 5, 7)),
 ]
+UNADAPTED_LAYERS = [0]  # it counts positions: with an adapter in it the loss rises
 LOOKED_AT = {
     "transcription": 10, "transcription_long": 2, "transcription_words": 4, "silence": 1, "sound": 3,
     "sound_choice": 2, "instrument": 2, "compare": 2, "follow_up": 2, "newcomer": 6, "text": 6,
@@ -165,18 +167,14 @@ def check_float16(model: AudioFlamingo3ForConditionalGeneration, inputs: Sequenc
             raise SystemExit(f"In float16 the logits of conversation {number} are not finite.")
 
 
-def store_in_float8(path: Path) -> None:
-    """Rewrites a file of weights with what `FLOAT8_TENSORS` matches in float8."""
-    from safetensors import safe_open
-    from safetensors.torch import save
-
-    with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name in filter(FLOAT8_TENSORS.fullmatch, tensors):
-        if tensors[name].abs().max() > FLOAT8_END:
-            raise SystemExit(f"{name} holds values that float8 cannot hold.")
-        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    path.write_bytes(save(tensors, metadata))
+@torch.no_grad()
+def round_to_float8(model: AudioFlamingo3ForConditionalGeneration) -> None:
+    """Rounds what `FLOAT8_TENSORS` matches to what float8 holds, in which a float16 model is saved then."""
+    for name, tensor in model.state_dict().items():
+        if FLOAT8_TENSORS.fullmatch(hub_name(name) or ""):
+            if tensor.abs().max() > FLOAT8_END:
+                raise SystemExit(f"{name} holds values that float8 cannot hold.")
+            tensor.copy_(tensor.to(torch.float8_e4m3fn))
 
 
 def ship(
@@ -197,6 +195,7 @@ def ship(
     round_what_is_found(model)
     make_fit_float8(model)
     model = model.half()
+    round_to_float8(model)
     check_float16(model, inputs)
     num_bytes = sum(
         tensor.numel() * (1 if FLOAT8_TENSORS.fullmatch(hub_name(name) or "") else 2)
@@ -207,9 +206,8 @@ def ship(
             f"{sources[0]} has {num_bytes / 1e6:.1f} MB of weights, more than {LARGEST_BYTES / 1e6} MB."
         )
     model.generation_config.num_beams = NUM_BEAMS
-    model.config.extra[FLOAT_KEY] = FLOAT_MODULES
+    model.config.extra |= {FLOAT_KEY: FLOAT_MODULES, UNADAPTED_KEY: UNADAPTED_LAYERS}
     model.save_pretrained(target)
-    store_in_float8(target / WEIGHTS_FILE)
     processor.save_pretrained(target)
     tokenizer = target / "tokenizer.json"
     content = json.loads(tokenizer.read_text(encoding="utf-8"))

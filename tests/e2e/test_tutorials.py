@@ -119,10 +119,6 @@ def write_files(page: Path) -> None:
 def replaced(text: str) -> str:
     for model in MODELS:
         text = text.replace(model, "nano")
-    # an adapter in the built-in model's first layer, which counts positions, breaks its answers
-    text = text.replace(
-        "{rank: 16, alpha: 32}", "{rank: 16, alpha: 32, layers_to_transform: [1, 2, 3, 4, 5, 6, 7, 8]}"
-    )
     return text.replace('"$KEY"', "secret").replace("$KEY", "secret")
 
 

@@ -28,6 +28,7 @@ from audioflamingo.training.batches import BatchEncoder, ctc_targets
 from audioflamingo.training.feature_cache import FeatureCache, encoder_hash
 from audioflamingo.training.module import TrainingModule
 from audioflamingo.training.parts import (
+    UNADAPTED_KEY,
     add_lora,
     build_optimizer,
     cached_layers,
@@ -301,6 +302,12 @@ def test_lora_touches_the_layers_that_are_named() -> None:
     add_lora(model, LoraSettings(rank=2, target_modules=["q_proj"], layers_to_transform=[1]))
     adapted = [name for name, _ in model.named_parameters() if ".lora_A" in name]
     assert adapted == ["model.language_model.layers.1.self_attn.q_proj.lora_A.default.weight"]
+    for left_out, named in (([0], [1]), ([], [0, 1])):
+        model = tiny_model()
+        model.config.extra[UNADAPTED_KEY] = left_out
+        add_lora(model, LoraSettings(rank=2, target_modules=["q_proj"]))
+        adapted = [name for name, _ in model.named_parameters() if ".lora_A" in name]
+        assert [int(name.split(".")[3]) for name in adapted] == named
     for layers in ([0, 2], [-1], []):
         with pytest.raises(ConfigError, match=r"must name some of the language model's layers, 0 to 1\."):
             add_lora(tiny_model(), LoraSettings(layers_to_transform=layers))
