@@ -85,7 +85,9 @@ def add_lora(model: AudioFlamingo3WithHead, settings: LoraSettings, base: str | 
     num_layers = model.config.text_config.num_hidden_layers
     layers = settings.layers_to_transform
     if layers is None:
-        left_out = model.config.extra.get(UNADAPTED_KEY, ())
+        left_out = model.config.extra.get(UNADAPTED_KEY) or []
+        if not isinstance(left_out, list):
+            raise ConfigError(f"config.json: {UNADAPTED_KEY} must be a list of layers, got {left_out!r}.")
         layers = [number for number in range(num_layers) if number not in left_out]
     if not layers or not set(layers) <= set(range(num_layers)):
         raise ConfigError(

@@ -308,6 +308,10 @@ def test_lora_touches_the_layers_that_are_named() -> None:
         add_lora(model, LoraSettings(rank=2, target_modules=["q_proj"]))
         adapted = [name for name, _ in model.named_parameters() if ".lora_A" in name]
         assert [int(name.split(".")[3]) for name in adapted] == named
+    model = tiny_model()
+    model.config.extra[UNADAPTED_KEY] = 0.5
+    with pytest.raises(ConfigError, match=r"unadapted_layers must be a list of layers, got 0\.5"):
+        add_lora(model, LoraSettings())
     for layers in ([0, 2], [-1], []):
         with pytest.raises(ConfigError, match=r"must name some of the language model's layers, 0 to 1\."):
             add_lora(tiny_model(), LoraSettings(layers_to_transform=layers))
