@@ -27,9 +27,9 @@ from audioflamingo.checkpoint.weights import (
     SAVE_ID,
     SHARD_PATTERN,
     WEIGHTS_FILE,
+    fits_float8,
     hub_name,
     is_packed,
-    pack_float8,
     shorten,
 )
 from audioflamingo.errors import ArgumentError, CheckpointError
@@ -73,7 +73,7 @@ def parse_size(size: int | str) -> int:
 
 
 def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the model's tensors to the hub layout; float16 matrices that float8 holds exactly are in it.
+    """Renames the model's tensors to the hub layout.
 
     Raises:
         CheckpointError: a tensor without values (offloaded), without a name in the layout, or of a dtype that
@@ -94,7 +94,15 @@ def hub_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot save tensors that are not floating point: {shorten(odd)}.")
     named = {hub_name(name): tensor for name, tensor in state.items()}
     assert None not in named  # the caller checked the names
-    return {name: pack_float8(tensor) for name, tensor in named.items() if name is not None}
+    return {name: tensor for name, tensor in named.items() if name is not None}
+
+
+def smallest_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What tensors are saved as: float16 matrices that float8 holds exactly in float8, others as they are."""
+    return {
+        name: tensor.to("meta", torch.float8_e4m3fn) if fits_float8(tensor) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[Shard]:

@@ -91,15 +91,12 @@ def read_tensor(file: Any, key: str) -> torch.Tensor:
     return tensor.half() if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
-def pack_float8(tensor: torch.Tensor) -> torch.Tensor:
-    """A float16 matrix in float8, where that holds every value exactly; any other tensor as it is."""
+def fits_float8(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a float16 matrix of which float8 holds every value exactly."""
     if tensor.dtype != torch.float16 or tensor.ndim < 2:
-        return tensor
-    for rows in (tensor[:1], tensor):  # one row tells it nearly always
-        small = rows.to(torch.float8_e4m3fn)
-        if not torch.equal(small.half(), rows):
-            return tensor
-    return small
+        return False
+    some = tensor[:1]  # one row tells it nearly always
+    return all(torch.equal(part.to(torch.float8_e4m3fn).half(), part) for part in (some, tensor))
 
 
 def hub_name(name: str) -> str | None:

@@ -80,7 +80,7 @@ class Newcomer:
 
     def pair(self, kind: str, clip: Clip) -> tuple[str, str] | None:
         """(question, answer) of a kind about a clip; None where the clip does not suit it."""
-        if kind in ("word",):
+        if kind == "word":
             return self._word(clip) if clip.label == "speech" else None
         answer = self.answer(kind, clip)
         return (self.prompts.draw(kind, self.rng), answer) if answer else None

@@ -8,7 +8,6 @@ of `tables/more_recordings.tsv`, from other packages: a set of its own, so that 
 
 from __future__ import annotations
 
-import csv
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .setup import RECIPE_DIR
+from .messages import read_table
 from .splits import bucket, made_now, seed_for
 from .store import SAMPLING_RATE, make_shard, write_clip
 
@@ -48,26 +47,27 @@ class Recording:
         return f"{self.package}/{stem}"
 
 
+Shard = tuple[Path, str, str, range]  # folder, label, split, numbers
 MakeClip = Callable[[str, str, int, list[Recording], Path], tuple[Any, str]]
 
 
 def find_recordings(unpacked: Path, table: str = "recordings.tsv") -> list[Recording]:
     """Recordings of a table that are there; a file named twice has the later class."""
     found: dict[str, Recording] = {}
-    with (RECIPE_DIR / "tables" / table).open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t"):
-            for path in sorted(unpacked.glob(row["files"])):
-                if "_desc" not in path.name and path.is_file():
-                    name = path.relative_to(unpacked).as_posix()
-                    is_training = row.get("split") == "train"
-                    found[name] = Recording(row["class"], row["package"], row["licence"], name, is_training)
+    for row in read_table(table):
+        for path in sorted(unpacked.glob(row["files"])):
+            if "_desc" not in path.name and path.is_file():
+                name = path.relative_to(unpacked).as_posix()
+                is_training = row.get("split") == "train"
+                found[name] = Recording(row["class"], row["package"], row["licence"], name, is_training)
     return list(found.values())
 
 
 def split_recordings(recordings: list[Recording]) -> dict[str, dict[str, list[Recording]]]:
     """label -> {"train": [...], "test": [...]}; a class of fewer than three groups is for training only.
 
-    Those for training only count as no groups: more of them move nothing between training and tests.
+    Those for training only count as no groups: more of them move nothing between training and tests. Such a sibling
+    of what is held out is in neither.
     """
     result: dict[str, dict[str, list[Recording]]] = {}
     for label in sorted({recording.label for recording in recordings}):
@@ -79,7 +79,11 @@ def split_recordings(recordings: list[Recording]) -> dict[str, dict[str, list[Re
         held_out = set(groups[: max(1, round(len(groups) * TEST_SHARE))]) if len(groups) >= 3 else set()
         result[label] = {
             "train": [recording for recording in members if recording.group not in held_out],
-            "test": [recording for recording in members if recording.group in held_out],
+            "test": [
+                recording
+                for recording in members
+                if recording.group in held_out and not recording.is_training
+            ],
         }
     return result
 
@@ -193,32 +197,33 @@ def sound_labels() -> list[str]:
     return sorted([*FAMILIES, "music"])
 
 
-def shards(data_dir: Path) -> list[tuple[Path, str, str, range]]:
+def cut(root: Path, label: str, split: str, size: int) -> Iterator[Shard]:
+    """The shards of so many clips of a class."""
+    for start in range(0, size, SHARD_CLIPS):
+        folder = root / split / label / f"{start // SHARD_CLIPS:03d}"
+        yield folder, label, split, range(start, min(size, start + SHARD_CLIPS))
+
+
+def shards(data_dir: Path) -> list[Shard]:
     """All (folder, label, split, numbers), class by class in turn; music's synthesis is in `instruments`."""
-    result = []
+    result: list[Shard] = []
     for split in made_now(CLIPS_PER_CLASS):
         count = CLIPS_PER_CLASS[split]
         for label in sound_labels():
             if split == KINDS_SPLIT and label == "music":
                 continue
             size = count // 2 if label == "music" else count
-            for start in range(0, size, SHARD_CLIPS):
-                folder = data_dir / "audio" / "sound" / split / label / f"{start // SHARD_CLIPS:03d}"
-                result.append((folder, label, split, range(start, min(size, start + SHARD_CLIPS))))
+            result += cut(data_dir / "audio" / "sound", label, split, size)
     return sorted(result, key=lambda shard: (list(CLIPS_PER_CLASS).index(shard[2]), shard[0].name))
 
 
-def more_shards(
-    data_dir: Path, recordings: dict[str, dict[str, list[Recording]]]
-) -> list[tuple[Path, str, str, range]]:
+def more_shards(data_dir: Path, recordings: dict[str, dict[str, list[Recording]]]) -> list[Shard]:
     """The same for the set of recordings only, where a class has as many clips as its recordings bear."""
-    result = []
+    result: list[Shard] = []
     for split in made_now(MORE_CLIPS_PER_CLASS):
         for label, chosen in recordings.items():
             size = min(MORE_CLIPS_PER_CLASS[split], CLIPS_PER_RECORDING * len(chosen[split]))
-            for start in range(0, size, SHARD_CLIPS):
-                folder = data_dir / "audio" / MORE_SET / split / label / f"{start // SHARD_CLIPS:03d}"
-                result.append((folder, label, split, range(start, min(size, start + SHARD_CLIPS))))
+            result += cut(data_dir / "audio" / MORE_SET, label, split, size)
     return result
 
 

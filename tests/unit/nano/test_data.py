@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -187,6 +188,10 @@ def test_recordings_share_no_group_between_splits():
     longer = sounds.split_recordings(recordings + others)["animal"]
     assert longer["test"] == split["test"]
     assert longer["train"] == split["train"] + others
+    held_out = split["test"][0]
+    sibling = dataclasses.replace(held_out, path=held_out.path.replace("-", "-9"), is_training=True)
+    assert sibling.group == held_out.group
+    assert sounds.split_recordings([*recordings, sibling])["animal"] == split
 
 
 def test_every_recording_has_a_class_and_a_licence():
@@ -199,7 +204,7 @@ def test_every_recording_has_a_class_and_a_licence():
     for row in tables[0] + tables[1]:
         assert row["class"] in kinds
         assert row["licence"]
-        assert row["package"] in sounds.RECIPE_DIR.joinpath("apt-data-packages.txt").read_text().split()
+        assert row["package"] in messages.RECIPE_DIR.joinpath("apt-data-packages.txt").read_text().split()
 
 
 def test_training_prompts_leave_out_some_of_the_tests():
@@ -518,9 +523,8 @@ def test_more_recordings_make_a_set_of_their_own(monkeypatch, tmp_path):
         noise = np.random.default_rng(len(table)).standard_normal(8000) * 0.1
         soundfile.write(tmp_path / f"{name}.wav", noise, 16000)
         table.append(f"p\tCC0-1.0\train\t{name}.wav")
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "more.tsv").write_text("\n".join(table) + "\n")
-    monkeypatch.setattr(sounds, "RECIPE_DIR", tmp_path)
+    (tmp_path / "more.tsv").write_text("\n".join(table) + "\n")
+    monkeypatch.setattr(messages, "TABLES", tmp_path)
     found = sounds.split_recordings(sounds.find_recordings(tmp_path, "more.tsv"))
     assert [len(found["rain"][split]) for split in ("train", "test")] == [3, 1]
     shards = sounds.more_shards(tmp_path, found)

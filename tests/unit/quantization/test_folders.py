@@ -93,7 +93,6 @@ def test_shards_and_another_dtype(folders: dict[str, Path], tmp_path: Path) -> N
     assert torch.equal(half.lm_head.scales, expected.scales)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_float8_that_is_left_in_float_stays_float8(tmp_path: Path, scheme: str) -> None:
     model = small_model().half()
@@ -112,6 +111,7 @@ def test_float8_that_is_left_in_float_stays_float8(tmp_path: Path, scheme: str) 
     assert_equal_state(found, Model.from_pretrained(tmp_path / "again"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
 def test_packed_weights_are_mapped_and_aligned(folders: dict[str, Path]) -> None:
     """Nothing is copied, and kernels can read whole lines of 64 bytes."""
     model = Model.from_pretrained(folders["int4"])
