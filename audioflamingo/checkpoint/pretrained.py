@@ -32,13 +32,7 @@ from audioflamingo.checkpoint.device_map import (
     plan_placement,
 )
 from audioflamingo.checkpoint.fill_weights import build_empty, fill_from_files, fill_quantizing
-from audioflamingo.checkpoint.saving import (
-    hub_tensors,
-    parse_size,
-    plan_shards,
-    smallest_layout,
-    write_checkpoint,
-)
+from audioflamingo.checkpoint.saving import parse_size, write_state
 from audioflamingo.checkpoint.weights import (
     COMPONENTS,
     CONFIG_FILE,
@@ -249,15 +243,13 @@ class PretrainedAudioFlamingo3(AudioFlamingo3WithHead):
             raise ArgumentError(f"folder must be a path, got {folder!r}.")
         state = self.state_dict()
         _check_complete(state, build_empty(type(self), self.config).state_dict())
-        tensors = hub_tensors(state)
-        layout = smallest_layout(tensors)
         dtype = _most_common((t.dtype, t.numel()) for name, t in state.items() if not is_quantized(name))
-        write_checkpoint(
+        write_state(
             Path(folder).expanduser(),
-            plan_shards(layout, max_shard_bytes),
+            state,
+            max_shard_bytes,
             config_to_save(self.config, dtype),
             self.generation_config.to_dict(),
-            read=lambda name: tensors[name].to(layout[name].dtype),
         )
 
 

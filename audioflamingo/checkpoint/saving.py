@@ -120,6 +120,29 @@ def plan_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[Sha
     return shards
 
 
+def write_state(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    max_shard_bytes: int,
+    config: dict[str, Any],
+    generation_config: dict[str, Any],
+) -> None:
+    """Writes a model's tensors by `write_checkpoint`, each in its smallest exact dtype, changed when it is its turn.
+
+    Raises:
+        CheckpointError: see `hub_tensors` and `write_checkpoint`.
+    """
+    tensors = hub_tensors(state)
+    layout = smallest_layout(tensors)
+    write_checkpoint(
+        folder,
+        plan_shards(layout, max_shard_bytes),
+        config,
+        generation_config,
+        read=lambda name: tensors[name].to(layout[name].dtype),
+    )
+
+
 def write_checkpoint(
     folder: Path,
     shards: list[Shard],
