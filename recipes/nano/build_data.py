@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nano_data import setup, splits, steps
+from nano_data import packages, setup, splits, steps
 from nano_data.store import write_atomic
 
 STEPS: dict[str, Callable[[steps.Build], str]] = {
@@ -63,7 +63,7 @@ def main() -> None:
     if "setup" in wanted and not setup.is_inside(arguments.env_dir or data_dir / "env"):
         start = time.perf_counter()
         setup.install_debian_packages()
-        setup.unpack_data_packages(data_dir)
+        packages.unpack_data_packages(data_dir)
         setup.ensure_environment(arguments.env_dir or data_dir / "env")
         print(f"[setup] done in {time.perf_counter() - start:.0f} s", flush=True)
     setup.restart_in(setup.ensure_environment(arguments.env_dir or data_dir / "env"))

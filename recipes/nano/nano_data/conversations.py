@@ -36,6 +36,11 @@ MUSIC_QUESTIONS = (
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
 OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
+NONE_KEPT = {
+    "train": 0.12,
+    "valid": 0.3,
+    "test": 0.3,
+}  # of the clips without a number or a name, asked for one
 OPEN_WORDING = re.compile(
     r"^(?!.*\b(sound|noise|event))(?=.*\b(hear|happen|describe|explain|tell me what|what is (this|it|that)\b))",
     re.IGNORECASE,
@@ -207,7 +212,7 @@ class Maker:
             else:
                 clip = self.rng.choice(self.spoken)
             pair = self.asked.pair(kind, clip)
-            if pair and (not pair[1].startswith("No n") or self.rng.random() < 0.3):
+            if pair and (not pair[1].startswith("No n") or self.rng.random() < NONE_KEPT[self.split]):
                 break
         messages = [user(pair[0], [clip], self.audio_first()), assistant(pair[1])]
         return self.row("newcomer", [clip], messages, label=clip.label, asked=kind)

@@ -13,7 +13,7 @@ from .conversations import Maker
 from .messages import Clip, check_conversation, read_classes
 from .newcomers import KINDS as NEWCOMER_KINDS
 from .newcomers import voice_of
-from .sounds import KINDS_SPLIT, MORE_SET
+from .sounds import KINDS_SPLIT, RECORDED_SETS
 from .speech import WORDS_SET
 from .splits import draw
 from .store import read_jsonl, read_shards
@@ -71,7 +71,7 @@ SPEECH_LIKE_OTHERS = {"train": 600, "valid": 15, "test": 40}  # speech clips amo
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
 SOUNDS = {
-    "train": ("sound/train", f"{MORE_SET}/train"),
+    "train": ("sound/train", *(f"{name}/train" for name in RECORDED_SETS)),
     "valid": ("sound/valid",),
     "test": ("sound/test",),
 }  # folders
@@ -216,8 +216,9 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield f"test_{name}", [maker.transcription(clip) for clip in clips_of(data_dir, name)]
     for kind, rows in split_files(data_dir, "test"):
         yield f"test_{kind}", rows
-    for name, folder in (("test_kinds", f"sound/{KINDS_SPLIT}"), ("test_more", f"{MORE_SET}/test")):
-        sounds = about_rows(make_maker(data_dir, "test", sounds=(folder,)), "sound")
+    others = tuple(f"{name}/test" for name in RECORDED_SETS)
+    for name, folders in (("test_kinds", (f"sound/{KINDS_SPLIT}",)), ("test_more", others)):
+        sounds = about_rows(make_maker(data_dir, "test", sounds=folders), "sound")
         yield name, [row for row in sounds if row["label"] not in ("speech", "music")]
     timbre = make_maker(data_dir, "test", timbre=True)
     yield "test_timbre", list(about_rows(timbre, "instrument"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -38,24 +37,6 @@ def install_debian_packages() -> None:
 def _is_installed(name: str) -> bool:
     query = ["dpkg-query", "-W", "-f", "${Status}", name]
     return "ok installed" in subprocess.run(query, capture_output=True, text=True, check=False).stdout
-
-
-def unpack_data_packages(data_dir: Path) -> None:
-    """Downloads and unpacks the packages of apt-data-packages.txt that are missing."""
-    target = unpacked_dir(data_dir)
-    target.mkdir(parents=True, exist_ok=True)
-    for name in read_list("apt-data-packages.txt"):
-        stamp = target / f".{name}.done"
-        if stamp.exists():
-            continue
-        working = data_dir / f".download-{name}"
-        shutil.rmtree(working, ignore_errors=True)
-        working.mkdir()
-        subprocess.run(["apt-get", "download", "-q", name], cwd=working, check=True)
-        (archive,) = working.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
-        shutil.rmtree(working)
-        stamp.write_text(archive.name + "\n", encoding="utf-8")
 
 
 def ensure_environment(folder: Path) -> Path:

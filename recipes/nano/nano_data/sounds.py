@@ -2,8 +2,8 @@
 
 Training and tests never share a recording (nor its numbered siblings). The set "sound" has recordings of
 `tables/recordings.tsv` and synthesis: "test" has new sounds of the families of synthesis that training has,
-"test_kinds" those of one more family a class, which training lacks. The set "sound_more" has recordings only, those
-of `tables/more_recordings.tsv`, from other packages: a set of its own, so that more of them move no clip of "sound".
+"test_kinds" those of one more family a class, which training lacks. The sets of `RECORDED_SETS` have recordings only,
+each those of a table of its own, from other packages: so a further table moves no clip of the sets before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from .store import SAMPLING_RATE, make_shard, write_clip
 
 KINDS_SPLIT = "test_kinds"
 CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 500}  # in this order
-MORE_SET = "sound_more"
-MORE_CLIPS_PER_CLASS = {"test": 20, "train": 250}
-CLIPS_PER_RECORDING = 15  # at most, in the set of recordings only
+RECORDED_SETS = {"sound_more": "more_recordings.tsv", "sound_further": "further_recordings.tsv"}
+RECORDED_CLIPS_PER_CLASS = {"test": 20, "train": 250}
+LEFT_OUT = "-"
+CLIPS_PER_RECORDING = 15  # at most, in the sets of recordings only
 RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
 SHARD_CLIPS = 50
 TEST_SHARE = 0.25
@@ -39,6 +40,7 @@ class Recording:
     licence: str
     path: str
     is_training: bool = False  # for training only
+    heard: str = ""  # the class that is heard, where the name misleads; LEFT_OUT: two at once, or another's
 
     @property
     def group(self) -> str:
@@ -58,8 +60,9 @@ def find_recordings(unpacked: Path, table: str = "recordings.tsv") -> list[Recor
         for path in sorted(unpacked.glob(row["files"])):
             if "_desc" not in path.name and path.is_file():
                 name = path.relative_to(unpacked).as_posix()
-                is_training = row.get("split") == "train"
-                found[name] = Recording(row["class"], row["package"], row["licence"], name, is_training)
+                is_training, heard = row.get("split") == "train", row.get("heard") or ""
+                licence = row["licence"]
+                found[name] = Recording(row["class"], row["package"], licence, name, is_training, heard)
     return list(found.values())
 
 
@@ -166,12 +169,12 @@ def make_clip(
 
 
 def make_recorded_clip(
-    label: str, split: str, number: int, recordings: list[Recording], unpacked: Path
+    name: str, label: str, split: str, number: int, recordings: list[Recording], unpacked: Path
 ) -> tuple[Any, str]:
-    """One clip (N,) of the set of recordings only, and the recording's path."""
+    """One clip (N,) of a set of recordings only, and the recording's path."""
     import numpy as np
 
-    rng = np.random.default_rng(seed_for(MORE_SET, label, split, number))
+    rng = np.random.default_rng(seed_for(name, label, split, number))
     return play(recordings, draw_duration(rng), rng, unpacked)
 
 
@@ -217,13 +220,15 @@ def shards(data_dir: Path) -> list[Shard]:
     return sorted(result, key=lambda shard: (list(CLIPS_PER_CLASS).index(shard[2]), shard[0].name))
 
 
-def more_shards(data_dir: Path, recordings: dict[str, dict[str, list[Recording]]]) -> list[Shard]:
-    """The same for the set of recordings only, where a class has as many clips as its recordings bear."""
+def recorded_shards(
+    data_dir: Path, name: str, recordings: dict[str, dict[str, list[Recording]]]
+) -> list[Shard]:
+    """The same for a set of recordings only, where a class has as many clips as its recordings bear."""
     result: list[Shard] = []
-    for split in made_now(MORE_CLIPS_PER_CLASS):
+    for split in made_now(RECORDED_CLIPS_PER_CLASS):
         for label, chosen in recordings.items():
-            size = min(MORE_CLIPS_PER_CLASS[split], CLIPS_PER_RECORDING * len(chosen[split]))
-            result += cut(data_dir / "audio" / MORE_SET, label, split, size)
+            size = min(RECORDED_CLIPS_PER_CLASS[split], CLIPS_PER_RECORDING * len(chosen[split]))
+            result += cut(data_dir / "audio" / name, label, split, size)
     return result
 
 
@@ -234,10 +239,12 @@ def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
         chosen = recordings.get(label, {}).get(RECORDINGS_OF[split], [])
         if make_one(folder, make_clip, label, split, numbers, chosen, unpacked):
             yield f"sound/{split}/{label}/{folder.name}"
-    recordings = split_recordings(find_recordings(unpacked, "more_recordings.tsv"))
-    for folder, label, split, numbers in more_shards(data_dir, recordings):
-        if make_one(folder, make_recorded_clip, label, split, numbers, recordings[label][split], unpacked):
-            yield f"{MORE_SET}/{split}/{label}/{folder.name}"
+    for name, table in RECORDED_SETS.items():
+        recordings = split_recordings(find_recordings(unpacked, table))
+        make = functools.partial(make_recorded_clip, name)
+        for folder, label, split, numbers in recorded_shards(data_dir, name, recordings):
+            if make_one(folder, make, label, split, numbers, recordings[label][split], unpacked):
+                yield f"{name}/{split}/{label}/{folder.name}"
 
 
 def make_one(
@@ -249,12 +256,18 @@ def make_one(
     recordings: list[Recording],
     unpacked: Path,
 ) -> bool:
-    """Makes a shard if it is missing; whether it was."""
+    """Makes a shard if it is missing; whether it was.
+
+    A clip of a recording whose name misleads has the class that is heard, or is left out.
+    """
+    heard = {recording.path: recording.heard for recording in recordings if recording.heard}
 
     def fill(working: Path) -> list[dict[str, Any]]:
         rows = []
         for number in numbers:
             waveform, origin = make(label, split, number, recordings, unpacked)
+            if heard.get(origin) == LEFT_OUT:
+                continue
             file = f"{label}-{split}-{number:05d}.flac"
             duration_s = round(write_clip(working / file, waveform), 3)
             rows.append(
@@ -262,7 +275,7 @@ def make_one(
                     "id": Path(file).stem,
                     "file": file,
                     "duration_s": duration_s,
-                    "label": label,
+                    "label": heard.get(origin, label),
                     "origin": origin,
                 }
             )

@@ -7,7 +7,10 @@ import itertools
 import json
 import random
 import re
+import shutil
 import struct
+import subprocess
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from recipes.nano.nano_data import (
     midi,
     newcomers,
     normalise,
+    packages,
     sounds,
     speech,
     splits,
@@ -198,11 +202,16 @@ def test_every_recording_has_a_class_and_a_licence():
     kinds = messages.read_classes()
     assert set(kinds.values()) == set(messages.read_labels())
     assert set(sounds.sound_labels()) | {"speech"} == set(kinds)
-    tables = [messages.read_table(name) for name in ("recordings.tsv", "more_recordings.tsv")]
-    files = [row["files"] for table in tables for row in table]
+    rows = [
+        row
+        for name in ("recordings.tsv", *sounds.RECORDED_SETS.values())
+        for row in messages.read_table(name)
+    ]
+    files = [row["files"] for row in rows]
     assert len(set(files)) == len(files)
-    for row in tables[0] + tables[1]:
+    for row in rows:
         assert row["class"] in kinds
+        assert row.get("heard") in (None, "", sounds.LEFT_OUT, *kinds)
         assert row["licence"]
         assert row["package"] in messages.RECIPE_DIR.joinpath("apt-data-packages.txt").read_text().split()
 
@@ -527,15 +536,77 @@ def test_more_recordings_make_a_set_of_their_own(monkeypatch, tmp_path):
     monkeypatch.setattr(messages, "TABLES", tmp_path)
     found = sounds.split_recordings(sounds.find_recordings(tmp_path, "more.tsv"))
     assert [len(found["rain"][split]) for split in ("train", "test")] == [3, 1]
-    shards = sounds.more_shards(tmp_path, found)
+    shards = sounds.recorded_shards(tmp_path, "sound_more", found)
     counts = {split: sum(len(shard[3]) for shard in shards if shard[2] == split) for split in found["rain"]}
     assert counts == {"train": 3 * sounds.CLIPS_PER_RECORDING, "test": sounds.CLIPS_PER_RECORDING}
     for split, chosen in found["rain"].items():
-        made = [sounds.make_recorded_clip("rain", split, number, chosen, tmp_path) for number in range(8)]
+        made = [
+            sounds.make_recorded_clip("sound_more", "rain", split, number, chosen, tmp_path)
+            for number in range(8)
+        ]
         assert {path for _, path in made} <= {recording.path for recording in chosen}
         assert len({len(waveform) for waveform, _ in made}) > 1
     monkeypatch.setenv(splits.DRAW_VARIABLE, "second")
-    assert {shard[2] for shard in sounds.more_shards(tmp_path, found)} == {"test"}
+    assert {shard[2] for shard in sounds.recorded_shards(tmp_path, "sound_more", found)} == {"test"}
+
+
+def test_a_recording_whose_name_misleads_has_the_class_that_is_heard(monkeypatch, tmp_path):
+    rows = [("plane.wav", "animal"), ("sword.wav", "-"), ("jet.wav", "")]
+    for name, _ in rows:
+        (tmp_path / name).write_bytes(b"")
+    lines = [f"p\tCC0-1.0\tengine\t{name}\t{heard}" for name, heard in rows]
+    (tmp_path / "heard.tsv").write_text("\n".join(["package\tlicence\tclass\tfiles\theard", *lines]) + "\n")
+    monkeypatch.setattr(messages, "TABLES", tmp_path)
+    recordings = sounds.find_recordings(tmp_path, "heard.tsv")
+    monkeypatch.setattr(sounds, "write_clip", lambda path, waveform: len(waveform) / 16000)
+
+    def make(label, split, number, chosen, unpacked):
+        return np.zeros(16000), chosen[number].path
+
+    assert sounds.make_one(tmp_path / "000", make, "engine", "test", range(3), recordings, tmp_path)
+    rows = list(store.read_jsonl(tmp_path / "000" / store.INDEX_NAME))
+    assert [(row["origin"], row["label"]) for row in rows] == [("plane.wav", "animal"), ("jet.wav", "engine")]
+
+
+def test_further_recordings_are_for_training_only(monkeypatch, tmp_path):
+    assert {row["split"] for row in messages.read_table("further_recordings.tsv")} == {"train"}
+    (tmp_path / "one.wav").write_bytes(b"")
+    table = "package\tlicence\tclass\tfiles\tsplit\np\tCC0-1.0\train\tone.wav\ttrain\n"
+    (tmp_path / "further.tsv").write_text(table)
+    monkeypatch.setattr(messages, "TABLES", tmp_path)
+    found = sounds.split_recordings(sounds.find_recordings(tmp_path, "further.tsv"))
+    assert {shard[2] for shard in sounds.recorded_shards(tmp_path, "sound_further", found)} == {"train"}
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_of_a_package_of_recordings_only_these_are_unpacked(monkeypatch, tmp_path, is_zipped):
+    tree, game = tmp_path / "tree", "usr/share/games/game"
+    contents = {"audio/rain.ogg": b"rain", "audio/voice/hello.ogg": b"hello", "art/tree.png": b"tree"}
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN/control").write_text(
+        "Package: game-data\nVersion: 1\nArchitecture: all\nMaintainer: A B <a@b.org>\nDescription: game\n"
+    )
+    for name, data in {"usr/share/doc/game-data/copyright": b"CC0", f"{game}/readme": b"game"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)
+    if is_zipped:
+        with zipfile.ZipFile(tree / game / "public.zip", "w") as zipped:
+            for name, data in contents.items():
+                zipped.writestr(name, data)
+        monkeypatch.setattr(packages, "ZIPPED", {"game-data": f"{game}/public.zip"})
+    else:
+        for name, data in contents.items():
+            (tree / game / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / game / name).write_bytes(data)
+    archive = tmp_path / "game-data.deb"
+    subprocess.run(["dpkg-deb", "-b", str(tree), str(archive)], check=True, capture_output=True)
+    row = {"package": "game-data", "files": f"{game}/audio/*.ogg"}
+    monkeypatch.setattr(packages, "read_table", lambda name: [row])
+    (target := tmp_path / "target").mkdir()
+    packages.unpack("game-data", archive, target)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {f"{game}/audio/rain.ogg", "usr/share/doc/game-data/copyright"}
 
 
 def test_an_encoder_is_read_from_a_ctranslate2_file() -> None:

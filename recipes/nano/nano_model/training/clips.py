@@ -15,6 +15,7 @@ SETS = (
     "speech/train",
     "sound/train",
     "sound_more/train",
+    "sound_further/train",
     "instrument/train",
     "silence/train",
 )  # below audio/
