@@ -301,23 +301,15 @@ class Maker:
     def describe_both(self) -> dict[str, Any]:
         """Two clips: what is in each, or whether they are of one kind."""
         clips = [self.sound_clip(), self.sound_clip()]
-        if self.rng.random() < 0.5:
-            if self.rng.random() < 0.5:
-                clips[1] = self.rng.choice(self.by_label[clips[0].label])
-            same = clips[0].label == clips[1].label
-            names = [self.labels[clip.label].phrase for clip in clips]
-            answer = (
-                f"Yes, both are {names[0]}."
-                if same
-                else f"No, the first is {names[0]} and the second is {names[1]}."
-            )
-            return self.row(
-                "describe_both", clips, [user(self.ask("same"), clips, self.audio_first()), assistant(answer)]
-            )
+        asked = self.rng.choice(("same", "describe_both"))
+        if asked == "same" and self.rng.random() < 0.5:
+            clips[1] = self.rng.choice(self.by_label[clips[0].label])
         names = [self.labels[clip.label].phrase for clip in clips]
-        answer = f"The first is {names[0]} and the second is {names[1]}."
-        message = user(self.ask("describe_both"), clips, self.audio_first())
-        return self.row("describe_both", clips, [message, assistant(answer)])
+        answer = f"The first is {names[0]} and the second is {names[1]}"
+        if asked == "same":  # the verdict behind what it follows from
+            answer += f", so they are {'the same' if names[0] == names[1] else 'different'}"
+        message = user(self.ask(asked), clips, self.audio_first())
+        return self.row("describe_both", clips, [message, assistant(answer + ".")])
 
     def longer(self) -> dict[str, Any]:
         """Two clips, one clearly longer."""

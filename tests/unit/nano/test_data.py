@@ -434,6 +434,20 @@ def test_comparison_names_the_right_clip():
         assert row["audio"][0].split("/")[1] != row["audio"][1].split("/")[1]
 
 
+def test_whether_two_sounds_are_the_same_follows_behind_their_names():
+    maker = make_maker()
+    verdicts = []
+    for _ in range(100):
+        row = maker.describe_both()
+        named = row["messages"][1]["content"][0]["text"]
+        first, second = (maker.labels[path.split("/")[1]].phrase for path in row["audio"])
+        names, _, verdict = named.rstrip(".").partition(", so they are ")
+        assert names == f"The first is {first} and the second is {second}"
+        assert verdict in ("", "the same" if first == second else "different")
+        verdicts.append(verdict)
+    assert set(verdicts) == {"", "the same", "different"}
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_every_kind_keeps_the_schema_and_survives_json(split):
     maker = make_maker(split)
