@@ -39,7 +39,8 @@ class Peers:
         os.replace(temporary, self._file(self.rank, self.meeting))
         start, others = time.time(), set(range(self.count)) - {self.rank}
         came = 1
-        while others and time.time() - start < WAIT_S:
+        patience_s = min(WAIT_S, self.every_s / 4)  # who waits into the next meeting misses that, too
+        while others and time.time() - start < patience_s:
             for rank in sorted(others):
                 if self._file(rank, self.meeting).exists():
                     theirs = torch.load(self._file(rank, self.meeting), mmap=True)
