@@ -44,7 +44,7 @@ FLOAT_MODULES = [  # positions are codes that rounding would mix up; the outputs
     "model.language_model.layers.2.",  # in 4 bits it costs .008 of the words of prompts
     "model.language_model.layers.8.",  # its attention in 4 bits costs .015
     *(f"model.language_model.layers.{layer}.mlp." for layer in range(3, 8)),  # float8 as it is; in 4 bits .07
-    *(f"model.language_model.layers.{layer}.self_attn.o_proj" for layer in (3, 5, 7)),
+    *(f"model.language_model.layers.{layer}.self_attn.o_proj" for layer in range(3, 8)),
 ]
 UNADAPTED_LAYERS = [0]  # it counts positions: with an adapter in it the loss rises
 LOOKED_AT = {
