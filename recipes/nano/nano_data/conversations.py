@@ -36,11 +36,8 @@ MUSIC_QUESTIONS = (
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
 OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
-NONE_KEPT = {
-    "train": 0.12,
-    "valid": 0.3,
-    "test": 0.3,
-}  # of the clips without a number or a name, asked for one
+# Of the clips without a number or a name, asked for one.
+NONE_KEPT = {"train": 0.12, "valid": 0.3, "test": 0.3}
 OPEN_WORDING = re.compile(
     r"^(?!.*\b(sound|noise|event))(?=.*\b(hear|happen|describe|explain|tell me what|what is (this|it|that)\b))",
     re.IGNORECASE,

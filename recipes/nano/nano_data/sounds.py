@@ -60,9 +60,14 @@ def find_recordings(unpacked: Path, table: str = "recordings.tsv") -> list[Recor
         for path in sorted(unpacked.glob(row["files"])):
             if "_desc" not in path.name and path.is_file():
                 name = path.relative_to(unpacked).as_posix()
-                is_training, heard = row.get("split") == "train", row.get("heard") or ""
-                licence = row["licence"]
-                found[name] = Recording(row["class"], row["package"], licence, name, is_training, heard)
+                found[name] = Recording(
+                    row["class"],
+                    row["package"],
+                    row["licence"],
+                    name,
+                    is_training=row.get("split") == "train",
+                    heard=row.get("heard") or "",
+                )
     return list(found.values())
 
 

@@ -37,6 +37,7 @@ from recipes.nano.nano_data import (
     writing,
 )
 from recipes.nano.nano_model import vocabulary
+from recipes.nano.nano_model.training.clips import SETS
 
 
 def make_clips(label: str, count: int = 3, text: str = "", original: str = "") -> list[messages.Clip]:
@@ -580,6 +581,10 @@ def test_a_recording_whose_name_misleads_has_the_class_that_is_heard(monkeypatch
     assert sounds.make_one(tmp_path / "000", make, "engine", "test", range(3), recordings, tmp_path)
     rows = list(store.read_jsonl(tmp_path / "000" / store.INDEX_NAME))
     assert [(row["origin"], row["label"]) for row in rows] == [("plane.wav", "animal"), ("jet.wav", "engine")]
+
+
+def test_the_trainer_encodes_all_sounds_of_training_before_it_starts():
+    assert set(corpus.SOUNDS["train"]) <= set(SETS)
 
 
 def test_further_recordings_are_for_training_only(monkeypatch, tmp_path):
