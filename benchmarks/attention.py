@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels import backend
-from audioflamingo.kernels.bfloat16 import is_slow
 from audioflamingo.kernels.cpu_attention import attend_rows
+from audioflamingo.kernels.halves import is_slow
 
 # (name, heads, key heads, queries, keys, dimensions, whether it is causal)
 SHAPES = (

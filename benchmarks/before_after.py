@@ -164,6 +164,34 @@ def command() -> dict[str, float]:
     }
 
 
+FIRST_SCRIPT = """
+import sys
+from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+model = AudioFlamingo3ForConditionalGeneration.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+content = [{"type": "text", "text": "Transcribe the input speech."}, {"type": "audio", "path": sys.argv[2]}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, return_dict=True
+)
+outputs = model.generate(**inputs, max_new_tokens=100)
+print(processor.batch_decode(outputs[:, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+"""
+
+
+def script() -> dict[str, float]:
+    """A newcomer's first script, with nothing chosen, from the start of the process to its end: a clip of 10 s."""
+    import soundfile
+
+    clip = Path(os.environ["WORK_DIR"]) / "ten.wav"
+    clip.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(clip, speech(10), SAMPLING_RATE)
+    program = [sys.executable, "-c", FIRST_SCRIPT, os.environ.get("MODEL", "nano"), str(clip)]
+    return {
+        "import torch, s": run_timed([sys.executable, "-c", "import torch"]),
+        "first script, 10 s clip, s": run_timed(program),
+    }
+
+
 def run_timed(command: list[str]) -> float:
     """Seconds of a whole process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -177,6 +205,7 @@ def run_timed(command: list[str]) -> float:
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     "import": imports,
     "command": command,
+    "script": script,
     "lone": lone,
     "rows": rows,
     "equal_rows": equal_rows,
@@ -192,7 +221,9 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
 def worker(case: str) -> None:
     values = CASES[case]()
     usage = resource.getrusage(
-        resource.RUSAGE_CHILDREN if case in ("folder", "import", "command") else resource.RUSAGE_SELF
+        resource.RUSAGE_CHILDREN
+        if case in ("folder", "import", "command", "script")
+        else resource.RUSAGE_SELF
     )
     print(json.dumps(values | {"peak MB": usage.ru_maxrss / 1000}))
 

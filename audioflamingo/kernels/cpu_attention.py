@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.kernels import bfloat16, native
+from audioflamingo.kernels import halves, native
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.linear import INPUT_DTYPES
 
@@ -53,7 +53,7 @@ def _wins(dtype: torch.dtype, head_dim: int, length: int, is_causal: bool) -> bo
     heads = max(1, min(MOST_TRIAL_HEADS, TRIAL_SCORES // length**2))
     query = torch.ones(length, heads, head_dim, dtype=dtype)
     offsets, zero = torch.tensor([0, length], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    wide = dtype == torch.bfloat16 and bfloat16.widening_pays(length)  # what torch's kernel would be given
+    wide = dtype == torch.bfloat16 and halves.widening_pays(length)  # what torch's kernel would be given
 
     def ours() -> None:
         attend_rows(query, query, query, (offsets, zero, offsets[1:]), scale=1.0, is_causal=is_causal)
@@ -103,7 +103,7 @@ def attend_rows(
     _check(query, keys, values, (offsets, starts, ends), is_causal)
     out = query.new_empty(query.shape)
     backend = native.active()
-    if backend == native.LEVELS[-1] and query.dtype == torch.bfloat16 and bfloat16.slowness() >= 1:
+    if backend == native.LEVELS[-1] and query.dtype == torch.bfloat16 and halves.slowness() >= 1:
         backend = native.LEVELS[-2]  # which multiplies in float32
     native.attention(
         backend,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import bfloat16, native, reference
+from audioflamingo.kernels import halves, native, reference
 from audioflamingo.kernels.weight_layout import Shape, check_packed, packed_int4_shape, packed_int8_shape
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16)  # in the order of DType in kernels.h
@@ -94,26 +94,26 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
     16. More rows run `F.linear`, as do calls that need a gradient; on a CPU that is slow in bfloat16, up to 64 take
-    several turns of 16, and yet more are multiplied in float32. Weights kept in float16 take float32 rows: as if they
-    were widened first, which for 1 to 16 rows they are not.
+    several turns of 16, and yet more are multiplied in float32. Weights in float16 take float16 rows, or float32 ones,
+    as if they were widened first, which for 1 to 16 rows they are not.
 
     Args:
-        x: bfloat16 (..., K) on the CPU, or float32.
-        weight: bfloat16 (N, K), contiguous; float16 beside float32 rows.
+        x: bfloat16 or float16 (..., K) on the CPU, or float32.
+        weight: in the dtype of x (N, K), contiguous; or float16 beside float32 rows.
         bias: (N,) in the dtype of x, or None.
 
     Returns:
         (..., N) in the dtype of x.
     """
     num_rows = x.numel() // max(x.shape[-1], 1)
-    if weight.dtype == torch.float16 and x.dtype == torch.float32:
+    if weight.dtype == torch.float16 and x.dtype in (torch.float16, torch.float32):
         return _linear_half(x, weight, bias, num_rows)
     if num_rows == 0 or not _fits_bf16(x, weight, bias):
         return F.linear(x, weight, bias)
     backend = native.active()
-    is_quick = bfloat16.slowness() < 1
+    is_quick = halves.slowness() < 1
     if backend in _NO_BF16 or num_rows > MAX_BF16_ROWS * (1 if is_quick else SLOW_PASSES):
-        return (bfloat16.linear_widened if bfloat16.is_slow(x, num_rows) else F.linear)(x, weight, bias)
+        return (halves.linear_widened if halves.is_slow(x, num_rows) else F.linear)(x, weight, bias)
     if not is_quick and backend == native.LEVELS[-1]:
         backend = native.LEVELS[-2]  # which multiplies in float32
     rows = x.reshape(num_rows, x.shape[-1]).contiguous()
@@ -136,13 +136,17 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _linear_half(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
     tensors = (x, weight) if bias is None else (x, weight, bias)
+    is_whole = all(t.is_cpu and t.is_contiguous() for t in tensors) and not torch.is_grad_enabled()
     is_small = 0 < num_rows <= MAX_BF16_ROWS and weight.shape[1] % HALF_COLUMNS == 0 and native.has_step()
-    if not is_small or not all(t.is_cpu and t.is_contiguous() for t in tensors) or torch.is_grad_enabled():
+    if not (is_whole and is_small):
+        if is_whole and halves.is_slow(x, num_rows):
+            return halves.linear_widened(x, weight, bias)
         return F.linear(x, weight.to(x.dtype), bias)
-    out = x.new_empty(*x.shape[:-1], len(weight))
-    pointers = x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()
+    rows, shift = x.float(), None if bias is None else bias.float()
+    out = rows.new_empty(*x.shape[:-1], len(weight))
+    pointers = rows.data_ptr(), weight.data_ptr(), None if shift is None else shift.data_ptr(), out.data_ptr()
     native.linear_half(torch.get_num_threads(), (num_rows, *weight.shape), pointers)
-    return out
+    return out.to(x.dtype)
 
 
 _NO_BF16 = (native.TORCH, native.LEVELS[0])

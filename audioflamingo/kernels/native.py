@@ -16,7 +16,7 @@ TORCH = "torch"
 LEVELS = ("generic", "avx2", "avx512-vnni", "avx512-bf16")  # in the order of api.cpp
 CHOICES = (TORCH, "generic", "avx2", "avx512", *LEVELS[2:])
 
-INTERFACE = 2  # of api.cpp's functions: a library with other arguments must not be called
+INTERFACE = 3  # of api.cpp's functions: a library with other arguments must not be called
 STEP_POINTERS = 28  # of a layer, in the order of StepLayer in step.h
 
 _OUT_OF_MEMORY = 1

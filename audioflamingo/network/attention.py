@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioflamingo.kernels import cpu_attention
-from audioflamingo.kernels.bfloat16 import is_slow
+from audioflamingo.kernels.halves import is_slow
 from audioflamingo.network.row_layout import Bounds, PackedLayout, causal_mask
 
 AttentionImplementation = Literal["eager", "sdpa"]
@@ -61,8 +61,8 @@ def sdpa_attention(
 ) -> Tensor:
     """The same through `torch.nn.functional.scaled_dot_product_attention`, `(B, H, T, E)`."""
     if is_slow(query, query.shape[2]):
-        query, key, value = query.float(), key.float(), value.float()
-        return sdpa_attention(query, key, value, mask, scale, dropout, is_causal).bfloat16()
+        wide = query.float(), key.float(), value.float()
+        return sdpa_attention(*wide, mask, scale, dropout, is_causal).to(query.dtype)
     return F.scaled_dot_product_attention(
         query,
         key,

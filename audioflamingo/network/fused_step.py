@@ -1,7 +1,7 @@
 """One new token a row through all layers of the language model in one call of a compiled kernel, on a CPU.
 
 Activations are float32 in it, whatever the model's dtype; weights are floats, halves, or the packed integers of a
-quantized model. Layers one by one are as good and the reference; of a small model half of a step is then what lies
+quantized model. Layers one by one are the reference; of a small model half of a step is then what lies
 between their products. A layer that is not as `Qwen2DecoderLayer` makes it, an adapter's or one with a hook, takes them
 all there.
 """
@@ -20,6 +20,7 @@ from audioflamingo.kernels.modules import Linear
 from audioflamingo.network.kv import KVView
 from audioflamingo.quantization.layers import QuantizedLinear
 
+DTYPES = (*INPUT_DTYPES, torch.float16)  # of a model, in the order of DType in kernels.h
 HEAD_STEP = 64  # the dimensions of a head are a multiple of these, widths of `HALF_COLUMNS`
 
 _FLOATS, _HALVES, _PACKED = range(3)  # the kinds of weights, as step.h numbers them
@@ -33,7 +34,7 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: tuple[Tensor, Tensor], vi
 
     Args:
         layers: `Qwen2DecoderLayer`s.
-        x: embeddings, float32 or bfloat16 `(R, D)`.
+        x: embeddings, float32, bfloat16 or float16 `(R, D)`.
         rotary: cosines and sines of the tokens' positions, each `(R, 1, E)`.
         view: what the rows hold, and where the new tokens go.
 
@@ -46,7 +47,7 @@ def run_step(layers: Iterable[Any], x: Tensor, rotary: tuple[Tensor, Tensor], vi
     """
     layout, store = view.layout, view.store
     if (
-        x.dtype not in INPUT_DTYPES
+        x.dtype not in DTYPES
         or not x.is_cpu
         or store is None
         or layout.num_new is None
@@ -136,7 +137,7 @@ def _form(
     kind = kinds.pop()
     if kind is None or kinds:
         return None
-    return width, heads, key_heads, head_dim, inner, *kind, INPUT_DTYPES.index(dtype)
+    return width, heads, key_heads, head_dim, inner, *kind, DTYPES.index(dtype)
 
 
 def _kind(
@@ -148,9 +149,9 @@ def _kind(
         is_plain = _is_plain(weight, torch.uint8) and _is_plain(scales, torch.float32)
         is_taken = is_plain and _is_plain(smoothing, dtype) and not linear.format.is_float
         return (_PACKED, linear.format.group or 0) if is_taken and linear.shape == shape else None
-    if dtype != torch.float32 or weight is None or weight.shape != shape:
+    if dtype == torch.bfloat16 or weight is None or weight.shape != shape:
         return None
-    kind = _HALVES if weight.dtype == torch.float16 else _FLOATS
+    kind = _HALVES if torch.float16 in (weight.dtype, dtype) else _FLOATS
     return (kind, 0) if _is_plain(weight, (torch.float32, torch.float16)[kind]) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from audioflamingo.errors import ConfigError
-from audioflamingo.kernels.bfloat16 import slowness
+from audioflamingo.kernels.halves import slowness
 
 BFLOAT16_PAYS = 0.8  # share of float32's time below which a CPU trains in bfloat16
 

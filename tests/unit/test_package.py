@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import audioflamingo
+from audioflamingo.lazy import uncollected
 
 PACKAGE = Path(audioflamingo.__file__).parent
 
@@ -23,6 +25,21 @@ def test_every_lazy_name_is_public_and_the_other_way_round() -> None:
     assert sorted([*audioflamingo._MODULE_OF, "errors"]) == sorted(audioflamingo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'AutoModel'"):
         audioflamingo.AutoModel  # noqa: B018
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_block_without_garbage_collection_leaves_it_as_it_was(is_on: bool) -> None:
+    was_on = gc.isenabled()
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() == is_on
+        with pytest.raises(ZeroDivisionError), uncollected():
+            _ = 1 / 0
+        assert gc.isenabled() == is_on
+    finally:
+        (gc.enable if was_on else gc.disable)()
 
 
 def run(program: str) -> str:

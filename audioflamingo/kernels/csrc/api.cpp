@@ -26,7 +26,7 @@ constexpr int kOutOfMemory = 1;
 #define AF3_API extern "C" __attribute__((visibility("default")))
 
 // Which arguments the functions take: raised with every change of them, here and in native.py.
-AF3_API int af3_interface() { return 2; }
+AF3_API int af3_interface() { return 3; }
 
 // The fastest level that this processor (and its operating system) runs.
 AF3_API int af3_best_level() {

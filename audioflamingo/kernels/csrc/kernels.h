@@ -24,7 +24,12 @@ constexpr int kNumPowers = 7;
 constexpr float kPowers[kNumPowers] = {1.534580806e-4f, 1.339993090e-3f, 9.618489072e-3f, 5.550328643e-2f,
                                        2.402264625e-1f, 6.931471825e-1f, 1.0f};
 
-enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };  // float16: of decode steps alone
+
+// A float16 in memory; a bfloat16 is a plain uint16_t.
+struct Half {
+    uint16_t bits;
+};
 
 // Rows of activations, rounded to int8. K is filled up with zeros to a multiple of 4.
 struct Activations {
@@ -52,7 +57,7 @@ struct AttentionTile {
     float* weights;          // likewise, for weights in bfloat16
 };
 
-// The inner loops of a decode step: float32, keys and values in either dtype.
+// The inner loops of a decode step: float32, keys and values in any dtype.
 struct StepKernels {
     // out[r * ld + o] = product of row r of x with row o of the weights, which are float or half; columns in 32s.
     void (*product)(const void* weights, bool is_half, int outputs, const float* x, int rows, int columns, float* out,

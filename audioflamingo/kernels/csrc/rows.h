@@ -29,6 +29,34 @@ AF3_INLINE uint16_t narrow(float value) {
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
+
+// By factors of two that bring a float16's exponent, those below the normal ones included, to a float's and back.
+AF3_INLINE float widen(Half value) {
+    const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
+    const uint32_t bits = rest >= 0x7c00 ? 0x7f800000 | rest << 13 : rest << 13;  // infinity and NaN, or 2**-112 times
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    if (rest < 0x7c00) wide *= 5.192296858534828e33f;  // 2**112
+    return sign ? -wide : wide;
+}
+
+// float16, to nearest even; what is too large becomes infinity, a NaN stays one.
+AF3_INLINE Half narrow_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+    if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // from 65520 on
+    if (bits < 0x38800000) {                                   // below 2**-14: adding 0.5 rounds to steps of 2**-24
+        float small;
+        memcpy(&small, &bits, sizeof small);
+        small += 0.5f;
+        memcpy(&bits, &small, sizeof bits);
+        return {uint16_t(sign | (bits - 0x3f000000))};
+    }
+    return {uint16_t(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13))};
+}
 AF3_INLINE void store(float value, float* out) { *out = value; }
 AF3_INLINE void store(float value, uint16_t* out) { *out = narrow(value); }
 

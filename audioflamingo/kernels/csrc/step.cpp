@@ -46,7 +46,7 @@ class StepRun {
         norm(layer.post_norm);
         const Matrix inner[] = {{layer.gate, nullptr, gate_, step_.inner}, {layer.up, nullptr, up_, step_.inner}};
         multiply(inner, 2, normed_, step_.width);
-        if (step_.dtype == kFloat32) {
+        if (!is_rounded()) {
             kernels_.swiglu(gate_, up_, step_.rows * step_.inner);
         } else {
             swiglu();
@@ -73,8 +73,10 @@ class StepRun {
         return smoothed_;
     }
 
-    // To the model's dtype.
-    float rounded(float value) const { return step_.dtype == kFloat32 ? value : widen(narrow(value)); }
+    // In bfloat16 what layers hand on is rounded as they round it. Float16 has three bits more: not rounding is exact
+    // enough, and quicker.
+    bool is_rounded() const { return step_.dtype == kBFloat16; }
+    float rounded(float value) const { return is_rounded() ? widen(narrow(value)) : value; }
 
     // In bfloat16: silu and its product are rounded each.
     void swiglu() {
@@ -91,7 +93,8 @@ class StepRun {
     }
 
     float at(const void* values, int i) const {
-        return step_.dtype == kFloat32 ? static_cast<const float*>(values)[i]
+        if (step_.dtype == kFloat32) return static_cast<const float*>(values)[i];
+        return step_.dtype == kFloat16 ? widen(static_cast<const Half*>(values)[i])
                                        : widen(static_cast<const uint16_t*>(values)[i]);
     }
 
@@ -99,7 +102,7 @@ class StepRun {
         const float* gain = wide(weight, step_.width, gain_);
         for (int row = 0; row < step_.rows; ++row) {
             const size_t first = size_t(row) * step_.width;
-            if (step_.dtype == kFloat32) {
+            if (!is_rounded()) {
                 kernels_.norm(step_.x + first, gain, step_.epsilon, step_.width, normed_ + first);
                 continue;
             }
@@ -110,7 +113,7 @@ class StepRun {
 
     // As the layers one by one, which hand on nothing but their dtype.
     void round_all(float* values, int count) const {
-        if (step_.dtype == kFloat32) return;
+        if (!is_rounded()) return;
         for (int i = 0; i < count; ++i) values[i] = rounded(values[i]);
     }
 
@@ -165,6 +168,8 @@ class StepRun {
     void keep(const float* from, void* to, size_t place) const {
         if (step_.dtype == kFloat32) {
             memcpy(static_cast<float*>(to) + place, from, step_.head_dim * sizeof(float));
+        } else if (step_.dtype == kFloat16) {
+            for (int e = 0; e < step_.head_dim; ++e) static_cast<Half*>(to)[place + e] = narrow_half(from[e]);
         } else {
             for (int e = 0; e < step_.head_dim; ++e) static_cast<uint16_t*>(to)[place + e] = narrow(from[e]);
         }

@@ -6,8 +6,9 @@
 AF3_TARGET AF3_INLINE Floats load_weights(const float* from) { return load_floats(from); }
 AF3_TARGET AF3_INLINE Floats load_weights(const uint16_t* from) { return AF3_LOAD_HALF(from); }
 
-// float or bfloat16
+// float, bfloat16 or float16
 AF3_TARGET AF3_INLINE Floats load_wide(const float* from) { return load_floats(from); }
+AF3_TARGET AF3_INLINE Floats load_wide(const Half* from) { return AF3_LOAD_HALF(&from->bits); }
 AF3_TARGET AF3_INLINE Floats load_wide(const uint16_t* from) { return AF3_LOAD_BF16(from); }
 
 AF3_TARGET AF3_INLINE float sum_lanes(Floats values) {
@@ -112,6 +113,9 @@ void look(const float* query, const void* keys, const void* values, DType dtype,
           float* scores, float* out) {
     if (dtype == kFloat32) {
         look_at(query, static_cast<const float*>(keys), static_cast<const float*>(values), num_keys, head_dim, scale,
+                scores, out);
+    } else if (dtype == kFloat16) {
+        look_at(query, static_cast<const Half*>(keys), static_cast<const Half*>(values), num_keys, head_dim, scale,
                 scores, out);
     } else {
         look_at(query, static_cast<const uint16_t*>(keys), static_cast<const uint16_t*>(values), num_keys, head_dim,

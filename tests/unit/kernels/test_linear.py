@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audioflamingo import kernels
 from audioflamingo.errors import ArgumentError, DeviceError
-from audioflamingo.kernels import bfloat16, native
+from audioflamingo.kernels import halves, native
 from tests.support.kernel_weights import random_int4, random_int8
 
 Force = Callable[[str], None]
@@ -275,7 +275,7 @@ def test_bf16_rows_do_not_depend_on_each_other(backend: str, force: Force) -> No
 
 
 def test_bf16_leaves_to_torch_what_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "slowness", lambda: 1.0)  # else this CPU may prefer float32
+    monkeypatch.setattr(halves, "slowness", lambda *_: 1.0)  # else this CPU may prefer float32
     generator = torch.Generator().manual_seed(9)
     weight = torch.randn(24, 40, generator=generator).bfloat16()
     many = torch.randn(17, 40, generator=generator).bfloat16()
@@ -287,3 +287,29 @@ def test_bf16_leaves_to_torch_what_is_not_its_own(monkeypatch: pytest.MonkeyPatc
     few = many[:2].clone().requires_grad_()
     kernels.linear_bf16(few, weight).sum().backward()
     assert few.grad is not None
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 300])
+@pytest.mark.parametrize("slowness", [0.5, 50.0])
+def test_float16_is_as_accurate_as_torch(
+    num_rows: int, slowness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows through the kernel, many through float32 where float16 is slow, or through torch."""
+    monkeypatch.setattr(halves, "slowness", lambda *_: slowness)
+    generator = torch.Generator().manual_seed(10)
+    x, weight = (torch.randn(n, 320, generator=generator).half() for n in (num_rows, 45))
+    bias = torch.randn(45, generator=generator).half()
+    for shift in (None, bias):
+        exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
+        with torch.no_grad():
+            out = kernels.linear_bf16(x, weight, shift)
+        assert out.dtype == torch.float16
+        theirs = (F.linear(x, weight, shift).double() - exact).square().sum()
+        assert (out.double() - exact).square().sum() <= theirs * 1.001
+    assert kernels.linear_bf16(x[:0], weight).shape == (0, 45)
+
+
+def test_float16_has_gradients() -> None:
+    x, weight = torch.randn(2, 320).half().requires_grad_(), torch.randn(45, 320).half()
+    kernels.linear_bf16(x, weight).sum().backward()
+    assert x.grad is not None

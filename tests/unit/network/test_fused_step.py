@@ -108,6 +108,73 @@ def test_a_step_gives_what_the_layers_give(is_half: bool, layers_alone: Callable
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-5)
 
 
+def test_a_step_in_float16_is_as_near_to_float32_as_the_layers_are(layers_alone: Callable[[], None]) -> None:
+    """It rounds nothing between the layers, so it is nearer."""
+    model = language_model().half()
+    store, spans, x = prefilled(model)
+    wide, wide_store = language_model(), KVStore(len(model.layers), store.num_slots)
+    wide.load_state_dict(model.state_dict())
+    for buffers, wide_buffers in ((store.keys, wide_store.keys), (store.values, wide_store.values)):
+        wide_buffers[:] = [None if buffer is None else buffer.float() for buffer in buffers]
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    fused = step(model, store, spans, x)
+    written = [buffer.clone() for buffer in (*store.keys, *store.values) if buffer is not None]
+    expected = step(wide, wide_store, spans, x.float())
+    layers_alone()
+    plain = step(model, store, spans, x)
+    assert fused.dtype == torch.float16
+    fused_error, plain_error = (
+        (found.float() - expected).norm() / expected.norm() for found in (fused, plain)
+    )
+    assert fused_error <= plain_error < 5e-3
+    for mine, theirs in zip(written, (*wide_store.keys, *wide_store.values), strict=True):
+        assert theirs is not None
+        torch.testing.assert_close(mine.float(), theirs, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantized_step_in_float16_gives_what_the_layers_give(
+    scheme: str, layers_alone: Callable[[], None]
+) -> None:
+    model = quantized(scheme, torch.float16, True)
+    store, spans, x = prefilled(model)
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    fused = step(model, store, spans, x)
+    layers_alone()
+    plain = step(model, store, spans, x)
+    assert (fused.float() - plain.float()).norm() <= 1e-2 * plain.float().norm()
+
+
+def test_all_values_of_float16_are_stored_and_read_as_they_are() -> None:
+    """Values of keys and biases pass the kernel's own conversions: zeros, subnormals, the largest, halfway cases."""
+    model = language_model().half()
+    projection = model.layers[0].self_attn.v_proj
+    projection.weight.zero_()
+    interesting = [
+        0.0,
+        -0.0,
+        2.0**-24,
+        -(2.0**-24),
+        3 * 2.0**-20,
+        2.0**-14,
+        65504.0,
+        -65504.0,
+        1.0,
+        -1.5,
+        0.1,
+        3e-6,
+    ]
+    projection.bias.copy_(torch.tensor(interesting * 11)[: len(projection.bias)])
+    store, spans, x = prefilled(model)
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    for span in spans:
+        stored = store.values[0][:, span.start + span.length].reshape(-1)
+        assert torch.equal(stored, projection.bias)
+
+
 @pytest.mark.parametrize("is_smoothed", [False, True])
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_a_quantized_step_in_float32_gives_what_the_layers_give(

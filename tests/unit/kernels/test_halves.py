@@ -1,4 +1,4 @@
-"""The way through float32 gives what bfloat16 layers give, whichever of the two this CPU prefers."""
+"""The way through float32 gives what layers of halves give, whichever of the two this CPU prefers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from audioflamingo.kernels import bfloat16
+from audioflamingo.kernels import halves
 from audioflamingo.kernels.modules import Conv1d, Linear
 from audioflamingo.network.attention import attend
 from tests.support.tiny_model import tiny_model
@@ -15,44 +15,46 @@ from tests.support.tiny_model import tiny_model
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that is slow in bfloat16."""
-    monkeypatch.setattr(bfloat16, "slowness", lambda: 50.0)
+    monkeypatch.setattr(halves, "slowness", lambda *_: 50.0)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that is quick in bfloat16."""
-    monkeypatch.setattr(bfloat16, "slowness", lambda: 0.5)
+    monkeypatch.setattr(halves, "slowness", lambda *_: 0.5)
 
 
-def test_the_measured_slowness_is_a_number_above_zero() -> None:
-    assert 0 < bfloat16.slowness() < 1000
+@pytest.mark.parametrize("dtype", halves.HALVES)
+def test_the_measured_slowness_is_a_number_above_zero(dtype: torch.dtype) -> None:
+    assert 0 < halves.slowness(dtype) < 1000
 
 
 def test_few_rows_and_quick_processors_stay_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    for slowness, num_rows in ((0.5, 10_000), (1.0, 10_000), (2.0, bfloat16.WIDENING_ROWS)):
-        monkeypatch.setattr(bfloat16, "slowness", lambda slowness=slowness: slowness)
-        assert not bfloat16.widening_pays(num_rows)
-    assert bfloat16.widening_pays(bfloat16.WIDENING_ROWS + 1)
+    for slowness, num_rows in ((0.5, 10_000), (1.0, 10_000), (2.0, halves.WIDENING_ROWS)):
+        monkeypatch.setattr(halves, "slowness", lambda *_, slowness=slowness: slowness)
+        assert not halves.widening_pays(num_rows)
+    assert halves.widening_pays(halves.WIDENING_ROWS + 1)
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 25])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_a_layer_is_rounded_once(step: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "WIDENED_BYTES", 4 * 300 * step)
+    monkeypatch.setattr(halves, "WIDENED_BYTES", 4 * 300 * step)
     torch.manual_seed(0)
     x, weight = torch.randn(2, 25, 300).bfloat16(), torch.randn(70, 300).bfloat16()
     bias = torch.randn(70).bfloat16() if has_bias else None
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    out = bfloat16.linear_widened(x, weight, bias)
+    out = halves.linear_widened(x, weight, bias)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-4)
 
 
-def test_layers_attention_and_convolutions_take_it(slow: None) -> None:
+@pytest.mark.parametrize("dtype", halves.HALVES)
+def test_layers_attention_and_convolutions_take_it(slow: None, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    linear, conv = Linear(64, 48).bfloat16(), Conv1d(8, 6, 3, stride=2, padding=1).bfloat16()
-    x, signal = torch.randn(90, 64).bfloat16(), torch.randn(1, 8, 90).bfloat16()
-    query = torch.randn(1, 4, 90, 16).bfloat16()
+    linear, conv = Linear(64, 48).to(dtype), Conv1d(8, 6, 3, stride=2, padding=1).to(dtype)
+    x, signal = torch.randn(90, 64).to(dtype), torch.randn(1, 8, 90).to(dtype)
+    query = torch.randn(1, 4, 90, 16).to(dtype)
     with torch.no_grad():
         found = (linear(x), conv(signal), attend(query, query, query, implementation="sdpa", scale=0.25)[0])
         wide = (
@@ -61,15 +63,16 @@ def test_layers_attention_and_convolutions_take_it(slow: None) -> None:
             F.scaled_dot_product_attention(query.float(), query.float(), query.float(), scale=0.25),
         )
     for out, expected in zip(found, wide, strict=True):
-        assert torch.equal(out, expected.bfloat16())
+        assert torch.equal(out, expected.to(dtype))
 
 
-def test_a_model_says_the_same_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model().bfloat16().eval()
+@pytest.mark.parametrize("dtype", halves.HALVES)
+def test_a_model_says_the_same_both_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().to(dtype).eval()
     ids = torch.arange(2, 92)[None] % 40 + 2
     logits = []
     for slowness in (0.5, 50.0):
-        monkeypatch.setattr(bfloat16, "slowness", lambda slowness=slowness: slowness)
+        monkeypatch.setattr(halves, "slowness", lambda *_, slowness=slowness: slowness)
         with torch.no_grad():
             logits.append(model(input_ids=ids).logits.float())
     torch.testing.assert_close(*logits, rtol=0.05, atol=0.05)

@@ -1,8 +1,9 @@
-"""bfloat16 on a CPU: how fast it multiplies, and the way round through float32 where that is faster.
+"""bfloat16 and float16 on a CPU: how fast they multiply, and the way round through float32 where that is faster.
 
 Processors with AMX, and AMD's with AVX-512 BF16, multiply bfloat16 matrices about twice as fast as float32 ones.
 Intel's with AVX-512 BF16 alone take twice as long for them, and processors without either emulate them, fifty times
-slower. The sums are float32 in every case, so widening the factors first changes nothing but the time.
+slower. float16 is quick where there is AVX-512 FP16. The sums are float32 in every case, so widening the factors first
+changes nothing but the time.
 """
 
 from __future__ import annotations
@@ -14,50 +15,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+HALVES = (torch.bfloat16, torch.float16)
 WIDENING_ROWS = 40  # widening a weight matrix takes as long as multiplying so many rows with it in float32
 WIDENED_BYTES = 1 << 25  # of float32 weights at once
 EMULATED = 8.0  # so many times as slow is emulated: small products tell, large ones would take a second to
 
 
 @functools.cache
-def slowness() -> float:
-    """Time of a product in bfloat16 as a multiple of its time in float32, measured once on this CPU."""
-    ratio = _time_ratio(128)
-    return ratio if ratio > EMULATED else _time_ratio(512)
+def slowness(dtype: torch.dtype = torch.bfloat16) -> float:
+    """Time of a product in bfloat16 or float16 as a multiple of its time in float32, measured once on this CPU."""
+    ratio = _time_ratio(dtype, 128)
+    return ratio if ratio > EMULATED else _time_ratio(dtype, 512)
 
 
-def _time_ratio(size: int) -> float:
+def _time_ratio(half: torch.dtype, size: int) -> float:
     x = torch.ones(size, size)
-    seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    seconds = dict.fromkeys((torch.float32, half), float("inf"))
     for _ in range(4):  # the first round warms up
         for dtype in seconds:
             factor = x.to(dtype)
             start = time.perf_counter()
             factor @ factor
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
-    return seconds[torch.bfloat16] / seconds[torch.float32]
+    return seconds[half] / seconds[torch.float32]
 
 
-def widening_pays(num_rows: int) -> bool:
-    """Whether so many rows times a bfloat16 matrix are faster in float32, the widening of the matrix included."""
-    return num_rows * (slowness() - 1) > WIDENING_ROWS
+def widening_pays(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether so many rows times a matrix of halves are faster in float32, the widening of the matrix included."""
+    return num_rows * (slowness(dtype) - 1) > WIDENING_ROWS
 
 
 def is_slow(x: Tensor, num_rows: int) -> bool:
-    """Whether `x` is a bfloat16 tensor on a CPU, and `num_rows` rows of it are better multiplied in float32."""
-    return x.dtype == torch.bfloat16 and x.is_cpu and widening_pays(num_rows)
+    """Whether `x` holds halves on a CPU, and `num_rows` rows of it are better multiplied in float32."""
+    return x.dtype in HALVES and x.is_cpu and widening_pays(num_rows, x.dtype)
 
 
 def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` in float32 on bfloat16 tensors, rounded once at the end; a part of the weights is widened at a time.
+    """`F.linear` in float32 on halves, rounded once at the end; a part of the weights is widened at a time.
 
     Args:
-        x: bfloat16 (..., K).
-        weight: bfloat16 (N, K).
-        bias: bfloat16 (N,), or None.
+        x: bfloat16 or float16 (..., K).
+        weight: likewise (N, K).
+        bias: likewise (N,), or None.
 
     Returns:
-        bfloat16 (..., N).
+        (..., N) of x's dtype.
     """
     out = x.new_empty(*x.shape[:-1], len(weight))
     rows = x.float()
