@@ -17,6 +17,16 @@ DEFAULT_PROMPT = "Transcribe the input speech."
 LETTERS = "ABCDEF"
 HELD_OUT_WORDING = 0.2  # the last fifth of each list of prompts is for the test sets only
 PATTERN_SHARE = 0.7
+WORN_SHARE = 0.4  # of training's wordings from patterns; see `wear`
+MIN_WORDS = 4  # of a wording that may lose one
+OPENERS = (
+    "Please:", "Hello,", "Hi!", "So,", "Now", "Question:", "Well,", "And", "Then", "Okay,", "Again:", "Next:", "Hey,",
+    "One more thing:", "Listen:", "Excuse me,", "Also,", "But", "Quickly:", "Dear model,", "I wonder:", "Tell me,",
+)  # fmt: skip
+CLOSERS = (
+    "please", "thanks", "thank you", "if you can", "quickly", "now", "exactly", "would you", "or what", "then", "I ask",
+    "for my notes", "if possible", "again", "at all", "okay", "as far as you can tell",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Prompts:
     """
 
     def __init__(self, split: str) -> None:
+        self.is_worn = split == "train"
         lists = _by_kind("prompts.tsv", "text")
         known = {kind: texts[: int(len(texts) * (1 - HELD_OUT_WORDING))] for kind, texts in lists.items()}
         self.held_out = {text for kind, texts in lists.items() for text in texts[len(known[kind]) :]}
@@ -80,14 +91,36 @@ class Prompts:
         """One wording; for training mostly of a pattern."""
         if kind not in self.patterns or (kind in self.lists and rng.random() >= PATTERN_SHARE):
             return rng.choice(self.lists[kind])
-        while (text := fill_pattern(rng.choice(self.patterns[kind]), rng)) in self.held_out:
-            pass
-        return text
+        while True:
+            text = fill_pattern(rng.choice(self.patterns[kind]), rng)
+            if self.is_worn and rng.random() < WORN_SHARE:
+                text = wear(text, rng)
+            if text not in self.held_out:
+                return text
 
 
 def patterns_of(patterns: list[str], split: str) -> list[str]:
     """Those of a kind's patterns that a split may use: each fifth is held out."""
     return [pattern for number, pattern in enumerate(patterns) if (number % 5 == 4) == (split == "test")]
+
+
+def wear(text: str, rng: random.Random) -> str:
+    """A wording as somebody in a hurry writes it: a word missing, something in front or behind, no capitals.
+
+    Random deletion is the useful half of "easy data augmentation" (arXiv 1901.11196): no single word decides then.
+    """
+    words = text.split()
+    droppable = [place for place, word in enumerate(words) if "{" not in word]
+    if len(words) > MIN_WORDS and rng.random() < 0.5:
+        del words[rng.choice(droppable)]
+    if rng.random() < 0.4:
+        words.insert(0, rng.choice(OPENERS))
+    if rng.random() < 0.25:
+        words.append(rng.choice(CLOSERS))
+    text = " ".join(words)
+    if rng.random() < 0.25:
+        text = text.lower().rstrip(".?") or text
+    return text
 
 
 def fill_pattern(pattern: str, rng: random.Random) -> str:

@@ -239,6 +239,25 @@ def test_patterns_of_prompts_give_whole_sentences():
                 assert ("{word}" in text) == (kind == "word")
 
 
+def test_some_wordings_of_training_are_worn_and_none_of_the_tests():
+    train, test = messages.Prompts("train"), messages.Prompts("test")
+    whole = {
+        kind: {messages.fill_pattern(pattern, random.Random(n)) for pattern in patterns for n in range(300)}
+        for kind, patterns in (("gender", train.patterns["gender"]), ("word", test.patterns["word"]))
+    }
+    drawn = [train.draw("gender", random.Random(n)) for n in range(300)]
+    assert 0.2 < sum(text not in whole["gender"] for text in drawn) / 300 < 0.45
+    assert {test.draw("word", random.Random(n)) for n in range(300)} <= whole["word"]
+
+
+def test_what_a_worn_wording_must_hold_stays():
+    worn = {messages.wear("Is {word} said in the clip?", random.Random(n)) for n in range(200)}
+    assert len(worn) > 50
+    assert all("{word}" in text for text in worn)
+    assert any(text == text.lower() for text in worn)
+    assert all(messages.wear("Gender?", random.Random(n)).strip() for n in range(50))
+
+
 # plan of the speech
 
 

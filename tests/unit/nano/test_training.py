@@ -37,6 +37,7 @@ from recipes.nano.nano_model.training.answering import answer
 from recipes.nano.nano_model.training.forward import FastModel, Side, Text, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
 from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
+from recipes.nano.nano_model.training.openings import WEIGHT, opening_weights
 from recipes.nano.nano_model.training.parts import (
     SharedWeights,
     factor_of,
@@ -45,6 +46,7 @@ from recipes.nano.nano_model.training.parts import (
     parameter_groups,
 )
 from recipes.nano.nano_model.training.plain import make_plain
+from recipes.nano.nano_model.vocabulary import QUOTE, TURN_END
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano"
 
@@ -319,3 +321,27 @@ def test_the_command_trains_and_goes_on(tmp_path):
         steps.append(int(re.search(r"(\d+) steps in", done.stdout)[1]))
     assert 0 < steps[0] < steps[1]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_an_answer_counts_more_up_to_its_quote():
+    quote, end = 7, 9
+    labels = torch.tensor([1, 2, quote, 3, 3, end, 4, end, 1, quote, 5, 4, end])
+    rows = torch.tensor([0] * 8 + [1] * 5)
+    found = opening_weights(labels, rows, quote, end)
+    expected = [WEIGHT] * 3 + [1.0] * 3 + [WEIGHT] * 2 + [WEIGHT] * 2 + [1.0] * 3
+    assert found.tolist() == expected
+
+
+def test_the_openings_of_real_answers_count_more(nano, batch):
+    """Every answer of a batch, one that quotes included, starts with the weight and ends without it if it quotes."""
+    model, processor = nano
+    quote, end = processor.tokenizer.convert_tokens_to_ids([QUOTE, TURN_END])
+    with torch.no_grad():
+        _, labels, rows = FastModel(model).logits(batch)
+    found = opening_weights(labels, rows, quote, end)
+    for row in rows.unique().tolist():
+        mine = rows == row
+        assert found[mine][0] == WEIGHT
+        assert (found[mine][-1] == 1.0) == bool((labels[mine] == quote).any())
+    assert (found == 1.0).any()
+    assert (found == WEIGHT).any()

@@ -315,7 +315,11 @@ class FastModel:
         return self.model.lm_head(states[chosen]), wanted[chosen], text.rows[chosen]
 
     def loss(
-        self, batch: Batch, smoothing: float = 0.0, teach: Callable[[Tensor, Tensor], Soft] | None = None
+        self,
+        batch: Batch,
+        smoothing: float = 0.0,
+        teach: Callable[[Tensor, Tensor], Soft] | None = None,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy by weight and a charge for states that are too long, and figures of the batch.
 
@@ -323,6 +327,7 @@ class FastModel:
             batch: with labels.
             smoothing: of the labels.
             teach: what a teacher expects, by labels and their rows.
+            weigh: weights of labels beside those of their rows, by labels and their rows.
         """
         excesses: list[Tensor] = []
         logits, labels, rows = self.logits(batch, excesses)
@@ -331,6 +336,8 @@ class FastModel:
             losses = taught(losses, logits, teach(labels, rows))
         assert batch.answer_weights is not None
         weights = batch.answer_weights[rows]
+        if weigh is not None:
+            weights = weights * weigh(labels, rows)
         right = (logits.detach().argmax(-1) == labels).float()
         loss = (losses * weights).sum() / weights.sum()
         too_long = lengths.WEIGHT * torch.stack(excesses).sum()

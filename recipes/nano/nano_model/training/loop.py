@@ -15,9 +15,10 @@ import torch
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 
-from ..vocabulary import QUOTE
+from ..vocabulary import QUOTE, TURN_END
 from .batches import Mixture
 from .forward import FastModel
+from .openings import opening_weights
 from .optimizer import BETAS, EPS, EigenAdam
 from .parts import SharedWeights, keep_exact_gradients, keep_sinks_silent, parameter_groups
 from .peers import Peers
@@ -72,7 +73,7 @@ class Run:
 
     def __init__(self, fast: FastModel, processor: Any, folder: Path, plan: Plan) -> None:
         self.fast, self.processor, self.folder, self.plan = fast, processor, folder, plan
-        self.quote = processor.tokenizer.convert_tokens_to_ids(QUOTE)
+        self.quote, self.end = processor.tokenizer.convert_tokens_to_ids([QUOTE, TURN_END])
         folder.mkdir(parents=True, exist_ok=True)
         groups = parameter_groups(fast.model)
         self.trained = [p for group in groups for p in group["params"]]
@@ -154,7 +155,8 @@ class Run:
                 group["lr"] = rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
         teach = None if lessons is None else partial(lessons.soft, rows, self.quote)
-        loss, figures = self.fast.loss(batch, self.plan.smoothing, teach)
+        weigh = partial(opening_weights, quote=self.quote, end=self.end)
+        loss, figures = self.fast.loss(batch, self.plan.smoothing, teach, weigh)
         loss.backward()
         keep_exact_gradients(self.fast.model)
         figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))
