@@ -136,13 +136,13 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _linear_half(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    is_whole = all(t.is_cpu and t.is_contiguous() for t in tensors) and not torch.is_grad_enabled()
-    is_small = 0 < num_rows <= MAX_BF16_ROWS and weight.shape[1] % HALF_COLUMNS == 0 and native.has_step()
-    if not (is_whole and is_small):
-        if is_whole and halves.is_slow(x, num_rows):
-            return halves.linear_widened(x, weight, bias)
+    if torch.is_grad_enabled() or not all(t.is_cpu for t in tensors):
         return F.linear(x, weight.to(x.dtype), bias)
-    rows, shift = x.float(), None if bias is None else bias.float()
+    is_small = 0 < num_rows <= MAX_BF16_ROWS and weight.shape[1] % HALF_COLUMNS == 0
+    if not (is_small and weight.is_contiguous() and native.has_step()):
+        way = halves.linear_widened if halves.is_slow(x, num_rows) else F.linear
+        return way(x, weight.to(x.dtype), bias)
+    rows, shift = x.float().contiguous(), None if bias is None else bias.float().contiguous()
     out = rows.new_empty(*x.shape[:-1], len(weight))
     pointers = rows.data_ptr(), weight.data_ptr(), None if shift is None else shift.data_ptr(), out.data_ptr()
     native.linear_half(torch.get_num_threads(), (num_rows, *weight.shape), pointers)

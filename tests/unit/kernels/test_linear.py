@@ -306,6 +306,9 @@ def test_float16_is_as_accurate_as_torch(
         assert out.dtype == torch.float16
         theirs = (F.linear(x, weight, shift).double() - exact).square().sum()
         assert (out.double() - exact).square().sum() <= theirs * 1.001
+        apart = torch.stack([x, x], -1)[..., 0]
+        with torch.no_grad():
+            assert torch.equal(kernels.linear_bf16(apart, weight, shift), out)
     assert kernels.linear_bf16(x[:0], weight).shape == (0, 45)
 
 
