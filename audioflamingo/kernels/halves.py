@@ -21,9 +21,13 @@ WIDENED_BYTES = 1 << 25  # of float32 weights at once
 EMULATED = 8.0  # so many times as slow is emulated: small products tell, large ones would take a second to
 
 
-@functools.cache
 def slowness(dtype: torch.dtype = torch.bfloat16) -> float:
     """Time of a product in bfloat16 or float16 as a multiple of its time in float32, measured once on this CPU."""
+    return _slowness(dtype)
+
+
+@functools.cache
+def _slowness(dtype: torch.dtype) -> float:
     ratio = _time_ratio(dtype, 128)
     return ratio if ratio > EMULATED else _time_ratio(dtype, 512)
 

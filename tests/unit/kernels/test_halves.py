@@ -27,6 +27,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", halves.HALVES)
 def test_the_measured_slowness_is_a_number_above_zero(dtype: torch.dtype) -> None:
     assert 0 < halves.slowness(dtype) < 1000
+    assert halves.slowness(dtype) == halves.slowness(dtype)  # measured once
+    assert halves.slowness() == halves.slowness(torch.bfloat16)
 
 
 def test_few_rows_and_quick_processors_stay_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
