@@ -11,7 +11,6 @@ from importlib import import_module
 import typer
 
 from audioflamingo.cli.failures import FriendlyGroup
-from audioflamingo.lazy import uncollected
 
 # In the order of `af3 --help`. Each is the function of its name in the module `<name>_command`.
 COMMANDS = (
@@ -64,7 +63,6 @@ def build_app(asked: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    with uncollected():
-        for name in (asked,) if asked in COMMANDS else COMMANDS:
-            app.command()(getattr(import_module(f"audioflamingo.cli.{name}_command"), name))
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
+        app.command()(getattr(import_module(f"audioflamingo.cli.{name}_command"), name))
     return app

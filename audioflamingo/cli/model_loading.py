@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from audioflamingo.cli.terminal import Terminal
 from audioflamingo.fields import option
 from audioflamingo.hub import BUILT_IN_MODEL
-from audioflamingo.lazy import uncollected
 
 if TYPE_CHECKING:
     from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
@@ -89,11 +88,10 @@ def load(
     Raises:
         CheckpointError, ConfigError, DeviceError: it cannot be loaded.
     """
-    with uncollected():
-        from audioflamingo.hub import resolve_folder
-        from audioflamingo.model import AutoModelForConditionalGeneration
-        from audioflamingo.processor import AutoProcessor
-        from audioflamingo.quantization import num_parameters, read_quantization
+    from audioflamingo.hub import resolve_folder
+    from audioflamingo.model import AutoModelForConditionalGeneration
+    from audioflamingo.processor import AutoProcessor
+    from audioflamingo.quantization import num_parameters, read_quantization
 
     start = time.perf_counter()
     folder = resolve_folder(options.model)
