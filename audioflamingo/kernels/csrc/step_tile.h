@@ -3,9 +3,6 @@
 //
 // Every row has its own sums, filled in the order of the inputs: a result does not depend on the rows beside it.
 
-AF3_TARGET AF3_INLINE Floats load_weights(const float* from) { return load_floats(from); }
-AF3_TARGET AF3_INLINE Floats load_weights(const uint16_t* from) { return AF3_LOAD_HALF(from); }
-
 // float, bfloat16 or float16
 AF3_TARGET AF3_INLINE Floats load_wide(const float* from) { return load_floats(from); }
 AF3_TARGET AF3_INLINE Floats load_wide(const Half* from) { return AF3_LOAD_HALF(&from->bits); }
@@ -24,7 +21,7 @@ AF3_TARGET void product_tile(const Weight* weights, int outputs, const float* x,
         Floats even[R] = {}, odd[R] = {};
         for (ptrdiff_t k = 0; k < columns; k += 2 * AF3_LANES) {
             __builtin_prefetch(reinterpret_cast<const char*>(weights + k) + kPrefetchBytes);
-            const Floats first = load_weights(weights + k), second = load_weights(weights + k + AF3_LANES);
+            const Floats first = load_wide(weights + k), second = load_wide(weights + k + AF3_LANES);
             AF3_UNROLL for (int r = 0; r < R; ++r) {
                 even[r] = AF3_FMA(first, load_floats(x + r * columns + k), even[r]);
                 odd[r] = AF3_FMA(second, load_floats(x + r * columns + k + AF3_LANES), odd[r]);
@@ -46,7 +43,7 @@ void product_as(const Weight* weights, int outputs, const float* x, int rows, in
 void product(const void* weights, bool is_half, int outputs, const float* x, int rows, int columns, float* out,
              ptrdiff_t ld) {
     if (is_half) {
-        product_as(static_cast<const uint16_t*>(weights), outputs, x, rows, columns, out, ld);
+        product_as(static_cast<const Half*>(weights), outputs, x, rows, columns, out, ld);
     } else {
         product_as(static_cast<const float*>(weights), outputs, x, rows, columns, out, ld);
     }

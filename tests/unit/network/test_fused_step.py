@@ -88,16 +88,26 @@ def view_of(store: KVStore, spans: list[Span]) -> KVView:
     return KVView(store, layout)
 
 
+def assert_taken(model: Any, store: KVStore, spans: list[Span], x: Tensor) -> None:
+    view = view_of(store, spans)
+    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+
+
+def widened(store: KVStore) -> KVStore:
+    """The same keys and values in float32."""
+    wide = KVStore(len(store.keys), store.num_slots)
+    for buffers, wide_buffers in ((store.keys, wide.keys), (store.values, wide.values)):
+        wide_buffers[:] = [None if buffer is None else buffer.float() for buffer in buffers]
+    return wide
+
+
 @pytest.mark.parametrize("is_half", [False, True])
 def test_a_step_gives_what_the_layers_give(is_half: bool, layers_alone: Callable[[], None]) -> None:
     model = language_model()
     if is_half:
         halve(model)
     store, spans, x = prefilled(model)
-    assert (
-        run_step(model.layers, x, model._rotary(x, view_of(store, spans).layout), view_of(store, spans))
-        is not None
-    )
+    assert_taken(model, store, spans, x)
     fused = step(model, store, spans, x)
     written = [buffer.clone() for buffer in (*store.keys, *store.values) if buffer is not None]
     layers_alone()
@@ -112,12 +122,9 @@ def test_a_step_in_float16_is_as_near_to_float32_as_the_layers_are(layers_alone:
     """It rounds nothing between the layers, so it is nearer."""
     model = language_model().half()
     store, spans, x = prefilled(model)
-    wide, wide_store = language_model(), KVStore(len(model.layers), store.num_slots)
+    wide, wide_store = language_model(), widened(store)
     wide.load_state_dict(model.state_dict())
-    for buffers, wide_buffers in ((store.keys, wide_store.keys), (store.values, wide_store.values)):
-        wide_buffers[:] = [None if buffer is None else buffer.float() for buffer in buffers]
-    view = view_of(store, spans)
-    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    assert_taken(model, store, spans, x)
     fused = step(model, store, spans, x)
     written = [buffer.clone() for buffer in (*store.keys, *store.values) if buffer is not None]
     expected = step(wide, wide_store, spans, x.float())
@@ -139,40 +146,38 @@ def test_a_quantized_step_in_float16_gives_what_the_layers_give(
 ) -> None:
     model = quantized(scheme, torch.float16, True)
     store, spans, x = prefilled(model)
-    view = view_of(store, spans)
-    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    assert_taken(model, store, spans, x)
     fused = step(model, store, spans, x)
     layers_alone()
     plain = step(model, store, spans, x)
     assert (fused.float() - plain.float()).norm() <= 1e-2 * plain.float().norm()
 
 
-def test_all_values_of_float16_are_stored_and_read_as_they_are() -> None:
-    """Values of keys and biases pass the kernel's own conversions: zeros, subnormals, the largest, halfway cases."""
+def test_float16_is_read_and_rounded_as_torch_does_it() -> None:
+    """Values pass the kernel's own conversions as `weight / 2 + bias`, which is exact in float32.
+
+    Zeros, subnormals, the largest, infinity from 65520 on, and halves of a step, which go to the even side.
+    """
+    tiny, step_at_1 = 2.0**-24, 2.0**-10
+    sums = [
+        (0.0, 0.0), (0.0, -0.0), (0.0, tiny), (0.0, -tiny), (0.0, 3 * 2.0**-20), (0.0, 2.0**-14), (0.0, 65504.0),
+        (0.0, -65504.0), (0.0, 0.1), (tiny, 0.0), (tiny, tiny), (-tiny, -2 * tiny), (tiny, 2.0**-14),
+        (step_at_1, 1.0), (step_at_1, 1.0 + step_at_1), (-step_at_1, -1.0), (1.5 * step_at_1, 1.0),
+        (30.0, 65504.0), (32.0, 65504.0), (-32.0, -65504.0),
+    ]  # fmt: skip
     model = language_model().half()
+    for layer in model.layers:
+        layer.input_layernorm.eps = 0.0  # the norm of a row of ones is then the norm's weight
+    model.layers[0].input_layernorm.weight.fill_(0.5)
     projection = model.layers[0].self_attn.v_proj
+    weight, bias = torch.tensor(sums).half().repeat(len(projection.bias), 1)[: len(projection.bias)].unbind(1)
     projection.weight.zero_()
-    interesting = [
-        0.0,
-        -0.0,
-        2.0**-24,
-        -(2.0**-24),
-        3 * 2.0**-20,
-        2.0**-14,
-        65504.0,
-        -65504.0,
-        1.0,
-        -1.5,
-        0.1,
-        3e-6,
-    ]
-    projection.bias.copy_(torch.tensor(interesting * 11)[: len(projection.bias)])
+    projection.weight[:, 0], projection.bias[:] = weight, bias
     store, spans, x = prefilled(model)
-    view = view_of(store, spans)
-    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    assert_taken(model, store, spans, torch.ones_like(x))
+    expected = (weight.float() / 2 + bias.float()).half()
     for span in spans:
-        stored = store.values[0][:, span.start + span.length].reshape(-1)
-        assert torch.equal(stored, projection.bias)
+        assert torch.equal(store.values[0][:, span.start + span.length].reshape(-1), expected)
 
 
 @pytest.mark.parametrize("is_smoothed", [False, True])
@@ -182,8 +187,7 @@ def test_a_quantized_step_in_float32_gives_what_the_layers_give(
 ) -> None:
     model = quantized(scheme, torch.float32, is_smoothed)
     store, spans, x = prefilled(model)
-    view = view_of(store, spans)
-    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    assert_taken(model, store, spans, x)
     fused = step(model, store, spans, x)
     written = [buffer.clone() for buffer in (*store.keys, *store.values) if buffer is not None]
     layers_alone()
@@ -202,11 +206,8 @@ def test_a_quantized_step_in_bfloat16_rounds_as_the_layers_do(
 ) -> None:
     model = quantized(scheme, torch.bfloat16, True)
     store, spans, x = prefilled(model)
-    wide, wide_store = quantized(scheme, torch.float32, True), KVStore(len(model.layers), store.num_slots)
-    for buffers, wide_buffers in ((store.keys, wide_store.keys), (store.values, wide_store.values)):
-        wide_buffers[:] = [None if buffer is None else buffer.float() for buffer in buffers]
-    view = view_of(store, spans)
-    assert run_step(model.layers, x, model._rotary(x, view.layout), view) is not None
+    wide, wide_store = quantized(scheme, torch.float32, True), widened(store)
+    assert_taken(model, store, spans, x)
     fused = step(model, store, spans, x)
     layers_alone()
     plain = step(model, store, spans, x)
