@@ -47,7 +47,7 @@ SCALE = math.sqrt(STATE / WIDTH)  # LayerNorm's length over RMSNorm's
 CONST_SHARE = 0.1  # of the state's length: CONST grows with it
 STRAIGHT = 4.0  # from here on GELU is the identity to 1e-4
 SPACE_SCORE, QUOTE_SCORE, CLOSED_SCORE, NEVER = 6.0, -8.0, 40.0, -12.0
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", vocabulary.TURN_END, "<sound>")
 COPIED = ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")
 
 

@@ -17,7 +17,7 @@ QUOTE, CLOSE, START, SYSTEM = (
     "system",
 )  # the opening quote, the closing one with its stop, roles of turns
 QUOTED = ' "'  # the opening quote, as text
-TURN_END = "<|im_end|>"
+TURN_END = "<|im_end|>"  # behind an answer
 FRAME = "system\nYou are a helpful assistant.\nuser\nTranscribe the input speech.\nassistant\n"
 LAST_ORDINARY = 50256  # Whisper's tokens from here on are special
 EARLY_RANK, EARLY_BONUS = 6000, 40  # early merges are frequent everywhere, whatever the text says
