@@ -39,7 +39,8 @@ OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
 # Of the clips without a number or a name, asked for one.
 NONE_KEPT = {"train": 0.12, "valid": 0.3, "test": 0.3}
 OPEN_WORDING = re.compile(
-    r"^(?!.*\b(sound|noise|event))(?=.*\b(hear|happen|describe|explain|tell me what|what is (this|it|that)\b))",
+    r"^(?!.*\b(sound|noise|event))"
+    r"(?=.*\b(hear|listening|happen|going on|descri|caption|explain|contain|tell me what|what is (this|it|that)\b))",
     re.IGNORECASE,
 )
 CAPITAL_QUESTIONS = (

@@ -250,6 +250,35 @@ def test_some_wordings_of_training_are_worn_and_none_of_the_tests():
     assert {test.draw("word", random.Random(n)) for n in range(300)} <= whole["word"]
 
 
+def test_no_wording_of_a_held_out_pattern_is_drawn_for_training():
+    train, test = messages.Prompts("train"), messages.Prompts("test")
+    for kind in newcomers.KINDS:
+        tested = {test.draw(kind, random.Random(n)) for n in range(100)}
+        assert not any(train.is_allowed(text) for text in tested), kind
+        assert not any(train.is_allowed(text.lower().rstrip("?.")) for text in tested), kind
+        assert all(test.is_allowed(text) for text in tested), kind
+        assert not tested & {train.draw(kind, random.Random(n)) for n in range(300)}, kind
+    assert train.is_allowed("Is the speaker a man or a woman?")
+
+
+def test_a_question_for_a_man_or_a_woman_is_never_asked_for_whether_somebody_speaks():
+    train = messages.Prompts("train")
+    asked = {train.draw("is_speech", random.Random(n)) for n in range(1000)}
+    assert not [text for text in asked if re.search(r"\b(man or a|woman or a|male or)", text, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize(
+    ("question", "is_open"),
+    [
+        ("What am I listening to?", True), ("What do you hear?", True), ("Write a caption for the clip.", True),
+        ("What does this clip contain?", True), ("What is going on here?", True), ("What sound do you hear?", False),
+        ("Classify the clip.", False), ("Describe the sound in the audio.", False), ("Which event is it?", False),
+    ],
+)  # fmt: skip
+def test_open_questions_about_speech_want_its_words(question, is_open):
+    assert bool(conversations.OPEN_WORDING.search(question)) == is_open
+
+
 def test_what_a_worn_wording_must_hold_stays():
     worn = {messages.wear("Is {word} said in the clip?", random.Random(n)) for n in range(200)}
     assert len(worn) > 50
