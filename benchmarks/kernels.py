@@ -48,7 +48,7 @@ def layers(num_out: int, num_in: int) -> dict[str, tuple[list[Call], int]]:
             [lambda x, w=w: kernels.linear_int8(x, w, scales, None, shape) for w in int8],
             int8[0].nbytes,
         ),
-        "bf16": ([lambda x, w=w: kernels.linear_bf16(x, w) for w in bf16], bf16[0].nbytes),
+        "bf16": ([lambda x, w=w: kernels.linear_halves(x, w) for w in bf16], bf16[0].nbytes),
         "F.linear": ([lambda x, w=w: F.linear(x, w) for w in bf16], bf16[0].nbytes),
     }
 

@@ -8,7 +8,7 @@ are exact: every backend gives the same bits, and a row's result never depends o
 `avx512`. It is read once, when the first layer runs.
 """
 
-from audioflamingo.kernels.linear import backend, linear_bf16, linear_int4, linear_int8
+from audioflamingo.kernels.linear import backend, linear_halves, linear_int4, linear_int8
 from audioflamingo.kernels.reference import quantize_rows
 from audioflamingo.kernels.weight_layout import (
     BLOCK_ROWS,
@@ -29,7 +29,7 @@ __all__ = [
     "MAX_IN_FEATURES",
     "backend",
     "gather_int8",
-    "linear_bf16",
+    "linear_halves",
     "linear_int4",
     "linear_int8",
     "pack_int4",

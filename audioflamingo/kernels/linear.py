@@ -89,8 +89,8 @@ def linear_int4(
     return _WithoutGradient.apply(x, out) if x.requires_grad and torch.is_grad_enabled() else out  # type: ignore[no-untyped-call]
 
 
-def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` in bfloat16 that reads the weights once, at memory speed, for 1 to 16 rows.
+def linear_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` in bfloat16 or float16 that reads the weights once, at memory speed, for 1 to 16 rows.
 
     Sums are float32 and include the bias; a row's result does not depend on the rows beside it while there are at most
     16. More rows run `F.linear`, as do calls that need a gradient; on a CPU that is slow in bfloat16, up to 64 take
@@ -108,6 +108,10 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     num_rows = x.numel() // max(x.shape[-1], 1)
     if weight.dtype == torch.float16 and x.dtype in (torch.float16, torch.float32):
         return _linear_half(x, weight, bias, num_rows)
+    return _linear_bf16(x, weight, bias, num_rows)
+
+
+def _linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
     if num_rows == 0 or not _fits_bf16(x, weight, bias):
         return F.linear(x, weight, bias)
     backend = native.active()

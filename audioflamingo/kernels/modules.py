@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import DeviceError
-from audioflamingo.kernels import gpu, linear_bf16
+from audioflamingo.kernels import gpu, linear_halves
 from audioflamingo.kernels.halves import HALVES, is_slow
 
 
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
         """`(..., in_features)` -> `(..., out_features)`."""
         if input.is_cuda and gpu.takes_row(input, self.weight, self.bias):
             return gpu.linear_row(input, self.weight, self.bias)
-        return linear_bf16(input, self.weight, self.bias)
+        return linear_halves(input, self.weight, self.bias)
 
 
 class Conv1d(nn.Conv1d):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from audioflamingo.errors import ArgumentError
-from audioflamingo.kernels import linear_bf16
+from audioflamingo.kernels import linear_halves
 from audioflamingo.kernels.host import to_host
 from audioflamingo.kernels.modules import Linear
 
@@ -45,7 +45,7 @@ class Lora:
         """Maps `(..., in_features)` to `(..., out_features)`."""
         if self.down.device != x.device or self.down.dtype != x.dtype:
             self.down, self.up = (weight.to(x.device, x.dtype) for weight in (self.down, self.up))
-        return linear_bf16(linear_bf16(x, self.down, None), self.up, None) * self.scale
+        return linear_halves(linear_halves(x, self.down, None), self.up, None) * self.scale
 
     def change(self) -> Tensor:
         """What it adds to the weights, float32 `(out_features, in_features)`."""

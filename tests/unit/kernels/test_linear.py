@@ -252,7 +252,7 @@ def test_bf16_is_at_least_as_accurate_as_torch(backend: str, force: Force) -> No
         bias = torch.randn(outputs, generator=generator).bfloat16()
         for shift in (None, bias):
             exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
-            out = kernels.linear_bf16(x, weight, shift)
+            out = kernels.linear_halves(x, weight, shift)
             size = F.linear(
                 x.double().abs(), weight.double().abs(), None if shift is None else shift.abs().double()
             )
@@ -268,10 +268,10 @@ def test_bf16_rows_do_not_depend_on_each_other(backend: str, force: Force) -> No
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(16, 517, generator=generator).bfloat16()
     weight = torch.randn(130, 517, generator=generator).bfloat16()
-    together = kernels.linear_bf16(x, weight)
+    together = kernels.linear_halves(x, weight)
     for row in range(16):
-        assert same_bits(kernels.linear_bf16(x[row], weight), together[row])
-    assert same_bits(kernels.linear_bf16(x.view(2, 8, 517), weight), together.view(2, 8, 130))
+        assert same_bits(kernels.linear_halves(x[row], weight), together[row])
+    assert same_bits(kernels.linear_halves(x.view(2, 8, 517), weight), together.view(2, 8, 130))
 
 
 def test_bf16_leaves_to_torch_what_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,13 +279,13 @@ def test_bf16_leaves_to_torch_what_is_not_its_own(monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(9)
     weight = torch.randn(24, 40, generator=generator).bfloat16()
     many = torch.randn(17, 40, generator=generator).bfloat16()
-    assert torch.equal(kernels.linear_bf16(many, weight), F.linear(many, weight))
+    assert torch.equal(kernels.linear_halves(many, weight), F.linear(many, weight))
     assert torch.equal(
-        kernels.linear_bf16(many.float(), weight.float()), F.linear(many.float(), weight.float())
+        kernels.linear_halves(many.float(), weight.float()), F.linear(many.float(), weight.float())
     )
-    assert kernels.linear_bf16(many[:0], weight).shape == (0, 24)
+    assert kernels.linear_halves(many[:0], weight).shape == (0, 24)
     few = many[:2].clone().requires_grad_()
-    kernels.linear_bf16(few, weight).sum().backward()
+    kernels.linear_halves(few, weight).sum().backward()
     assert few.grad is not None
 
 
@@ -302,17 +302,17 @@ def test_float16_is_as_accurate_as_torch(
     for shift in (None, bias):
         exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
         with torch.no_grad():
-            out = kernels.linear_bf16(x, weight, shift)
+            out = kernels.linear_halves(x, weight, shift)
         assert out.dtype == torch.float16
         theirs = (F.linear(x, weight, shift).double() - exact).square().sum()
         assert (out.double() - exact).square().sum() <= theirs * 1.001
         apart = torch.stack([x, x], -1)[..., 0]
         with torch.no_grad():
-            assert torch.equal(kernels.linear_bf16(apart, weight, shift), out)
-    assert kernels.linear_bf16(x[:0], weight).shape == (0, 45)
+            assert torch.equal(kernels.linear_halves(apart, weight, shift), out)
+    assert kernels.linear_halves(x[:0], weight).shape == (0, 45)
 
 
 def test_float16_has_gradients() -> None:
     x, weight = torch.randn(2, 320).half().requires_grad_(), torch.randn(45, 320).half()
-    kernels.linear_bf16(x, weight).sum().backward()
+    kernels.linear_halves(x, weight).sum().backward()
     assert x.grad is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioflamingo.kernels import linear_bf16, native
+from audioflamingo.kernels import linear_halves, native
 from audioflamingo.network import qwen2
 from audioflamingo.network.fused_step import run_step
 from audioflamingo.network.kv import KVStore, KVView, PackedLayout, Span
@@ -284,5 +284,5 @@ def test_weights_kept_in_float16_count_as_if_they_were_widened(rows: int, output
         expected = torch.nn.functional.linear(
             x.double(), weight.double(), None if shift is None else shift.double()
         )
-        torch.testing.assert_close(linear_bf16(x, weight, shift).double(), expected, atol=1e-5, rtol=1e-5)
-    assert linear_bf16(x[:0], weight).shape == (0, outputs)
+        torch.testing.assert_close(linear_halves(x, weight, shift).double(), expected, atol=1e-5, rtol=1e-5)
+    assert linear_halves(x[:0], weight).shape == (0, outputs)
