@@ -74,7 +74,7 @@ class Prompts:
 
     Training has no prompt of the last fifth of a list of `prompts.tsv`, but what the patterns of
     `prompt_patterns.tsv` give; the test has all of the lists and none of these patterns. Of `newcomer_patterns.tsv`
-    each fifth pattern of a kind is for the tests only, and they have no other.
+    each fifth pattern of a kind is for the tests only, and they have no other; see `is_allowed`.
     """
 
     def __init__(self, split: str) -> None:
@@ -103,8 +103,9 @@ class Prompts:
 
     def is_allowed(self, text: str) -> bool:
         """Whether a pattern's wording may be used: only by the tests if a test's list or pattern can give it, too."""
-        is_tested = text in self.held_out or self.tested.fullmatch(_letters(text))
-        return self.split == "test" or not is_tested
+        if self.split == "test":
+            return True
+        return text not in self.held_out and not self.tested.fullmatch(_letters(text))
 
 
 def patterns_of(patterns: list[str], split: str) -> list[str]:
