@@ -13,7 +13,7 @@ from .conversations import Maker
 from .messages import Clip, check_conversation, read_classes
 from .newcomers import KINDS as NEWCOMER_KINDS
 from .newcomers import voice_of
-from .sounds import KINDS_SPLIT, RECORDED_SETS
+from .sounds import KINDS_SPLIT, MADE_SET, RECORDED_SETS
 from .speech import WORDS_SET
 from .splits import draw
 from .store import read_jsonl, read_shards
@@ -71,7 +71,7 @@ SPEECH_LIKE_OTHERS = {"train": 600, "valid": 15, "test": 40}  # speech clips amo
 QUIET_SOUNDS = {"train": 2500, "valid": 60, "test": 150}  # sounds to transcribe: nothing is said
 SPEECH_SPLITS = {"train": ("train",), "valid": ("valid",), "test": ("test_sentences", "test_voices")}
 SOUNDS = {
-    "train": ("sound/train", *(f"{name}/train" for name in RECORDED_SETS)),
+    "train": ("sound/train", *(f"{name}/train" for name in RECORDED_SETS), f"{MADE_SET}/train"),
     "valid": ("sound/valid",),
     "test": ("sound/test",),
 }  # folders

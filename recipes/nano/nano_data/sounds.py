@@ -3,7 +3,8 @@
 Training and tests never share a recording (nor its numbered siblings). The set "sound" has recordings of
 `tables/recordings.tsv` and synthesis: "test" has new sounds of the families of synthesis that training has,
 "test_kinds" those of one more family a class, which training lacks. The sets of `RECORDED_SETS` have recordings only,
-each those of a table of its own, from other packages: so a further table moves no clip of the sets before.
+each those of a table of its own, from other packages: so a further table moves no clip of the sets before. `MADE_SET`
+has further families of synthesis, for training only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ from .store import SAMPLING_RATE, make_shard, write_clip
 
 KINDS_SPLIT = "test_kinds"
 CLIPS_PER_CLASS = {"test": 40, KINDS_SPLIT: 20, "valid": 15, "train": 500}  # in this order
-RECORDED_SETS = {"sound_more": "more_recordings.tsv", "sound_further": "further_recordings.tsv"}
+RECORDED_SETS = {
+    "sound_more": "more_recordings.tsv",
+    "sound_further": "further_recordings.tsv",
+    "sound_zipped": "zipped_recordings.tsv",
+}
 RECORDED_CLIPS_PER_CLASS = {"test": 20, "train": 250}
+MADE_SET = "sound_made"  # synthesis of further families, for training only
+MADE_CLIPS_PER_FAMILY = 60
 LEFT_OUT = "-"
 CLIPS_PER_RECORDING = 15  # at most, in the sets of recordings only
 RECORDINGS_OF = {"test": "test", KINDS_SPLIT: "none", "valid": "train", "train": "train"}
@@ -183,6 +190,20 @@ def make_recorded_clip(
     return play(recordings, draw_duration(rng), rng, unpacked)
 
 
+def make_further_clip(
+    label: str, split: str, number: int, recordings: list[Recording], unpacked: Path
+) -> tuple[Any, str]:
+    """One clip (N,) of a class's further families, and which."""
+    import numpy as np
+
+    from .events_further import FAMILIES
+
+    rng = np.random.default_rng(seed_for(MADE_SET, label, split, number))
+    family = FAMILIES[label][number % len(FAMILIES[label])]
+    waveform = np.asarray(family(rng, draw_duration(rng)), np.float64)
+    return vary(waveform, rng), f"synthesis/{family.__name__}"
+
+
 def draw_duration(rng: Any) -> float:
     """Seconds of a clip."""
     return float(min(max(rng.gamma(4, 1.1), 1.2), 12))
@@ -237,6 +258,17 @@ def recorded_shards(
     return result
 
 
+def further_shards(data_dir: Path) -> list[Shard]:
+    """The same for `MADE_SET`."""
+    from .events_further import FAMILIES
+
+    result: list[Shard] = []
+    for split in made_now(("train",)):
+        for label, families in FAMILIES.items():
+            result += cut(data_dir / "audio" / MADE_SET, label, split, MADE_CLIPS_PER_FAMILY * len(families))
+    return result
+
+
 def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
     """Makes the missing shards; yields a line for each."""
     recordings = split_recordings(find_recordings(unpacked))
@@ -250,6 +282,9 @@ def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
         for folder, label, split, numbers in recorded_shards(data_dir, name, recordings):
             if make_one(folder, make, label, split, numbers, recordings[label][split], unpacked):
                 yield f"{name}/{split}/{label}/{folder.name}"
+    for folder, label, split, numbers in further_shards(data_dir):
+        if make_one(folder, make_further_clip, label, split, numbers, [], unpacked):
+            yield f"{MADE_SET}/{split}/{label}/{folder.name}"
 
 
 def make_one(

@@ -242,7 +242,7 @@ def test_patterns_of_prompts_give_whole_sentences():
 def test_some_wordings_of_training_are_worn_and_none_of_the_tests():
     train, test = messages.Prompts("train"), messages.Prompts("test")
     whole = {
-        kind: {messages.fill_pattern(pattern, random.Random(n)) for pattern in patterns for n in range(300)}
+        kind: {messages.fill_pattern(pattern, random.Random(n)) for pattern in patterns for n in range(3000)}
         for kind, patterns in (("gender", train.patterns["gender"]), ("word", test.patterns["word"]))
     }
     drawn = [train.draw("gender", random.Random(n)) for n in range(300)]
@@ -561,13 +561,14 @@ def test_no_two_labels_share_a_wording():
     )
 
 
-def test_families_of_sounds_make_sound():
+@pytest.mark.parametrize("is_further", [False, True])
+def test_families_of_sounds_make_sound(is_further):
     pytest.importorskip("scipy")
-    from recipes.nano.nano_data.events import FAMILIES
+    from recipes.nano.nano_data import events, events_further
 
-    for label, families in FAMILIES.items():
-        assert len(families) >= 3, label
-        for family in (families[0], families[-1]):
+    for label, families in (events_further if is_further else events).FAMILIES.items():
+        assert is_further or len(families) >= 3, label
+        for family in families if is_further else (families[0], families[-1]):
             waveform = np.asarray(family(np.random.default_rng(1), 1.0))
             assert waveform.shape == (16000,)
             assert np.isfinite(waveform).all()
@@ -585,6 +586,34 @@ def test_a_family_is_held_out_of_all_but_its_own_split(tmp_path):
             origins = {sounds.make_clip(label, split, number, [], tmp_path)[1] for number in range(6)}
             assert (origins == {held_out}) == (split == sounds.KINDS_SPLIT)
             assert split == sounds.KINDS_SPLIT or held_out not in origins
+
+
+def test_further_families_are_for_training_only(monkeypatch, tmp_path):
+    pytest.importorskip("scipy")
+    from recipes.nano.nano_data import events, events_further
+
+    made = {shard[1:3] for shard in sounds.further_shards(tmp_path)}
+    assert made == {(label, "train") for label in events_further.FAMILIES}
+    names = {family.__name__ for families in events.FAMILIES.values() for family in families}
+    assert not names & {
+        family.__name__ for families in events_further.FAMILIES.values() for family in families
+    }
+    origins = [sounds.make_further_clip("fire", "train", number, [], tmp_path)[1] for number in range(4)]
+    assert origins == ["synthesis/fire_roar", "synthesis/fire_muffled"] * 2
+    monkeypatch.setenv(splits.DRAW_VARIABLE, "second")
+    assert sounds.further_shards(tmp_path) == []
+
+
+def test_every_zipped_package_is_one_of_recordings_only():
+    rows = [row for table in packages.ONLY_RECORDINGS for row in messages.read_table(table)]
+    assert set(packages.ZIPPED) <= {row["package"] for row in rows}
+    for row in rows:
+        if inner := packages.ZIPPED.get(row["package"]):
+            assert row["files"].startswith(inner.rsplit("/", 1)[0])
+    packages_of = [
+        {row["package"] for row in messages.read_table(table)} for table in packages.ONLY_RECORDINGS
+    ]
+    assert not set.intersection(*packages_of)
 
 
 def test_more_recordings_make_a_set_of_their_own(monkeypatch, tmp_path):
@@ -636,7 +665,8 @@ def test_the_trainer_encodes_all_sounds_of_training_before_it_starts():
 
 
 def test_further_recordings_are_for_training_only(monkeypatch, tmp_path):
-    assert {row["split"] for row in messages.read_table("further_recordings.tsv")} == {"train"}
+    for table in packages.ONLY_RECORDINGS:
+        assert {row["split"] for row in messages.read_table(table)} == {"train"}
     (tmp_path / "one.wav").write_bytes(b"")
     table = "package\tlicence\tclass\tfiles\tsplit\np\tCC0-1.0\train\tone.wav\ttrain\n"
     (tmp_path / "further.tsv").write_text(table)
@@ -669,7 +699,7 @@ def test_of_a_package_of_recordings_only_these_are_unpacked(monkeypatch, tmp_pat
     archive = tmp_path / "game-data.deb"
     subprocess.run(["dpkg-deb", "-b", str(tree), str(archive)], check=True, capture_output=True)
     row = {"package": "game-data", "files": f"{game}/audio/*.ogg"}
-    monkeypatch.setattr(packages, "read_table", lambda name: [row])
+    monkeypatch.setattr(packages, "read_table", lambda name: [row] if name.startswith("further") else [])
     (target := tmp_path / "target").mkdir()
     packages.unpack("game-data", archive, target)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}

@@ -16,6 +16,8 @@ SETS = (
     "sound/train",
     "sound_more/train",
     "sound_further/train",
+    "sound_zipped/train",
+    "sound_made/train",
     "instrument/train",
     "silence/train",
 )  # below audio/
