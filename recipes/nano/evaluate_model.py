@@ -19,6 +19,7 @@ import torch
 
 TESTS = {
     "sentences": "held-out sentences",
+    "hinted": "held-out sentences, with a hint",
     "voices": "held-out sentences and voices",
     "long": "clips of 14 to 29.5 s",
     "robot": "poor robot voice",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .hints import Hints, with_hint
 from .instruments import INSTRUMENTS
 from .messages import (
     DEFAULT_PROMPT,
@@ -35,6 +36,7 @@ MUSIC_QUESTIONS = (
 )
 NO_DETAIL = "I am a small model: I can tell that this is {what}, but I cannot describe it further."
 SENTENCES_ANSWER = 'Someone might say "{text}".'
+HINT_SHARE = 0.12  # of the instructions to transcribe
 OTHER_SHARE = 0.2  # of newcomers' questions that are not about speech
 # Of the clips without a number or a name, asked for one.
 NONE_KEPT = {"train": 0.12, "valid": 0.3, "test": 0.3}
@@ -82,6 +84,7 @@ class Maker:
         self.asked = Newcomer(
             self.prompts, self.rng, {name: label.phrase for name, label in self.labels.items()}
         )
+        self.hints = Hints([clip.original for clip in self.spoken])
         self.things = sorted({*(label.choice for label in self.labels.values()), *INSTRUMENTS, *nouns()})
         self.count = 0
 
@@ -110,10 +113,18 @@ class Maker:
         if self.split != "test" and self.rng.random() < 0.35:
             prompt = None if clip.text and self.rng.random() < 0.15 else self.ask("transcribe")
         answer = assistant(transcription_answer(clip.original))
+        if prompt and self.split != "test" and self.rng.random() < HINT_SHARE:
+            prompt = with_hint(prompt, self.hints.draw(clip, self.rng))
         message = user(prompt, [clip], self.split != "test" and self.rng.random() < 0.15)
         return self.row(
             "transcription" if clip.text else "silence", [clip], [message, answer], text=clip.text
         )
+
+    def hinted(self, clip: Clip) -> dict[str, Any]:
+        """The transcript of a clip that is asked for with a hint."""
+        prompt = with_hint(DEFAULT_PROMPT, self.hints.draw(clip, self.rng))
+        messages = [user(prompt, [clip]), assistant(transcription_answer(clip.original))]
+        return self.row("transcription", [clip], messages, text=clip.text)
 
     def sound(self, clip: Clip) -> dict[str, Any]:
         """What a sound is, in free wording; speech is described where the question is open."""
