@@ -20,6 +20,7 @@ import torch
 TESTS = {
     "sentences": "held-out sentences",
     "hinted": "held-out sentences, with a hint",
+    "remarked": "held-out sentences, with a remark",
     "voices": "held-out sentences and voices",
     "long": "clips of 14 to 29.5 s",
     "robot": "poor robot voice",

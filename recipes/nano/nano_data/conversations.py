@@ -24,6 +24,7 @@ from .messages import (
 )
 from .newcomers import KINDS as NEWCOMERS_KINDS
 from .newcomers import Newcomer
+from .surroundings import surround_anew, surround_first
 from .templates import nouns
 
 MUSIC_QUESTIONS = (
@@ -97,6 +98,8 @@ class Maker:
     ) -> dict[str, Any]:
         """A finished row."""
         self.count += 1
+        if self.split == "train":
+            messages = surround_first(kind, messages, self.rng)
         return conversation(f"{self.split}-{kind}-{self.count:06d}", kind, clips, messages, **more)
 
     def audio_first(self) -> bool:
@@ -121,8 +124,14 @@ class Maker:
         )
 
     def hinted(self, clip: Clip) -> dict[str, Any]:
-        """The transcript of a clip that is asked for with a hint."""
-        prompt = with_hint(DEFAULT_PROMPT, self.hints.draw(clip, self.rng))
+        """The transcript of a clip that is asked for with a hint, for a test."""
+        return self._transcribed(clip, with_hint(DEFAULT_PROMPT, self.hints.draw(clip, self.rng)))
+
+    def remarked(self, clip: Clip) -> dict[str, Any]:
+        """The transcript of a clip that is asked for with a remark, for a test."""
+        return self._transcribed(clip, surround_anew(DEFAULT_PROMPT, self.rng))
+
+    def _transcribed(self, clip: Clip, prompt: str) -> dict[str, Any]:
         messages = [user(prompt, [clip]), assistant(transcription_answer(clip.original))]
         return self.row("transcription", [clip], messages, text=clip.text)
 

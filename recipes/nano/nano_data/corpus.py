@@ -210,8 +210,10 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for name in ("test_sentences", "test_voices", "test_long"):
         clips = [clip for clip in clips_of(data_dir, "speech", name) if "/espeak/" not in clip.path]
         yield name, [maker.transcription(clip) for clip in clips]
-    hinted = make_maker(data_dir, "test")
-    yield "test_hinted", [hinted.hinted(clip) for clip in clips_of(data_dir, "speech", "test_sentences")]
+    sentences = clips_of(data_dir, "speech", "test_sentences")
+    for kind in ("hinted", "remarked"):
+        ask = getattr(make_maker(data_dir, "test"), kind)
+        yield f"test_{kind}", [ask(clip) for clip in sentences]
     robot = clips_of(data_dir, "speech", "test_voices", "espeak")
     yield "test_robot", [maker.transcription(clip) for clip in robot]
     for name in ("human", "read"):
