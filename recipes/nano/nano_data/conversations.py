@@ -115,13 +115,9 @@ class Maker:
         prompt: str | None = DEFAULT_PROMPT
         if self.split != "test" and self.rng.random() < 0.35:
             prompt = None if clip.text and self.rng.random() < 0.15 else self.ask("transcribe")
-        answer = assistant(transcription_answer(clip.original))
         if prompt and self.split != "test" and self.rng.random() < HINT_SHARE:
             prompt = with_hint(prompt, self.hints.draw(clip, self.rng))
-        message = user(prompt, [clip], self.split != "test" and self.rng.random() < 0.15)
-        return self.row(
-            "transcription" if clip.text else "silence", [clip], [message, answer], text=clip.text
-        )
+        return self._transcribed(clip, prompt, self.split != "test" and self.rng.random() < 0.15)
 
     def hinted(self, clip: Clip) -> dict[str, Any]:
         """The transcript of a clip that is asked for with a hint, for a test."""
@@ -131,9 +127,9 @@ class Maker:
         """The transcript of a clip that is asked for with a remark, for a test."""
         return self._transcribed(clip, surround_anew(DEFAULT_PROMPT, self.rng))
 
-    def _transcribed(self, clip: Clip, prompt: str) -> dict[str, Any]:
-        messages = [user(prompt, [clip]), assistant(transcription_answer(clip.original))]
-        return self.row("transcription", [clip], messages, text=clip.text)
+    def _transcribed(self, clip: Clip, prompt: str | None, audio_first: bool = False) -> dict[str, Any]:
+        messages = [user(prompt, [clip], audio_first), assistant(transcription_answer(clip.original))]
+        return self.row("transcription" if clip.text else "silence", [clip], messages, text=clip.text)
 
     def sound(self, clip: Clip) -> dict[str, Any]:
         """What a sound is, in free wording; speech is described where the question is open."""

@@ -16,10 +16,8 @@ ZIPPED = {
     "ufoai-sound": "usr/share/games/ufoai/base/0snd.pk3",
     "warzone2100-data": "usr/share/games/warzone2100/base.wz",
 }  # package -> its files are in it
-ONLY_RECORDINGS = (
-    "further_recordings.tsv",
-    "zipped_recordings.tsv",
-)  # of these tables' packages nothing else
+# Of the packages of these tables nothing else is unpacked.
+ONLY_RECORDINGS = ("further_recordings.tsv", "zipped_recordings.tsv")
 
 
 def unpack_data_packages(data_dir: Path) -> None:

@@ -175,9 +175,7 @@ def make_clip(
     families = families[-1:] if split == KINDS_SPLIT else families[:-1]
     if recordings and (not families or rng.random() < RECORDED_SHARE):
         return play(recordings, duration_s, rng, unpacked)
-    family = families[rng.integers(len(families))]
-    waveform = np.asarray(family(rng, duration_s), np.float64)
-    return vary(waveform, rng), f"synthesis/{family.__name__}"
+    return synthesise(families[rng.integers(len(families))], duration_s, rng)
 
 
 def make_recorded_clip(
@@ -199,9 +197,14 @@ def make_further_clip(
     from .events_further import FAMILIES
 
     rng = np.random.default_rng(seed_for(MADE_SET, label, split, number))
-    family = FAMILIES[label][number % len(FAMILIES[label])]
-    waveform = np.asarray(family(rng, draw_duration(rng)), np.float64)
-    return vary(waveform, rng), f"synthesis/{family.__name__}"
+    return synthesise(FAMILIES[label][number % len(FAMILIES[label])], draw_duration(rng), rng)
+
+
+def synthesise(family: Any, duration_s: float, rng: Any) -> tuple[Any, str]:
+    """A clip (N,) of a family, varied; and its name."""
+    import numpy as np
+
+    return vary(np.asarray(family(rng, duration_s), np.float64), rng), f"synthesis/{family.__name__}"
 
 
 def draw_duration(rng: Any) -> float:
@@ -269,22 +272,27 @@ def further_shards(data_dir: Path) -> list[Shard]:
     return result
 
 
-def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
-    """Makes the missing shards; yields a line for each."""
+def jobs(data_dir: Path, unpacked: Path) -> Iterator[tuple[str, MakeClip, Shard, list[Recording]]]:
+    """All shards of all sets: (set, what makes a clip, shard, recordings to choose from)."""
     recordings = split_recordings(find_recordings(unpacked))
-    for folder, label, split, numbers in shards(data_dir):
-        chosen = recordings.get(label, {}).get(RECORDINGS_OF[split], [])
-        if make_one(folder, make_clip, label, split, numbers, chosen, unpacked):
-            yield f"sound/{split}/{label}/{folder.name}"
+    for shard in shards(data_dir):
+        _, label, split, _ = shard
+        yield "sound", make_clip, shard, recordings.get(label, {}).get(RECORDINGS_OF[split], [])
     for name, table in RECORDED_SETS.items():
         recordings = split_recordings(find_recordings(unpacked, table))
         make = functools.partial(make_recorded_clip, name)
-        for folder, label, split, numbers in recorded_shards(data_dir, name, recordings):
-            if make_one(folder, make, label, split, numbers, recordings[label][split], unpacked):
-                yield f"{name}/{split}/{label}/{folder.name}"
-    for folder, label, split, numbers in further_shards(data_dir):
-        if make_one(folder, make_further_clip, label, split, numbers, [], unpacked):
-            yield f"{MADE_SET}/{split}/{label}/{folder.name}"
+        for shard in recorded_shards(data_dir, name, recordings):
+            _, label, split, _ = shard
+            yield name, make, shard, recordings[label][split]
+    for shard in further_shards(data_dir):
+        yield MADE_SET, make_further_clip, shard, []
+
+
+def make_all(data_dir: Path, unpacked: Path) -> Iterator[str]:
+    """Makes the missing shards; yields a line for each."""
+    for name, make, (folder, label, split, numbers), recordings in jobs(data_dir, unpacked):
+        if make_one(folder, make, label, split, numbers, recordings, unpacked):
+            yield f"{name}/{split}/{label}/{folder.name}"
 
 
 def make_one(

@@ -42,22 +42,20 @@ def surround_anew(text: str, rng: random.Random) -> str:
 def surround(text: str, rng: random.Random) -> str:
     """A question of training as it is or, one time in five, with a remark or in capitals."""
     drawn = rng.random()
-    for share, changed in (
-        (UPPER_SHARE, lambda: text.upper()),
-        (BEHIND_SHARE, lambda: f"{text} {rng.choice(BEHIND)}"),
-        (BEFORE_SHARE, lambda: f"{rng.choice(BEFORE)} {text}"),
-    ):
-        if drawn < share:
-            return changed()
-        drawn -= share
+    if drawn < UPPER_SHARE:
+        return text.upper()
+    if drawn < UPPER_SHARE + BEHIND_SHARE:
+        return f"{text} {rng.choice(BEHIND)}"
+    if drawn < UPPER_SHARE + BEHIND_SHARE + BEFORE_SHARE:
+        return f"{rng.choice(BEFORE)} {text}"
     return text
 
 
 def surround_first(kind: str, messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
     """The messages of a row of training with `surround` around the first question, where its kind allows it."""
-    first, *others = messages
     if kind in PLAIN_KINDS:
         return messages
+    first, *others = messages
     parts = [
         {**part, "text": surround(part["text"], rng)} if part["type"] == "text" else part
         for part in first["content"]
