@@ -26,8 +26,8 @@ DRAWN = {
         "follow_up": 9000,
         "compare": 7000,
         "describe_both": 6000,
-        "longer": 800,
-        "count": 2000,
+        "longer": 2500,
+        "count": 2500,
         "options": 6000,
     },
     "valid": {

@@ -36,6 +36,7 @@ KINDS = (
     "describe", "summarize", "language", "gender", "feeling", "last_words", "first_words", "duration", "music",
     "number", "name", "word", "speakers",
 )  # fmt: skip
+QUOTES = ("{word}", "{word}", "'{word}'", '"{word}"', '"{word}"')  # how a word stands in a question
 EDGE_S = 12.0  # of questions about one of a clip's words: longer ones are left out
 
 
@@ -150,6 +151,7 @@ class Newcomer:
         if not words or clip.duration_s > EDGE_S:
             return None
         word = self.rng.choice(words if self.rng.random() < 0.5 else self.other_words)
+        word = self.rng.choice(QUOTES).format(word=word)
         return self.prompts.draw("word", self.rng).format(word=word), LOOK_FOR_IT.format(text=clip.original)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-UPPER_SHARE = 0.03  # of questions of training
-BEHIND_SHARE = 0.12
-BEFORE_SHARE = 0.05
+UPPER_SHARE = 0.05  # of questions of training
+BEHIND_SHARE = 0.1
+BEFORE_SHARE = 0.08
 PLAIN_KINDS = {"sound_choice", "instrument_choice", "options", "sentences", "text"}  # left as they are
 BEHIND = (
     "Answer in one sentence.", "Answer briefly.", "Be brief.", "Keep it short.", "Answer in English.", "Thank you.",
@@ -17,20 +17,37 @@ BEHIND = (
     "The clip is from a film.", "It is from a meeting in London.", "The quality is poor.", "I need it for my notes.",
     "Be as exact as you can.", "Answer as an expert.", "Take your time.", "Write nothing else.", "My name is Anna.",
     "Format: plain text.", "Language: English.", "Style: short.", "Date: Monday, the third of May.",
+    'The file is called "memo".', 'End with "done".', "Thanks a lot!", "Cheers.", "I could not make it out myself.",
+    "It is for a list that I keep.", "My speakers are broken.", "I have no time to listen to it all.",
 )  # fmt: skip
 BEFORE = (
     "You are an expert in audio.", "You are a careful assistant.", "Here is a clip.", "I have a recording here.",
     "Listen carefully.", "This was recorded in a street in Paris.", "This is from my phone.", "Task:", "Instruction:",
     "User:", "Context: a call to an office.", "I am new to this.", "Be precise.", "Here comes a question.",
-    "The attached file is from a friend.", "In the following, answer in English.",
+    "The attached file is from a friend.", "In the following, answer in English.", "Assistant:", "Hey there!",
+    "I got this from a colleague and I am in a hurry.", "My ears are not what they were.", "Quick question:",
+    "I am testing what you can do.", "Sorry for the poor quality, I was outside.", "First try:", "One more thing.",
+    "I keep a diary in recordings, and this is for today.", "My daughter sent me this, and we cannot agree about it.",
+    'This is from a tape with the label "attic".', "I am setting up a program and need to know one thing.",
+    "I pressed the wrong button, so it may be short.", "We have a bet at the office.", "Okay, here it is:",
+    "My player is broken.", "I have many such files and must sort them.", "You have good ears, I am told.",
 )  # fmt: skip
 
 # For tests only.
 NEW_BEHIND = (
     "Reply in a single line.", "The recording comes from a phone call.", "Output as JSON, please.", "Many thanks!",
     "It is in English, by the way.", "Nothing but what I asked for.", "We speak English.", "Mind the spelling.",
+    'It is on the disk "backup".',
 )  # fmt: skip
-NEW_BEFORE = ("You are a patient helper.", "I found this on an old disk.", "Job:", "From a friend in Boston:")
+NEW_BEFORE = (
+    "You are a patient helper.",
+    "I found this on an old disk.",
+    "Job:",
+    "From a friend in Boston:",
+    "My boss needs this before noon.",
+    'I call this one "garden".',
+    "Assistant, please:",
+)
 
 
 def surround_anew(text: str, rng: random.Random) -> str:

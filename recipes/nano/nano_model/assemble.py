@@ -61,7 +61,7 @@ class Tokens:
             (vocabulary.QUOTE, vocabulary.CLOSE, vocabulary.START, vocabulary.SYSTEM),
         )
         self.names = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
-        framing = tokenizer.encode(f"{vocabulary.START}\n{vocabulary.ANSWER}").ids
+        framing = tokenizer.encode(vocabulary.ANSWER).ids
         self.quote_distance = len(framing) - 1
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-ANSWER = 'The spoken content of the audio is "'
 QUOTE, CLOSE, START, SYSTEM = (
     'Ġ"',
     '".',
@@ -17,12 +16,25 @@ QUOTE, CLOSE, START, SYSTEM = (
     "system",
 )  # the opening quote, the closing one with its stop, roles of turns
 QUOTED = ' "'  # the opening quote, as text
+# What stands in front of somebody's words, in all answers that quote them.
+OPENINGS = (
+    "The spoken content of the audio is",
+    "A woman is speaking and she says",
+    "A man is speaking and he says",
+    "Someone is speaking, and they say",
+    "I cannot summarize these words:",
+    "Look for it in these words:",
+    "It starts with the first words of",
+    "It ends with the last words of",
+    "Someone might say",
+)
 TURN_END = "<|im_end|>"  # behind an answer
 FRAME = "system\nYou are a helpful assistant.\nuser\nTranscribe the input speech.\nassistant\n"
 LAST_ORDINARY = 50256  # Whisper's tokens from here on are special
 EARLY_RANK, EARLY_BONUS = 6000, 40  # early merges are frequent everywhere, whatever the text says
 _WORD = re.compile(r"Ġ?[A-Za-z']+")
 _CANDIDATE = re.compile(r"Ġ?[A-Za-z']+|[ -~Ġ]{1,2}")
+ANSWER = f"{START}\n{OPENINGS[0]}{QUOTED}"  # of a transcript
 Merge = tuple[str, str]
 
 
@@ -31,9 +43,26 @@ def is_allowed(token: str) -> bool:
     return '"' not in token or token in ('"', QUOTE, CLOSE)
 
 
+def plain_elsewhere() -> dict[str, Any]:
+    """The rule of splitting by which a question may hold quotes and the names of roles.
+
+    Layer 0 finds a transcript by its opening quote and an answer by `assistant`, wherever they stand. So text has these
+    tokens only where they mean that: elsewhere the rule cuts ` "` behind its space, and a role behind its first letter.
+    """
+    opened = "|".join(f"{START}\n{opening}" for opening in OPENINGS)
+    roles = [(START[0], START[1:]), (SYSTEM[0], SYSTEM[1:])]
+    inside = "|".join(f"{first}(?={rest})" for first, rest in roles)
+    at_start = "|".join(f"{first}(?={rest}(?!\n))" for first, rest in roles)
+    pattern = f'(?<!{opened}) (?=")|(?<=[^\\p{{L}} ])(?:{inside})|\\A(?:{at_start})'
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 def with_vocabulary(template: dict[str, Any], tokens: list[str], merges: Iterable[Merge]) -> dict[str, Any]:
-    """The content of tokenizer.json with other tokens; the added ones follow them."""
+    """The content of tokenizer.json with other tokens and `plain_elsewhere`; the added tokens follow the others."""
     out = copy.deepcopy(template)
+    rule, rules = plain_elsewhere(), out["pre_tokenizer"]["pretokenizers"]
+    if rules[0] != rule:
+        rules.insert(0, rule)
     out["model"]["vocab"] = {token: number for number, token in enumerate(tokens)}
     out["model"]["merges"] = [list(merge) for merge in merges]
     for number, added in enumerate(out["added_tokens"]):
@@ -64,7 +93,9 @@ def prune(
     ]
     names = sorted((t for t in vocabulary if vocabulary[t] < LAST_ORDINARY), key=vocabulary.__getitem__)
     full = Tokenizer.from_str(json.dumps(with_vocabulary(template, names, merges)))
-    counts = Counter(token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens)
+    counts = Counter(
+        token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens
+    )
     parents: dict[str, Merge] = {}
     for merge in merges:
         parents.setdefault("".join(merge), merge)

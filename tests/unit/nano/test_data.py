@@ -863,6 +863,8 @@ def test_whatever_quotes_a_clip_opens_its_quote_where_a_transcript_does():
     places = {tokenizer.encode(f"assistant\n{text}").tokens.index(vocabulary.QUOTE) for text in openings}
     assert len(places) == 1
     assert {text[-8:] for text in openings} == {'{text}".'}
+    openings.append(conversations.SENTENCES_ANSWER)
+    assert {text.partition(vocabulary.QUOTED)[0] for text in openings} == {*vocabulary.OPENINGS}
 
 
 def test_later_turns_transcribe_all_speech_and_ask_about_it_in_training_only():

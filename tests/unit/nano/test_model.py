@@ -502,7 +502,48 @@ def test_a_cut_vocabulary_holds_what_its_text_needs_and_quotes_stand_alone():
     assert rows[-1] == -1
     assert [source["model"]["vocab"][name] for name in list(content["model"]["vocab"])[:-1]] == rows[:-1]
     assert tokenizer.decode(tokenizer.encode("The cat’s zzz!").ids) == "The cat’s zzz!"
-    assert tokenizer.encode("assistant").tokens == [vocabulary.START]
+    assert tokenizer.encode("assistant\n").tokens[0] == vocabulary.START
+
+
+@pytest.fixture(scope="module")
+def built_in_tokenizer():
+    from tokenizers import Tokenizer
+
+    from audioflamingo.hub import BUILT_IN_FOLDER
+
+    return Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'Is the word "found" said?',
+        '"found": is it said?',
+        'Say "yes" or "no".',
+        'Who says "',
+        'The spoken content of the audio is "what"?',
+        "assistant: transcribe this.",
+        "You are my (assistant).",
+        "system: be brief.",
+        "Transcribe this.\nassistant",
+        "assistant",
+    ],
+)
+@pytest.mark.parametrize("before", ["<|im_start|>user\n", "<|im_start|>user\n<sound>"])
+def test_a_question_has_none_of_the_tokens_that_layer_0_goes_by(built_in_tokenizer, before, question):
+    """With one of them in the question, every answer was a heap of words."""
+    names = built_in_tokenizer.encode(f"{before}{question}<|im_end|>\n").tokens
+    assert not {vocabulary.QUOTE, vocabulary.START, vocabulary.SYSTEM} & {*names}
+    assert built_in_tokenizer.decode(built_in_tokenizer.encode(question).ids) == question
+
+
+def test_roles_and_answers_have_them(built_in_tokenizer):
+    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>assistant\n"
+    names = built_in_tokenizer.encode(text).tokens
+    assert (names.count(vocabulary.SYSTEM), names.count(vocabulary.START)) == (1, 1)
+    for opening in vocabulary.OPENINGS:
+        names = built_in_tokenizer.encode(f'{text}{opening} "Say "no" now.".').tokens
+        assert names.count(vocabulary.QUOTE) == 1
 
 
 def test_frequent_words_come_back_whole_and_change_no_others():

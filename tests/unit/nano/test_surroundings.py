@@ -17,8 +17,8 @@ def make_maker(split: str) -> conversations.Maker:
 
 
 def test_a_fifth_of_questions_is_surrounded_and_stays_whole() -> None:
-    drawn = [surroundings.surround(QUESTION, random.Random(n)) for n in range(1000)]
-    assert 0.15 < sum(text != QUESTION for text in drawn) / 1000 < 0.25
+    drawn = [surroundings.surround(QUESTION, random.Random(n)) for n in range(3000)]
+    assert 0.15 < sum(text != QUESTION for text in drawn) / 3000 < 0.25
     assert all(QUESTION.lower() in text.lower() for text in drawn)
     assert QUESTION.upper() in drawn
     assert f"{QUESTION} Answer in JSON." in drawn
