@@ -93,9 +93,7 @@ def prune(
     ]
     names = sorted((t for t in vocabulary if vocabulary[t] < LAST_ORDINARY), key=vocabulary.__getitem__)
     full = Tokenizer.from_str(json.dumps(with_vocabulary(template, names, merges)))
-    counts = Counter(
-        token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens
-    )
+    counts = Counter(token for text in sentences for token in full.encode(f'{ANSWER}{text}".').tokens)
     parents: dict[str, Merge] = {}
     for merge in merges:
         parents.setdefault("".join(merge), merge)
