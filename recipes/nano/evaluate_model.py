@@ -37,6 +37,7 @@ TESTS = {
     "timbre_choice": "new sound font, choice",
     "is_speech": "speech or not",
     "follow_up": "second or third turn",
+    "another": "second turn with a clip of its own",
     "compare": "which of two clips",
     "describe_both": "both clips named",
     "longer": "which is longer",

@@ -99,7 +99,7 @@ class Maker:
         """A finished row."""
         self.count += 1
         if self.split == "train":
-            messages = surround_first(kind, messages, self.rng)
+            messages = surround_first(kind, messages, self.rng, self.hints.sentences)
         return conversation(f"{self.split}-{kind}-{self.count:06d}", kind, clips, messages, **more)
 
     def audio_first(self) -> bool:
@@ -239,8 +239,9 @@ class Maker:
             self._about_speech,
             self._about_instrument,
             self._about_words,
+            self.another,
         ]
-        return self.rng.choices(kinds, (5, 3, 2, 6 if self.split == "train" else 0))[0]()
+        return self.rng.choices(kinds, (5, 3, 2, *((6, 4) if self.split == "train" else (0, 0))))[0]()
 
     def _about_sound(self) -> dict[str, Any]:
         clip = self.sound_clip(but=("speech",))
@@ -297,6 +298,22 @@ class Maker:
             ]
         return self.row("follow_up", [clip], messages, label=clip.label)
 
+    def another(self) -> dict[str, Any]:
+        """A question about a clip, or about none, and then one about another clip, for training."""
+        speech, played = self.by_label["speech"], self.instruments
+        ask: list[Callable[[], dict[str, Any]]] = [
+            lambda: self.transcription(self.rng.choice(speech)),
+            lambda: self.sound(self.sound_clip()),
+            lambda: self.instrument(self.rng.choice(played[self.rng.choice(sorted(played))])),
+            lambda: self.newcomer(self.rng.choice(NEWCOMERS_KINDS)),
+            lambda: self._fact(self.rng.choice(read_table("facts.tsv"))),
+        ]
+        rows = [self.rng.choices(ask, (5, 4, 2, 4, last))[0]() for last in (3, 0)]
+        clips = [Clip(path, row["duration_s"], "") for row in rows for path in row["audio"]]
+        messages = [message for row in rows for message in row["messages"]]
+        self.count += 1 - len(rows)
+        return conversation(f"{self.split}-follow_up-{self.count:06d}", "follow_up", clips, messages)
+
     # several clips
     def compare(self) -> dict[str, Any]:
         """Two clips of different kinds: which one is X?"""
@@ -346,6 +363,9 @@ class Maker:
         return self.row("count", clips, [message, assistant(words[len(clips)])])
 
     # no clip
+    def _fact(self, fact: dict[str, str]) -> dict[str, Any]:
+        return self.row("text", [], [user(fact["question"], []), assistant(fact["answer"])])
+
     def text_only(self) -> list[dict[str, Any]]:
         """Simple facts, greetings and polite refusals; the test asks for capitals in a wording of its own."""
         pairs = (

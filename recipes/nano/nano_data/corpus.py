@@ -49,6 +49,7 @@ DRAWN = {
         "options": 100,
     },
 }
+ANOTHER = 150  # second questions about a clip of their own, in their test
 NEWCOMERS = {"train": 1500, "valid": 6, "test": 25}  # of each kind of newcomers' questions
 # Once more in training for each time here: hard, or, to be described, next to questions for a sound in like words.
 OFTEN_ASKED = (
@@ -214,6 +215,8 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for kind in ("hinted", "remarked"):
         ask = getattr(make_maker(data_dir, "test"), kind)
         yield f"test_{kind}", [ask(clip) for clip in sentences]
+    asked = make_maker(data_dir, "test")
+    yield "test_another", [asked.another() for _ in range(ANOTHER)]
     robot = clips_of(data_dir, "speech", "test_voices", "espeak")
     yield "test_robot", [maker.transcription(clip) for clip in robot]
     for name in ("human", "read"):

@@ -867,6 +867,22 @@ def test_whatever_quotes_a_clip_opens_its_quote_where_a_transcript_does():
     assert {text.partition(vocabulary.QUOTED)[0] for text in openings} == {*vocabulary.OPENINGS}
 
 
+def test_later_turns_have_a_clip_of_their_own_now_and_then_in_training():
+    maker = make_maker()
+    rows = [maker.follow_up() for _ in range(400)]
+    heard = [
+        [part["path"] for part in message["content"] if part["type"] == "audio"]
+        for row in rows
+        for message in row["messages"][2:]
+    ]
+    assert 0.1 < sum(map(bool, heard)) / 400 < 0.3
+    assert len({row["id"] for row in rows}) == 400
+    for row in rows:
+        messages.check_conversation(row)
+    test = make_maker("test")
+    assert all(len(test.follow_up()["audio"]) == 1 for _ in range(100))
+
+
 def test_later_turns_transcribe_all_speech_and_ask_about_it_in_training_only():
     maker = make_maker()
     maker.spoken = [
