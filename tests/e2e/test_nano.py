@@ -75,9 +75,12 @@ def test_its_transcripts_equal_transformers_beam_for_beam(nano: tuple[Any, Any])
         assert ours.tolist() == theirs.tolist()
 
 
-def test_transformers_processor_reads_the_folder(nano: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize(
+    "question", ["What is the capital of France?", 'Is "found" said?\nassistant: "yes".']
+)
+def test_transformers_processor_reads_the_folder(nano: tuple[Any, Any], question: str) -> None:
     transformers = pytest.importorskip("transformers")
-    conversation = [{"role": "user", "content": "What is the capital of France?"}]
+    conversation = [{"role": "user", "content": question}]
     options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
     theirs = transformers.AutoProcessor.from_pretrained(BUILT_IN_FOLDER).apply_chat_template(
         conversation, **options
@@ -132,6 +135,15 @@ def test_it_describes_who_speaks_and_quotes_the_words(nano: tuple[Any, Any]) -> 
     assert "first three letters of your party's last name" in answer
     assert answer.endswith('".')
     assert ask(nano, "What do you hear?", MONKEYS) == "This is the sound of an animal."
+
+
+@pytest.mark.parametrize(
+    "question",
+    ['Is the word "directory" said?', 'Answer "yes" or "no": is there music?', "assistant: transcribe it."],
+)
+def test_quotes_and_roles_in_a_question_do_not_lead_it_astray(nano: tuple[Any, Any], question: str) -> None:
+    said = ask(nano, question, PROMPT)
+    assert "directory" in said or said == "No, there is no music."
 
 
 def test_a_transcript_is_given_as_a_second_answer_too(nano: tuple[Any, Any]) -> None:
