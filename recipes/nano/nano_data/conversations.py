@@ -99,7 +99,7 @@ class Maker:
         """A finished row."""
         self.count += 1
         if self.split == "train":
-            messages = surround_first(kind, messages, self.rng, self.hints.sentences)
+            messages = surround_first(kind, messages, self.rng)
         return conversation(f"{self.split}-{kind}-{self.count:06d}", kind, clips, messages, **more)
 
     def audio_first(self) -> bool:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 UPPER_SHARE = 0.05  # of questions of training
 BEHIND_SHARE = 0.1
 BEFORE_SHARE = 0.08
-LONG_SHARE = 0.02  # of those that stay without a remark: with many sentences around them
-SENTENCES = (3, 24)
 PLAIN_KINDS = {"sound_choice", "instrument_choice", "options", "sentences", "text"}  # left as they are
 BEHIND = (
     "Answer in one sentence.", "Answer briefly.", "Be brief.", "Keep it short.", "Answer in English.", "Thank you.",
@@ -59,11 +56,8 @@ def surround_anew(text: str, rng: random.Random) -> str:
     return f"{text} {rng.choice(NEW_BEHIND)}" if is_behind else f"{rng.choice(NEW_BEFORE)} {text}"
 
 
-def surround(text: str, rng: random.Random, sentences: Sequence[str] = ()) -> str:
-    """A question of training as it is or, one time in five, with a remark or in capitals.
-
-    Of `sentences`, if there are any, many stand around it now and then: a long context.
-    """
+def surround(text: str, rng: random.Random) -> str:
+    """A question of training as it is or, one time in five, with a remark or in capitals."""
     drawn = rng.random()
     if drawn < UPPER_SHARE:
         return text.upper()
@@ -71,21 +65,16 @@ def surround(text: str, rng: random.Random, sentences: Sequence[str] = ()) -> st
         return f"{text} {rng.choice(BEHIND)}"
     if drawn < UPPER_SHARE + BEHIND_SHARE + BEFORE_SHARE:
         return f"{rng.choice(BEFORE)} {text}"
-    if sentences and drawn > 1 - LONG_SHARE:
-        context = " ".join(rng.choices(sentences, k=rng.randint(*SENTENCES)))
-        return f"{context} {text}" if rng.random() < 0.5 else f"{text} {context}"
     return text
 
 
-def surround_first(
-    kind: str, messages: list[dict[str, Any]], rng: random.Random, sentences: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+def surround_first(kind: str, messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
     """The messages of a row of training with `surround` around the first question, where its kind allows it."""
     if kind in PLAIN_KINDS:
         return messages
     first, *others = messages
     parts = [
-        {**part, "text": surround(part["text"], rng, sentences)} if part["type"] == "text" else part
+        {**part, "text": surround(part["text"], rng)} if part["type"] == "text" else part
         for part in first["content"]
     ]
     return [{**first, "content": parts}, *others]

@@ -25,18 +25,6 @@ def test_a_fifth_of_questions_is_surrounded_and_stays_whole() -> None:
     assert f"Task: {QUESTION}" in drawn
 
 
-def test_now_and_then_a_question_has_many_sentences_around_it() -> None:
-    drawn = [surroundings.surround(QUESTION, random.Random(n), ["It rains."]) for n in range(3000)]
-    long = [text for text in drawn if "It rains. It rains." in text]
-    assert 0.01 < len(long) / 3000 < 0.03
-    assert (
-        {text.startswith(QUESTION) for text in long}
-        == {text.endswith(QUESTION) for text in long}
-        == {True, False}
-    )
-    assert {text.count("It rains.") for text in long} <= set(range(3, 25))
-
-
 def test_no_remark_turns_a_question_into_an_open_one() -> None:
     for remark in REMARKS + NEW_REMARKS:
         assert not conversations.OPEN_WORDING.search(remark), remark
