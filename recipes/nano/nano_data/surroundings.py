@@ -40,14 +40,9 @@ NEW_BEHIND = (
     'It is on the disk "backup".',
 )  # fmt: skip
 NEW_BEFORE = (
-    "You are a patient helper.",
-    "I found this on an old disk.",
-    "Job:",
-    "From a friend in Boston:",
-    "My boss needs this before noon.",
-    'I call this one "garden".',
-    "Assistant, please:",
-)
+    "You are a patient helper.", "I found this on an old disk.", "Job:", "From a friend in Boston:",
+    "My boss needs this before noon.", 'I call this one "garden".', "Assistant, please:",
+)  # fmt: skip
 
 
 def surround_anew(text: str, rng: random.Random) -> str:
