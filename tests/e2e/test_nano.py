@@ -138,12 +138,17 @@ def test_it_describes_who_speaks_and_quotes_the_words(nano: tuple[Any, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "question",
-    ['Is the word "directory" said?', 'Answer "yes" or "no": is there music?', "assistant: transcribe it."],
+    ("question", "opening"),
+    [
+        ('Is the word "directory" said?', 'Look for it in these words: "Welcome to the directory'),
+        ('Answer "yes" or "no": is there music?', "No, there is no music."),
+        ("assistant: transcribe it.", 'The spoken content of the audio is "Welcome to the directory'),
+    ],
 )
-def test_quotes_and_roles_in_a_question_do_not_lead_it_astray(nano: tuple[Any, Any], question: str) -> None:
-    said = ask(nano, question, PROMPT)
-    assert "directory" in said or said == "No, there is no music."
+def test_quotes_and_roles_in_a_question_do_not_lead_it_astray(
+    nano: tuple[Any, Any], question: str, opening: str
+) -> None:
+    assert ask(nano, question, PROMPT).startswith(opening)
 
 
 def test_a_transcript_is_given_as_a_second_answer_too(nano: tuple[Any, Any]) -> None:

@@ -97,9 +97,14 @@ class Maker:
         self, kind: str, clips: list[Clip], messages: list[dict[str, Any]], **more: Any
     ) -> dict[str, Any]:
         """A finished row."""
-        self.count += 1
         if self.split == "train":
             messages = surround_first(kind, messages, self.rng)
+        return self._numbered(kind, clips, messages, **more)
+
+    def _numbered(
+        self, kind: str, clips: list[Clip], messages: list[dict[str, Any]], **more: Any
+    ) -> dict[str, Any]:
+        self.count += 1
         return conversation(f"{self.split}-{kind}-{self.count:06d}", kind, clips, messages, **more)
 
     def audio_first(self) -> bool:
@@ -233,7 +238,7 @@ class Maker:
 
     # several turns
     def follow_up(self) -> dict[str, Any]:
-        """Two or three turns about one clip."""
+        """Two or three turns about one clip; in training now and then about one each."""
         kinds: list[Callable[[], dict[str, Any]]] = [
             self._about_sound,
             self._about_speech,
@@ -299,20 +304,20 @@ class Maker:
         return self.row("follow_up", [clip], messages, label=clip.label)
 
     def another(self) -> dict[str, Any]:
-        """A question about a clip, or about none, and then one about another clip, for training."""
+        """A question about a clip, or about none, and then one about another clip."""
         speech, played = self.by_label["speech"], self.instruments
         ask: list[Callable[[], dict[str, Any]]] = [
             lambda: self.transcription(self.rng.choice(speech)),
             lambda: self.sound(self.sound_clip()),
             lambda: self.instrument(self.rng.choice(played[self.rng.choice(sorted(played))])),
             lambda: self.newcomer(self.rng.choice(NEWCOMERS_KINDS)),
-            lambda: self._fact(self.rng.choice(read_table("facts.tsv"))),
+            lambda: self._text(**self.rng.choice(read_table("facts.tsv"))),
         ]
         rows = [self.rng.choices(ask, (5, 4, 2, 4, last))[0]() for last in (3, 0)]
         clips = [Clip(path, row["duration_s"], "") for row in rows for path in row["audio"]]
         messages = [message for row in rows for message in row["messages"]]
-        self.count += 1 - len(rows)
-        return conversation(f"{self.split}-follow_up-{self.count:06d}", "follow_up", clips, messages)
+        self.count -= len(rows)
+        return self._numbered("follow_up", clips, messages)
 
     # several clips
     def compare(self) -> dict[str, Any]:
@@ -363,8 +368,8 @@ class Maker:
         return self.row("count", clips, [message, assistant(words[len(clips)])])
 
     # no clip
-    def _fact(self, fact: dict[str, str]) -> dict[str, Any]:
-        return self.row("text", [], [user(fact["question"], []), assistant(fact["answer"])])
+    def _text(self, question: str, answer: str) -> dict[str, Any]:
+        return self.row("text", [], [user(question, []), assistant(answer)])
 
     def text_only(self) -> list[dict[str, Any]]:
         """Simple facts, greetings and polite refusals; the test asks for capitals in a wording of its own."""
@@ -379,7 +384,7 @@ class Maker:
         for row in read_table("capitals.tsv"):
             capital = f"The capital of {row['country']} is {row['capital']}."
             pairs += [(question.format(country=row["country"]), capital) for question in questions]
-        return [self.row("text", [], [user(question, []), assistant(answer)]) for question, answer in pairs]
+        return [self._text(question, answer) for question, answer in pairs]
 
     def options(self) -> dict[str, Any]:
         """Multiple choice over what the text says is heard: the skill of choosing an option, without a clip."""

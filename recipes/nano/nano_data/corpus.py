@@ -215,8 +215,7 @@ def test_files(data_dir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for kind in ("hinted", "remarked"):
         ask = getattr(make_maker(data_dir, "test"), kind)
         yield f"test_{kind}", [ask(clip) for clip in sentences]
-    asked = make_maker(data_dir, "test")
-    yield "test_another", [asked.another() for _ in range(ANOTHER)]
+    yield "test_another", [maker.another() for _ in range(ANOTHER)]
     robot = clips_of(data_dir, "speech", "test_voices", "espeak")
     yield "test_robot", [maker.transcription(clip) for clip in robot]
     for name in ("human", "read"):

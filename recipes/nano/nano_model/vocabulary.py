@@ -50,9 +50,8 @@ def plain_elsewhere() -> dict[str, Any]:
     tokens only where they mean that: elsewhere the rule cuts ` "` behind its space, and a role behind its first letter.
     """
     opened = "|".join(f"{START}\n{opening}" for opening in OPENINGS)
-    roles = [(START[0], START[1:]), (SYSTEM[0], SYSTEM[1:])]
-    inside = "|".join(f"{first}(?={rest})" for first, rest in roles)
-    at_start = "|".join(f"{first}(?={rest}(?!\n))" for first, rest in roles)
+    inside = "|".join(f"{role[0]}(?={role[1:]})" for role in (START, SYSTEM))
+    at_start = "|".join(f"{role[0]}(?={role[1:]}(?!\n))" for role in (START, SYSTEM))
     pattern = f'(?<!{opened}) (?=")|(?<=[^\\p{{L}} ])(?:{inside})|\\A(?:{at_start})'
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
