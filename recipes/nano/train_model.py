@@ -64,6 +64,12 @@ def parse_arguments() -> argparse.Namespace:
         "--rounding", type=float, default=0.0, help="noise as of 8 bits, 1 is as much (default: 0)"
     )
     parser.add_argument(
+        "--channel-dropout",
+        type=float,
+        default=0.0,
+        help="share of the audio's channels, for answers that quote no words (default: 0)",
+    )
+    parser.add_argument(
         "--mixture", type=Path, default=RECIPE / "mixture.json", help="shares of the kinds of rows"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -118,6 +124,7 @@ def main() -> None:
         arguments.learning_rate,
         shared_share=arguments.shared_share,
         self_share=arguments.self_share,
+        channel_dropout=arguments.channel_dropout,
     )
     fast = FastModel(model, noise=arguments.rounding, is_float8=True)
     run = Run(fast, processor, folder, plan)

@@ -20,6 +20,7 @@ HELD_OUT_WORDING = 0.2  # the last fifth of each list of prompts is for the test
 PATTERN_SHARE = 0.7
 WORN_SHARE = 0.4  # of training's wordings from patterns; see `wear`
 MIN_WORDS = 4  # of a wording that may lose one
+MIN_LETTERS = 4  # of a word that may be mistyped
 OPENERS = (
     "Please:", "Hello,", "Hi!", "So,", "Now", "Question:", "Well,", "And", "Then", "Okay,", "Again:", "Next:", "Hey,",
     "One more thing:", "Listen:", "Excuse me,", "Also,", "But", "Quickly:", "Dear model,", "I wonder:", "Tell me,",
@@ -96,10 +97,10 @@ class Prompts:
             return rng.choice(self.lists[kind])
         while True:
             text = fill_pattern(rng.choice(self.patterns[kind]), rng)
-            if self.split == "train" and rng.random() < WORN_SHARE:
-                text = wear(text, rng)
-            if self.is_allowed(text):
-                return text
+            is_worn = self.split == "train" and rng.random() < WORN_SHARE
+            worn = wear(text, rng) if is_worn else text
+            if self.is_allowed(text) and self.is_allowed(worn):
+                return worn
 
     def is_allowed(self, text: str) -> bool:
         """Whether a pattern's wording may be used: only by the tests if a test's list or pattern can give it, too."""
@@ -114,7 +115,7 @@ def patterns_of(patterns: list[str], split: str) -> list[str]:
 
 
 def wear(text: str, rng: random.Random) -> str:
-    """A wording as somebody in a hurry writes it: a word missing, something in front or behind, no capitals.
+    """A wording as somebody in a hurry writes it: a word missing or mistyped, something around it, no capitals.
 
     Random deletion is the useful half of "easy data augmentation" (arXiv 1901.11196): no single word decides then.
     """
@@ -122,6 +123,9 @@ def wear(text: str, rng: random.Random) -> str:
     droppable = [place for place, word in enumerate(words) if "{" not in word]
     if len(words) > MIN_WORDS and rng.random() < 0.5:
         del words[rng.choice(droppable)]
+    if rng.random() < 0.2:
+        place = rng.randrange(len(words))
+        words[place] = mistype(words[place], rng)
     if rng.random() < 0.4:
         words.insert(0, rng.choice(OPENERS))
     if rng.random() < 0.25:
@@ -130,6 +134,15 @@ def wear(text: str, rng: random.Random) -> str:
     if rng.random() < 0.25:
         text = text.lower().rstrip(".?") or text
     return text
+
+
+def mistype(word: str, rng: random.Random) -> str:
+    """A word with two letters swapped, one missing or one twice, never the first; short ones and fields stay."""
+    if len(word) < MIN_LETTERS or not word.isalpha():
+        return word
+    place = rng.randrange(1, len(word) - 1)
+    here, after = word[place], word[place + 1]
+    return word[:place] + rng.choice((after + here, after, here + here + after)) + word[place + 2 :]
 
 
 def fill_pattern(pattern: str, rng: random.Random) -> str:

@@ -287,6 +287,14 @@ def test_what_a_worn_wording_must_hold_stays():
     assert all(messages.wear("Gender?", random.Random(n)).strip() for n in range(50))
 
 
+def test_a_mistyped_word_keeps_its_first_letter_and_short_words_and_fields_stay():
+    found = {messages.mistype("recording", random.Random(n)) for n in range(300)}
+    assert {"recroding", "recoding", "reccording"} <= found
+    assert all(word[0] == "r" and 8 <= len(word) <= 10 for word in found)
+    for word in ("it?", "man", "{word}", "said."):
+        assert messages.mistype(word, random.Random(0)) == word
+
+
 # plan of the speech
 
 

@@ -34,6 +34,7 @@ from recipes.nano.nano_model.layout import (
 )
 from recipes.nano.nano_model.training import lengths
 from recipes.nano.nano_model.training.answering import answer
+from recipes.nano.nano_model.training.dropout import channel_gains
 from recipes.nano.nano_model.training.forward import FastModel, Side, Text, rounded, visible
 from recipes.nano.nano_model.training.loop import Plan, rate_at
 from recipes.nano.nano_model.training.measures import is_about, prompts_of, score
@@ -345,3 +346,26 @@ def test_the_openings_of_real_answers_count_more(nano, batch):
         assert (found[mine][-1] == 1.0) == bool((labels[mine] == quote).any())
     assert (found == 1.0).any()
     assert (found == WEIGHT).any()
+
+
+def test_channels_are_dropped_where_no_words_are_quoted():
+    quote = 7
+    input_ids = torch.tensor([[1, quote, 2], [1, 2, 3]])
+    gains = channel_gains(input_ids, quote, 0.2)
+    assert (gains[0] == 1).all()
+    assert set(gains[1].tolist()) == {0.0, 1.25}
+    assert 0.1 < float((gains[1] == 0).float().mean()) < 0.3
+
+
+def test_dropped_channels_change_their_own_rows_alone(nano, batch):
+    model, processor = nano
+    quote = processor.tokenizer.convert_tokens_to_ids(QUOTE)
+    gains = channel_gains(batch.input_ids, quote, 0.2)
+    is_quoting = (batch.input_ids == quote).any(1)
+    has_audio = (batch.input_ids == model.config.audio_token_id).any(1)
+    with torch.no_grad():
+        before, _, rows = FastModel(model).logits(batch)
+        after, *_ = FastModel(model).logits(batch, gains=gains)
+    for row in range(len(is_quoting)):
+        change = float((after - before)[rows == row].abs().max())
+        assert (change > 0.05) == bool(has_audio[row] and not is_quoting[row])

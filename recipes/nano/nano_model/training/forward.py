@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from audioflamingo.training.batches import Batch
 
 from ..counting import COUNTING_HEAD
-from ..layout import CLIP, STREAM_FACTOR, float8_factor, rms_norm
+from ..layout import CLIP, STATE, STREAM_FACTOR, float8_factor, rms_norm
 from . import lengths
 from .teacher import SHARE, Soft
 
@@ -179,6 +179,7 @@ class FastModel:
         audio_rows: Tensor | None,
         keep: list[Keys] | None = None,
         excesses: list[Tensor] | None = None,
+        gains: Tensor | None = None,
     ) -> tuple[Tensor, Side]:
         """States (N, D) of the text tokens behind the last norm, and where these tokens are.
 
@@ -187,6 +188,7 @@ class FastModel:
             audio_rows: the encoder's rows of all audio tokens in order, (A, D_audio).
             keep: gets each layer's keys and values, for `Answering`.
             excesses: gets how far states are too long behind each layer but the first (see `lengths`).
+            gains: factors of the audio's channels by row (B, STATE), see `dropout`.
         """
         is_audio = (input_ids == self.model.config.audio_token_id) & attention_mask.bool()
         text, audio = Text.of(input_ids, attention_mask.bool() & ~is_audio), Side.of(is_audio)
@@ -200,6 +202,8 @@ class FastModel:
             turned = self.rotary(audio.positions)
             heard[:, CLIP] += self.numbers(heard, audio, turned, x, text, turns)
             heard = rms_norm(heard, self.eps)
+            if gains is not None:
+                heard = torch.cat([heard[:, :STATE] * gains[audio.rows], heard[:, STATE:]], 1)
             masks[True] = torch.cat([visible(side, audio), masks[False]], -1)
         for number, layer in enumerate(self.language_model.layers):
             before = None
@@ -301,12 +305,16 @@ class FastModel:
             return weight
         return in_float8(weight, DOWN_FACTOR if part == "down" else 1.0)
 
-    def logits(self, batch: Batch, excesses: list[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(
+        self, batch: Batch, excesses: list[Tensor] | None = None, gains: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M, V) before the labelled tokens, these labels (M,), and their rows (M,)."""
         assert batch.input_ids is not None
         assert batch.attention_mask is not None
         assert batch.labels is not None
-        states, text = self.hidden(batch.input_ids, batch.attention_mask, batch.audio_rows, excesses=excesses)
+        states, text = self.hidden(
+            batch.input_ids, batch.attention_mask, batch.audio_rows, excesses=excesses, gains=gains
+        )
         labels = batch.labels
         has_next = text.positions + 1 < labels.shape[1]
         wanted = torch.full_like(text.rows, -100)
@@ -320,6 +328,7 @@ class FastModel:
         smoothing: float = 0.0,
         teach: Callable[[Tensor, Tensor], Soft] | None = None,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gains: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy by weight and a charge for states that are too long, and figures of the batch.
 
@@ -328,9 +337,10 @@ class FastModel:
             smoothing: of the labels.
             teach: what a teacher expects, by labels and their rows.
             weigh: weights of labels beside those of their rows, by labels and their rows.
+            gains: factors of the audio's channels by row, see `dropout`.
         """
         excesses: list[Tensor] = []
-        logits, labels, rows = self.logits(batch, excesses)
+        logits, labels, rows = self.logits(batch, excesses, gains)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         if teach is not None:
             losses = taught(losses, logits, teach(labels, rows))

@@ -17,6 +17,7 @@ from audioflamingo.training.batches import Batch
 
 from ..vocabulary import QUOTE, TURN_END
 from .batches import Mixture
+from .dropout import channel_gains
 from .forward import FastModel
 from .openings import opening_weights
 from .optimizer import BETAS, EPS, EigenAdam
@@ -38,6 +39,7 @@ class Plan:
         shared_share: of each step, for weights that transcripts use, too (see `SharedWeights`).
         self_share: the same for self-attention; as `shared_share` if it is None.
         mean_decay: of the running mean of the weights, which is what is saved.
+        channel_dropout: share of the audio's channels, in rows that quote no words (see `dropout`).
         clip_norm: of the gradient.
         save_minutes: between checkpoints.
     """
@@ -50,6 +52,7 @@ class Plan:
     shared_share: float = 1.0
     self_share: float | None = None
     mean_decay: float = 0.995
+    channel_dropout: float = 0.0
     clip_norm: float = 1.0
     save_minutes: float = 5.0
 
@@ -156,7 +159,10 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         teach = None if lessons is None else partial(lessons.soft, rows, self.quote)
         weigh = partial(opening_weights, quote=self.quote, end=self.end)
-        loss, figures = self.fast.loss(batch, self.plan.smoothing, teach, weigh)
+        gains = None
+        if self.plan.channel_dropout and batch.input_ids is not None:
+            gains = channel_gains(batch.input_ids, self.quote, self.plan.channel_dropout)
+        loss, figures = self.fast.loss(batch, self.plan.smoothing, teach, weigh, gains)
         loss.backward()
         keep_exact_gradients(self.fast.model)
         figures["norm"] = float(torch.nn.utils.clip_grad_norm_(self.trained, self.plan.clip_norm))
