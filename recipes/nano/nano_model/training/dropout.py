@@ -1,4 +1,4 @@
-"""Dropout of what is heard, for rows that quote no words: sounds are known by many channels then, not by one recording's.
+"""Dropout of what is heard, for rows that quote no words: sounds are to be known by many channels, not by a few.
 
 A channel is dropped for all of a row's audio: what an answer reads is a mean over many audio tokens, and dropping each
 token's on its own would average out (dropout: Srivastava et al., 2014; by channels as in arXiv 1411.4280).
