@@ -63,6 +63,7 @@ PLAIN_SAMPLES = ("wav", "au", "nistsphere")  # of unknown size, they always end 
 LENGTH_TOLERANCE_S = (
     0.1  # by which a whole mp3 (counted in frames) or WebM may fall short of its stated length
 )
+COUNTED_TOLERANCE_S = 1e-4  # of a length that is counted in samples
 BLOCK_SAMPLES = 1 << 15
 
 
@@ -169,7 +170,7 @@ class _Decoding:
         return timeline.place(self._frames(container, stream, fills_gaps=False))
 
     def _frames(self, container: Any, stream: Any, fills_gaps: bool) -> Iterator[Frame]:
-        """What decodes. What the decoder refuses is damage, except junk after the last frame of an mp3."""
+        """What decodes. What the decoder refuses is damage, except junk behind the last frame or counted sample."""
         from av.error import FFmpegError
 
         kind = container.format.name
@@ -184,7 +185,8 @@ class _Decoding:
             try:
                 frames = packet.decode()
             except FFmpegError as error:
-                failed.append((packet, error))
+                if not self._is_junk(packet, container, stream):
+                    failed.append((packet, error))
             if failed and (frames or kind != "mp3"):
                 lost_s = self._lose(failed)
                 failed.clear()
@@ -222,11 +224,23 @@ class _Decoding:
             lost_s += duration_s
         return lost_s
 
+    def _is_junk(self, packet: Any, container: Any, stream: Any) -> bool:
+        """Whether a packet that does not decode is none: FFmpeg makes one of a flac's end that looks like a header.
+
+        It is behind the last sample that the container counts, or, where it counts none (a live stream), has no place.
+        """
+        if container.format.name not in COUNTED:
+            return False
+        announced_s, _ = _announced_s(container, stream, self._file)
+        if announced_s is None:
+            return packet.pts is None
+        return self._decoded_s >= announced_s - COUNTED_TOLERANCE_S
+
     def _finish(self, container: Any, stream: Any) -> None:
         """Compares what was decoded with what the container announces: frames may have been dropped."""
         announced_s, is_end = _announced_s(container, stream, self._file)
         heard_s = self._end_s if is_end and self._end_s else self._decoded_s
-        if announced_s is not None and heard_s < announced_s - 1e-4:
+        if announced_s is not None and heard_s < announced_s - COUNTED_TOLERANCE_S:
             self._loss.note(f"it announces at least {announced_s:.3f} s of audio, and {heard_s:.3f} s decode")
         self._loss.finish(heard_s, announced_s)
 

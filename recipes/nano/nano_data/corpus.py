@@ -23,9 +23,9 @@ from .writing import written
 DRAWN = {
     "train": {
         "is_speech": 3000,
-        "follow_up": 9000,
+        "follow_up": 14000,
         "compare": 7000,
-        "describe_both": 6000,
+        "describe_both": 15000,
         "longer": 2500,
         "count": 2500,
         "options": 6000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from audioflamingo.audio import load_audio
 from audioflamingo.errors import AudioError
 from tests.support.audio_files import KINDS, encode, encode_video, tone
 
+DATA = Path(__file__).parents[2] / "data"
 EXACT = {"wav": 2**-15, "wav24": 2**-23, "wav_u8": 2**-7, "wav_float": 1e-7, "wav_double": 1e-7}
 EXACT |= {"rf64": 2**-15, "aiff": 2**-15, "flac": 2**-15, "flac24": 2**-23}
 PRIMING = {"aac": 1024}  # samples before the audio, which this container has no place to announce
@@ -83,6 +85,24 @@ def test_truncated_file(kind, part):
 def test_truncated_by_one_byte(kind):
     with pytest.raises(AudioError, match="cut short"):
         load_audio(FILES[kind][:-1])
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_the_end_of_a_flac_that_looks_like_a_header(is_counted):
+    """FFmpeg takes its last four bytes, a checksum among them, for a further packet, which does not decode."""
+    data = bytearray((DATA / "false_header.flac").read_bytes())
+    if not is_counted:  # as a live stream writes it
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+    assert len(load_audio(bytes(data))) == 15154
+    for damaged in (
+        data[:-1],
+        data[:-5],
+        data[:-1000],
+        data[:9000] + bytes([data[9000] ^ 255]) + data[9001:],
+    ):
+        with pytest.raises(AudioError, match="cut short or damaged"):
+            load_audio(bytes(damaged))
 
 
 @pytest.mark.parametrize("kind", ["flac", "flac24", "ogg", "opus"])
