@@ -188,11 +188,12 @@ def test_masks_flags_and_layer_0_stay_as_they_are(nano, batch):
 
 def test_a_shipped_model_is_trained_at_the_size_that_it_was_constructed_with(batch):
     model: Any = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32)
+    model.double()  # layer 0's large scores make differences of .004 out of float32's rounding
     with torch.inference_mode():
         before = FastModel(model).logits(batch)[0]
         make_plain(model)
         after = FastModel(model).logits(batch)[0]
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
     assert model.config.text_config.rms_norm_eps == EPS
     norms = [
         parameter

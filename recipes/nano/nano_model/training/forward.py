@@ -198,7 +198,7 @@ class FastModel:
         turns, masks = self.rotary(side.positions[text.first]), {False: visible(side, side)}
         heard = None
         if audio_rows is not None and len(audio.rows):
-            heard = self.model.model.multi_modal_projector(audio_rows.float())
+            heard = self.model.model.multi_modal_projector(audio_rows.to(x.dtype))
             turned = self.rotary(audio.positions)
             heard[:, CLIP] += self.numbers(heard, audio, turned, x, text, turns)
             heard = rms_norm(heard, self.eps)
@@ -253,7 +253,9 @@ class FastModel:
             audio.spread(project(layer, "v", own, rows), 1),
         )
         mask = torch.cat([visible(audio, text.side), visible(audio, audio)], -1)
-        shares = F.scaled_dot_product_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask)
+        shares = F.scaled_dot_product_attention(
+            query, torch.cat(keys, 2), torch.cat(values, 2), mask.to(query.dtype)
+        )
         return audio.gather(shares) @ layer.self_attn.o_proj.weight[CLIP, rows]
 
     def layer(
@@ -291,7 +293,7 @@ class FastModel:
         value = text.spread(project(layer, "v", normed), self.heads)
         if before is not None:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-        out = F.scaled_dot_product_attention(query, key, value, mask)
+        out = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype))
         x = x + F.linear(rounded(text.gather(out), noise), layer.self_attn.o_proj.weight)
         normed = rounded(rms_norm(x, self.eps) * layer.post_attention_layernorm.weight, noise)
         gate, up, down = (self.mlp_weight(number, part) for part in ("gate", "up", "down"))
