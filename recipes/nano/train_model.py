@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shared-share",
         type=float,
-        default=1.0,
+        default=Plan.shared_share,
         help="share of each step for weights that transcripts use, too: 0.15 while answers are taught (default: 1)",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--channel-dropout",
         type=float,
-        default=0.0,
+        default=Plan.channel_dropout,
         help="share of the audio's channels, for answers that quote no words (default: 0)",
     )
     parser.add_argument(
