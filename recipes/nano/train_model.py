@@ -70,6 +70,12 @@ def parse_arguments() -> argparse.Namespace:
         help="share of the audio's channels, for answers that quote no words (default: 0)",
     )
     parser.add_argument(
+        "--missteps",
+        type=float,
+        default=Plan.missteps,
+        help="share of the steps whose transcripts go on behind the model's own words (default: 0)",
+    )
+    parser.add_argument(
         "--mixture", type=Path, default=RECIPE / "mixture.json", help="shares of the kinds of rows"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -125,6 +131,7 @@ def main() -> None:
         shared_share=arguments.shared_share,
         self_share=arguments.self_share,
         channel_dropout=arguments.channel_dropout,
+        missteps=arguments.missteps,
     )
     fast = FastModel(model, noise=arguments.rounding, is_float8=True)
     run = Run(fast, processor, folder, plan)

@@ -150,6 +150,8 @@ def test_lessons_are_laid_behind_the_last_quote_of_their_row_and_leave_the_end_a
     )
     assert soft.is_taught.tolist() == [False] * 4 + [True] * 2 + [False] * 2
     assert soft.tokens[4:6].flatten().tolist() == list(range(2 * TOP))
+    untaught = lessons.soft([row("Rain."), None], quote, labels, torch.tensor([0, 0, 1, 1, 1, 1, 1, 1]))
+    assert not untaught.is_taught.any()
 
 
 def test_a_taught_loss_is_that_of_mixed_labels():

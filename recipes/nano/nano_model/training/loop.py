@@ -10,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 
-from ..vocabulary import QUOTE, TURN_END
+from ..vocabulary import CLOSE, QUOTE, TURN_END
 from .batches import Mixture
 from .dropout import channel_gains
 from .forward import FastModel
+from .missteps import Marks, with_own_words
 from .openings import opening_weights
 from .optimizer import BETAS, EPS, EigenAdam
 from .parts import SharedWeights, keep_exact_gradients, keep_sinks_silent, parameter_groups
@@ -40,6 +42,7 @@ class Plan:
         self_share: the same for self-attention; as `shared_share` if it is None.
         mean_decay: of the running mean of the weights, which is what is saved.
         channel_dropout: share of the audio's channels, in rows that quote no words (see `dropout`).
+        missteps: share of the steps whose transcripts go on behind the model's own words (see `missteps`).
         clip_norm: of the gradient.
         save_minutes: between checkpoints.
     """
@@ -53,6 +56,7 @@ class Plan:
     self_share: float | None = None
     mean_decay: float = 0.995
     channel_dropout: float = 0.0
+    missteps: float = 0.0
     clip_norm: float = 1.0
     save_minutes: float = 5.0
 
@@ -76,7 +80,8 @@ class Run:
 
     def __init__(self, fast: FastModel, processor: Any, folder: Path, plan: Plan) -> None:
         self.fast, self.processor, self.folder, self.plan = fast, processor, folder, plan
-        self.quote, self.end = processor.tokenizer.convert_tokens_to_ids([QUOTE, TURN_END])
+        self.speaker = FastModel(fast.model)  # not rounded anew at every token
+        self.marks = Marks(*processor.tokenizer.convert_tokens_to_ids([QUOTE, CLOSE, TURN_END]))
         folder.mkdir(parents=True, exist_ok=True)
         groups = parameter_groups(fast.model)
         self.trained = [p for group in groups for p in group["params"]]
@@ -134,7 +139,8 @@ class Run:
             if self.seconds >= self.plan.minutes * 60:
                 break
             batch = mixture.encode(rows, [mixture.seed, self.step])
-            figures = self._step(batch, rows, lessons)
+            rng = np.random.default_rng([mixture.seed, self.step])
+            figures = self._step(batch, rows, lessons, rng)
             figures["rows"], figures["audio_s"] = len(rows), batch.audio_s
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -151,17 +157,23 @@ class Run:
                 saved = time.time()
         self.save()
 
-    def _step(self, batch: Batch, rows: list[DataRow], lessons: Lessons | None) -> dict[str, float]:
+    def _step(
+        self, batch: Batch, rows: list[DataRow], lessons: Lessons | None, rng: np.random.Generator
+    ) -> dict[str, float]:
         rate = rate_at(self.plan, self.step, self.seconds / (self.plan.minutes * 60))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
-        teach = None if lessons is None else partial(lessons.soft, rows, self.quote)
-        weigh = partial(opening_weights, quote=self.quote, end=self.end)
+        changed: set[int] = set()
+        if rng.random() < self.plan.missteps:
+            batch, changed = with_own_words(self.speaker, batch, rows, self.marks, rng)
+        teachable = [None if number in changed else row for number, row in enumerate(rows)]
+        teach = None if lessons is None else partial(lessons.soft, teachable, self.marks.quote)
+        weigh = partial(opening_weights, quote=self.marks.quote, end=self.marks.end)
         gains = None
         if self.plan.channel_dropout and batch.input_ids is not None:
-            gains = channel_gains(batch.input_ids, self.quote, self.plan.channel_dropout)
+            gains = channel_gains(batch.input_ids, self.marks.quote, self.plan.channel_dropout)
         loss, figures = self.fast.loss(batch, self.plan.smoothing, teach, weigh, gains)
         loss.backward()
         keep_exact_gradients(self.fast.model)
@@ -175,5 +187,5 @@ class Run:
             decay = min(self.plan.mean_decay, self.step / (self.step + 40))
             with torch.no_grad():
                 torch._foreach_lerp_(self.mean, [p.detach() for p in self.trained], 1 - decay)
-        figures["rate"] = rate
+        figures |= {"rate": rate, "missteps": float(len(changed))}
         return figures

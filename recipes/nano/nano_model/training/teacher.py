@@ -55,13 +55,15 @@ class Soft:
     is_taught: Tensor
 
 
+def quoted_words(row: DataRow) -> str | None:
+    """The words that a row ends with, in quotes and behind whatever opening; None if it ends otherwise."""
+    _, quote, words = text_of(row.messages[-1]).partition(QUOTED)
+    return words[: -len(CLOSE)] or None if quote and words.endswith(CLOSE) else None
+
+
 def transcript_of(row: DataRow) -> str | None:
-    """The transcript, after whatever opening, that a row about a single clip ends with; None if it ends otherwise."""
-    text = text_of(row.messages[-1])
-    _, quote, words = text.partition(QUOTED)
-    if len(row.audio) != 1 or not quote or not words.endswith(CLOSE):
-        return None
-    return words[: -len(CLOSE)] or None
+    """The words that a row about a single clip ends with."""
+    return quoted_words(row) if len(row.audio) == 1 else None
 
 
 class Teacher:
@@ -186,12 +188,12 @@ class Lessons:
         self._known |= made
         self._shards.add(name)
 
-    def soft(self, rows: Sequence[DataRow], quote: int, labels: Tensor, label_rows: Tensor) -> Soft:
+    def soft(self, rows: Sequence[DataRow | None], quote: int, labels: Tensor, label_rows: Tensor) -> Soft:
         """For the labels of a batch, but for the last token of a transcript: behind a single word Whisper expects it
         once more as often as a full stop, and the words would never end.
 
         Args:
-            rows: of the batch.
+            rows: of the batch; None where nothing is to be taught.
             quote: number of the opening quote.
             labels: those that count, row by row (M,).
             label_rows: the row of each (M,).
@@ -202,7 +204,7 @@ class Lessons:
             torch.zeros(len(labels), dtype=torch.bool),
         )
         for number, row in enumerate(rows):
-            known = self.get(row)
+            known = None if row is None else self.get(row)
             quotes = ((label_rows == number) & (labels == quote)).nonzero()[:, 0]
             if known is None or not len(quotes):
                 continue
