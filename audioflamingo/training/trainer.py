@@ -14,7 +14,7 @@ import torch
 
 from audioflamingo.audio.stored import path_of
 from audioflamingo.engine.memory import map_large_blocks
-from audioflamingo.errors import ConfigError, require
+from audioflamingo.errors import ConfigError, TrainingError, require
 from audioflamingo.files import FileWatch
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration, AutoModelForConditionalGeneration
 from audioflamingo.processor import AutoProcessor
@@ -67,18 +67,10 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is from before.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
         MissingDependencyError: an optional package is not installed.
+        TrainingError: another trainer of this process has set up accelerate for another precision or device.
     """
     accelerate = require("accelerate", "train")
-    uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if uses_cpu:
-        map_large_blocks()
-    accelerator = accelerate.Accelerator(
-        mixed_precision=_PRECISIONS[resolve_precision(config.precision, uses_cpu)],
-        cpu=uses_cpu,
-        kwargs_handlers=[
-            accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-        ],
-    )
+    accelerator = _accelerator(config)
     folder = RunFolder(config, accelerator)
     try:
         return Trainer(config, accelerator, folder, fresh, show_progress).run()
@@ -87,6 +79,29 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         accelerator.end_training()
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    """Where and in which precision the run computes; accelerate keeps one such state for a whole process."""
+    accelerate = require("accelerate", "train")
+    uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if uses_cpu:
+        map_large_blocks()
+    precision = resolve_precision(config.precision, uses_cpu)
+    kept = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    try:
+        return accelerate.Accelerator(
+            mixed_precision=_PRECISIONS[precision], cpu=uses_cpu, kwargs_handlers=[kept]
+        )
+    except ValueError as error:
+        if not accelerate.state.is_initialized():
+            raise
+        state = accelerate.state.AcceleratorState()
+        raise TrainingError(
+            f"accelerate is set up in this process for {state.mixed_precision!r} on {state.device}, by another trainer "
+            f"(transformers' leaves its state behind); this run needs {precision}"
+            f"{' on the CPU' if uses_cpu else ''}: train in a process of its own"
+        ) from error
 
 
 class Trainer:

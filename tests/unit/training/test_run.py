@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioflamingo.errors import ConfigError
+from audioflamingo.errors import ConfigError, TrainingError
 from audioflamingo.model import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.processor import AudioFlamingo3Processor
 from tests.support.tiny_training import config_values, write_clip, write_dataset
@@ -207,6 +207,14 @@ def test_nan_names_the_rows_and_keeps_the_last_checkpoint(base: Path) -> None:
     assert set(caught.value.ids) <= {f"train-{i}" for i in range(12)}
     last = list_checkpoints(base / "nan" / "checkpoints")[-1]
     assert read_state(last)[0].step == max(losses(base / "nan"))
+
+
+def test_what_another_trainer_of_the_process_left_is_named(base: Path, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    values = config_values(base, output_dir=str(tmp_path / "run"), precision="float32")
+    with pytest.raises(TrainingError, match="'bf16' on cpu.*needs float32 on the CPU"):
+        run(values)
 
 
 def test_a_stage_limited_by_minutes_ends(base: Path) -> None:
