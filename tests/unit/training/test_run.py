@@ -213,7 +213,7 @@ def test_what_another_trainer_of_the_process_left_is_named(base: Path, tmp_path:
     accelerate = pytest.importorskip("accelerate")
     accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     values = config_values(base, output_dir=str(tmp_path / "run"), precision="float32")
-    with pytest.raises(TrainingError, match="'bf16' on cpu.*needs float32 on the CPU"):
+    with pytest.raises(TrainingError, match=r"'bf16' on cpu.*needs float32 on the CPU"):
         run(values)
 
 
