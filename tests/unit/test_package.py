@@ -46,6 +46,11 @@ def run(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
+def test_at_the_end_of_a_process_nothing_is_looked_through_any_more() -> None:
+    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); import audioflamingo"
+    assert run(program + "; print(gc.get_freeze_count() > 1000)").split() == ["False", "True"]
+
+
 def test_importing_the_package_alone_loads_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'av', 'tokenizers', 'jinja2', 'huggingface_hub'}"
     assert run(f"import audioflamingo, sys; print({heavy} & set(sys.modules))").strip() == "set()"
