@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,7 +70,7 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         TrainingError: another trainer of this process has set up accelerate for another precision or device.
     """
     accelerate = require("accelerate", "train")
-    accelerator = _accelerator(config)
+    accelerator = _accelerator(config, accelerate)
     folder = RunFolder(config, accelerator)
     try:
         return Trainer(config, accelerator, folder, fresh, show_progress).run()
@@ -81,9 +81,8 @@ def train(config: TrainingConfig, *, fresh: bool = False, show_progress: bool = 
         accelerate.state.GradientState._reset_state()
 
 
-def _accelerator(config: TrainingConfig) -> Accelerator:
-    """Where and in which precision the run computes; accelerate keeps one such state for a whole process."""
-    accelerate = require("accelerate", "train")
+def _accelerator(config: TrainingConfig, accelerate: Any) -> Accelerator:
+    """Where and in which precision the run computes; the package keeps one such state for a whole process."""
     uses_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if uses_cpu:
         map_large_blocks()

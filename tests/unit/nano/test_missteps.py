@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 from recipes.nano.nano_model.training import missteps
@@ -64,10 +63,9 @@ def test_a_stutter_says_one_token_again():
         assert heard == [1, 7, 3][:place] + [[1, 7, 3][place]] * (more + 1) + [1, 7, 3][place + 1 :]
 
 
-@pytest.fixture(scope="module")
-def nano() -> tuple[Any, Any]:
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32).eval()
-    return model, AutoProcessor.from_pretrained("nano")
+def marks_of(processor: Any) -> Marks:
+    """The tokens of the built-in model."""
+    return Marks(*processor.tokenizer.convert_tokens_to_ids([QUOTE, CLOSE, TURN_END]))
 
 
 def rows_and_batch(nano: tuple[Any, Any]) -> tuple[list[DataRow], Batch]:
@@ -103,7 +101,7 @@ def test_transcripts_of_a_batch_go_on_behind_the_models_own_words(nano, monkeypa
     monkeypatch.setattr(missteps, "STUTTERS", 0.0)
     model, processor = nano
     rows, batch = rows_and_batch(nano)
-    marks = Marks(*processor.tokenizer.convert_tokens_to_ids([QUOTE, CLOSE, TURN_END]))
+    marks = marks_of(processor)
     fast = FastModel(model)
     found, changed = with_own_words(fast, batch, rows, marks, np.random.default_rng(0))
     assert changed == {1, 2, 3}
@@ -135,7 +133,7 @@ def test_the_models_own_words_are_those_it_says_when_asked_alone(nano, monkeypat
     monkeypatch.setattr(missteps, "STUTTERS", 0.0)
     model, processor = nano
     rows, batch = rows_and_batch(nano)
-    marks = Marks(*processor.tokenizer.convert_tokens_to_ids([QUOTE, CLOSE, TURN_END]))
+    marks = marks_of(processor)
     together, _ = with_own_words(FastModel(model), batch, rows, marks, np.random.default_rng(0))
     audio_token = model.config.audio_token_id
     alone = dataclasses.replace(
@@ -151,7 +149,7 @@ def test_the_models_own_words_are_those_it_says_when_asked_alone(nano, monkeypat
 def test_a_batch_that_quotes_no_words_stays_as_it_is(nano):
     model, processor = nano
     _, batch = rows_and_batch(nano)
-    marks = Marks(*processor.tokenizer.convert_tokens_to_ids([QUOTE, CLOSE, TURN_END]))
+    marks = marks_of(processor)
     asked, reply = {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is rain."}
     rows = [DataRow(str(n), [asked, reply], ("clip",), 1.0, str(n)) for n in range(4)]
     found, changed = with_own_words(FastModel(model), batch, rows, marks, np.random.default_rng(0))

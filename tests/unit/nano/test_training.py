@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from audioflamingo import AudioFlamingo3ForConditionalGeneration, AutoProcessor
+from audioflamingo import AudioFlamingo3ForConditionalGeneration
 from audioflamingo.datasets.conversations import DataRow
 from audioflamingo.training.batches import Batch
 from recipes.nano.nano_model.layout import (
@@ -50,14 +50,6 @@ from recipes.nano.nano_model.training.plain import make_plain
 from recipes.nano.nano_model.vocabulary import QUOTE, TURN_END
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "nano"
-
-
-@pytest.fixture(scope="module")
-def nano() -> tuple[Any, Any]:
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained("nano", dtype=torch.float32)
-    if model.config.text_config.hidden_size != WIDTH:
-        pytest.skip("the weights that are shipped are not of this construction yet")
-    return model.eval(), AutoProcessor.from_pretrained("nano")
 
 
 def tone(seconds: float, seed: int) -> np.ndarray:
